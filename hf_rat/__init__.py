@@ -1,0 +1,46 @@
+"""Regularized fine-tuning for Hugging Face models: one flag, one import."""
+
+from hf_rat.arguments import RegularizedTrainingArguments
+from hf_rat.regularization import Regularization
+from hf_rat.regularizers.expressions import parse
+from hf_rat.regularizers.recipes import (
+    adversarial_dropout,
+    expectation_linear,
+    fgm,
+    fgsm,
+    fraternal,
+    freelb,
+    neftune,
+    pgd,
+    pi_model,
+    plain,
+    r3f,
+    rat,
+    rdrop,
+    smart,
+    vat,
+)
+from hf_rat.trainer import RegularizationMixin, RegularizedTrainer
+
+__all__ = [
+    "Regularization",
+    "RegularizationMixin",
+    "RegularizedTrainer",
+    "RegularizedTrainingArguments",
+    "adversarial_dropout",
+    "expectation_linear",
+    "fgm",
+    "fgsm",
+    "fraternal",
+    "freelb",
+    "neftune",
+    "parse",
+    "pgd",
+    "pi_model",
+    "plain",
+    "r3f",
+    "rat",
+    "rdrop",
+    "smart",
+    "vat",
+]

@@ -1,0 +1,68 @@
+"""The regularizer's flat fields beside the Trainer's arguments, one flag and one swept value each."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_rat.regularizers.expressions import parse
+from hf_rat.regularizers.terms import Term
+
+_IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
+
+
+# No postponed annotations in this module: HfArgumentParser reads the types of the fields.
+@dataclass
+class RegularizedTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with `reg`, the regularizer, and `reg_*`, its arguments.
+
+    The `reg_*` fields default to None, which leaves each recipe its default. One that is set overrides every recipe in
+    `reg` that has the argument, so `Trainer.hyperparameter_search` can sweep it; one that `reg` sets already, or that
+    nothing uses, is an error.
+    """
+
+    reg: str = field(
+        default="plain",
+        metadata={"help": 'The regularizer, for instance rat, "rat(epsilon=0.1, alpha=0.8)" or "rdrop + 0.5 * vat".'},
+    )
+    reg_epsilon: float | None = field(default=None, metadata={"help": f"Size of the perturbation. {_IN_EXPRESSION}"})
+    reg_alpha: float | None = field(
+        default=None, metadata={"help": f"Weight of the regularizing part. {_IN_EXPRESSION}"}
+    )
+    reg_step: float | None = field(default=None, metadata={"help": f"Length of an ascent step. {_IN_EXPRESSION}"})
+    reg_steps: int | None = field(default=None, metadata={"help": f"Number of ascent steps. {_IN_EXPRESSION}"})
+    reg_start: float | None = field(default=None, metadata={"help": f"Size of the random start. {_IN_EXPRESSION}"})
+    reg_begin: int | None = field(
+        default=None, metadata={"help": f"First training step that is regularized. {_IN_EXPRESSION}"}
+    )
+    reg_warmup: int | None = field(
+        default=None,
+        metadata={"help": f"Steps over which the regularizing part grows to its weight. {_IN_EXPRESSION}"},
+    )
+    reg_rate: float | None = field(default=None, metadata={"help": f"Fraction of units flipped. {_IN_EXPRESSION}"})
+    reg_passes: int | None = field(default=None, metadata={"help": f"Number of dropout passes. {_IN_EXPRESSION}"})
+    reg_scope: str | None = field(
+        default=None, metadata={"help": f"What the norm is taken over: example or table. {_IN_EXPRESSION}"}
+    )
+    reg_unit: str | None = field(
+        default=None, metadata={"help": f"What epsilon is measured in: absolute or embedding. {_IN_EXPRESSION}"}
+    )
+    reg_divergence: str | None = field(
+        default=None, metadata={"help": f"ce, mae, mse, kl, js, bi_kl or logit_mse. {_IN_EXPRESSION}"}
+    )
+    reg_start_mask: str | None = field(
+        default=None, metadata={"help": f"Adversarial dropout: one_drop, base or random. {_IN_EXPRESSION}"}
+    )
+    reg_single_backward: bool = field(
+        default=False,
+        metadata={"help": "Make one backward per micro-batch (same gradients, more memory); DeepSpeed always does."},
+    )
+
+    def regularizer(self) -> Term:
+        """The regularizer that `reg` and the `reg_*` fields describe; a ValueError names the field that is wrong."""
+        return parse(self.reg, self.reg_overrides())
+
+    def reg_overrides(self) -> dict[str, Any]:
+        """argument -> value, of the `reg_*` fields that are set."""
+        names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name != "reg_single_backward"]
+        return {name.removeprefix("reg_"): getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -1,0 +1,411 @@
+"""A regularizer at work on a model: the only place that runs backwards.
+
+`Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
+back-propagates each group as soon as it is final, so that R-AT costs three forwards and three backwards and holds one
+group's graphs at a time. Trainers and plain Accelerate loops use the same object:
+
+    regularization = Regularization(rat(epsilon=1.0), model, accelerator=accelerator)
+    losses = regularization.backward(batch, step=step)      # {"task": ..., "adversarial_task": ...}, detached
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from hf_rat.regularizers.divergences import problem_type
+from hf_rat.regularizers.perturbations import Redrawn
+from hf_rat.regularizers.points import Batch, Point
+from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site, logits_of
+from hf_rat.regularizers.terms import FULL_STRENGTH, Adversarial, Consistency, Proximal, TaskLoss, Term, groups
+
+TEACHER_FILE = "teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes over the batch in one step; plain is one forward and one backward.
+
+    Attributes:
+        forwards: forward passes, those of a search included.
+        backwards: passes that are back-propagated to the parameters.
+        slopes: further traversals, for a slope with respect to the perturbation only.
+        groups: backwards that are made one after the other.
+    """
+
+    forwards: int
+    backwards: int
+    slopes: int
+    groups: int
+
+    def __str__(self) -> str:
+        text = f"{self.forwards} forward and {self.backwards} backward passes"
+        return text + (f" and {self.slopes} for slopes" if self.slopes else "")
+
+
+class Regularization:
+    """A regularizer opened on a model.
+
+    Args:
+        regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`.
+        model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
+            Open the regularization before the first forward of a compiled model.
+        accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
+        run: inputs -> (mean task loss, or None without labels; logits). The default calls the model.
+        single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
+            engine decide: DeepSpeed steps its optimizer on every backward and needs it.
+
+    Raises:
+        ValueError: the model cannot carry the regularizer; the message says why.
+    """
+
+    def __init__(
+        self,
+        regularizer: Term,
+        model: nn.Module,
+        *,
+        accelerator: Accelerator | None = None,
+        run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]] | None = None,
+        single_backward: bool | None = None,
+    ) -> None:
+        self.regularizer = regularizer
+        self.model = model
+        self.accelerator = accelerator
+        self.unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
+        self.single_backward = _is_deepspeed(accelerator) if single_backward is None else single_backward
+        self.nonfinite_steps = 0
+        self._nonfinite_at = -1
+        self._run = run or self._call_model
+        self._sites: dict[str, Site] = {}
+        self._costs: dict[tuple[Term, ...], Cost] = {}
+        self._terms = list(_walk(regularizer))
+        self._site_names = sorted({term.perturb.site for term in self._terms if term.perturb and term.perturb.site})
+        self._refuse()
+        proximal = [term for term in self._terms if isinstance(term, Proximal)]
+        self._beta = proximal[0].beta if proximal else None
+        # Copied before any hook of ours is on the model.
+        self.teacher = copy.deepcopy(self.unwrapped).eval().requires_grad_(False) if proximal else None
+        self._warn_without_dropout()
+        for name in self._site_names:
+            self._open_site(name)
+
+    # -- what a loop calls -------------------------------------------------------------------------------------------
+
+    def backward(self, inputs: Mapping[str, Any], *, step: int = 0, accumulation: int = 1) -> dict[str, Tensor]:
+        """Back-propagate one micro-batch.
+
+        Args:
+            inputs: keyword arguments of the model, `labels` included.
+            step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
+            accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
+
+        Returns:
+            Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
+        """
+        loss, named = self.all_but_last_backward(inputs, step=step, accumulation=accumulation)
+        self._backward(loss / accumulation)
+        return named
+
+    def losses(self, inputs: Mapping[str, Any], *, step: int = 0) -> dict[str, Tensor]:
+        """The named losses with their graphs, for a loop that makes its own single backward of their sum."""
+        named: dict[str, Tensor] = {}
+        for _, losses in self._groups(inputs, step, streaming=False):
+            _accumulate(named, losses)
+        return named
+
+    def all_but_last_backward(
+        self, inputs: Mapping[str, Any], *, step: int = 0, accumulation: int = 1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
+
+        Returns:
+            The scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
+        """
+        named: dict[str, Tensor] = {}
+        done = pending = None
+        for last, losses in self._groups(inputs, step, streaming=not self.single_backward):
+            _accumulate(named, {name: value.detach() for name, value in losses.items()})
+            if not losses:
+                continue
+            total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+            if last or self.single_backward:
+                pending = total if pending is None else pending + total
+            else:
+                with self._no_sync():
+                    self._backward(total / accumulation)
+                done = total.detach() if done is None else done + total.detach()
+        if pending is None:
+            # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
+            pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
+        return (pending if done is None else pending + done), named
+
+    def cost(self, step: int | None = None) -> Cost:
+        """What one step costs, found by rehearsing the regularizer on a tiny model.
+
+        Args:
+            step: the optimizer step (schedules start late); None asks for the full price.
+        """
+        step = FULL_STRENGTH if step is None else step
+        active = tuple(part for weight, part in self.regularizer.parts(step) if weight > 0)
+        if active not in self._costs:
+            self._costs[active] = rehearse(self.regularizer, step)
+        return self._costs[active]
+
+    def after_step(self) -> None:
+        """Call after each optimizer step: moves the average that `smart` stays near."""
+        if self.teacher is None or self._beta is None:
+            return
+        with torch.no_grad():
+            mine = self.unwrapped.state_dict()
+            for name, averaged in self.teacher.state_dict().items():
+                if averaged.is_floating_point():
+                    averaged.lerp_(mine[name].to(averaged.dtype), 1 - self._beta)
+                else:
+                    averaged.copy_(mine[name])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
+        site = self._sites.get(EMBEDDINGS)
+        norm = site.embedding_norm if isinstance(site, EmbeddingSite) else None
+        return {
+            "regularizer": repr(self.regularizer),
+            "embedding_norm": norm,
+            "nonfinite_steps": self.nonfinite_steps,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()`: epsilon keeps the unit that the run began with."""
+        site = self._sites.get(EMBEDDINGS)
+        if isinstance(site, EmbeddingSite) and state.get("embedding_norm") is not None:
+            site.embedding_norm = float(state["embedding_norm"])
+        self.nonfinite_steps = int(state.get("nonfinite_steps", 0))
+
+    def save_teacher(self, folder: str | Path) -> None:
+        """Write the averaged model, where there is one, as `teacher.safetensors`."""
+        if self.teacher is not None:
+            save_model(self.teacher, str(Path(folder) / TEACHER_FILE))
+
+    def load_teacher(self, folder: str | Path) -> None:
+        """Read what `save_teacher` wrote."""
+        if self.teacher is None:
+            return
+        path = Path(folder) / TEACHER_FILE
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: this checkpoint was not made with {self.regularizer!r}")
+        load_model(self.teacher, str(path))
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for site in self._sites.values():
+            site.close()
+        self._sites.clear()
+
+    # -- one micro-batch ---------------------------------------------------------------------------------------------
+
+    def _groups(
+        self, inputs: Mapping[str, Any], step: int, streaming: bool
+    ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
+        """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
+        count = self.cost(step).groups
+        batch = self._batch(inputs, step, streaming)
+        for name in self._site_names:
+            batch.place(name)  # a site looks at the model before a compiled forward is traced
+        stream = groups(self.regularizer, Point(batch))
+        for index in range(count):
+            last = index == count - 1
+            # DDP prepares its gradient exchange in the forward, so the context must hold there too.
+            with nullcontext() if last else self._no_sync():
+                losses = next(stream)()
+            yield last, (losses if self.is_plain else self._finite(losses, step))
+
+    def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
+        scaler = getattr(self.accelerator, "scaler", None)
+        labels = inputs.get("labels")
+        return Batch(
+            inputs=dict(inputs),
+            run=self._run,
+            open_site=self._open_site,
+            problem=problem_type(
+                getattr(self.unwrapped, "config", None), labels if isinstance(labels, Tensor) else None
+            ),
+            step=step,
+            streaming=streaming,
+            no_sync=self._no_sync,
+            scale=scaler.scale if scaler is not None else lambda loss: loss,
+            teacher=self._ask_teacher,
+        )
+
+    def _finite(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """The losses that are finite on every process: others are never back-propagated, as 0 x NaN is NaN."""
+        if not losses:
+            return losses
+        finite = torch.stack([torch.isfinite(value.detach()).all() for value in losses.values()])
+        if self.accelerator is not None and self.accelerator.num_processes > 1:
+            votes = self.accelerator.reduce(finite.float(), reduction="sum")
+            finite = votes == self.accelerator.num_processes
+        kept = finite.tolist()
+        if all(kept):
+            return losses
+        self.count_nonfinite(step)
+        return {name: value for (name, value), keep in zip(losses.items(), kept, strict=True) if keep}
+
+    def count_nonfinite(self, step: int) -> None:
+        """Count optimizer step `step` (once) among those in which something was not finite."""
+        if step != self._nonfinite_at:
+            self._nonfinite_at = step
+            self.nonfinite_steps += 1
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.accelerator is None:
+            loss.backward()
+        else:
+            self.accelerator.backward(loss)
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(self.model)
+
+    def _call_model(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+        outputs = self.model(**inputs)
+        logits = logits_of(outputs, type(self.unwrapped).__name__)
+        return outputs.get("loss"), logits
+
+    def _ask_teacher(self, inputs: dict[str, Any]) -> Tensor:
+        if self.teacher is None:
+            raise ValueError("there is no teacher: the regularizer has no proximal term")
+        with torch.no_grad():
+            return logits_of(self.teacher(**inputs), type(self.unwrapped).__name__)
+
+    def _open_site(self, name: str) -> Site:
+        if name not in self._sites:
+            self._sites[name] = SITES[name](self.unwrapped)
+        return self._sites[name]
+
+    # -- what the model must be --------------------------------------------------------------------------------------
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether training is plain at every step."""
+        return all(isinstance(term, TaskLoss) and term.passes == 1 for term in self._terms)
+
+    def _refuse(self) -> None:
+        changes_rate = any(
+            (isinstance(term, TaskLoss) and term.dropouts is not None)
+            or (isinstance(term.perturb, Redrawn) and term.perturb.rate is not None)
+            for term in self._terms
+        )
+        if not changes_rate:
+            return
+        if getattr(self.unwrapped, "is_activation_checkpointing", False):
+            raise ValueError(
+                f"{self.regularizer!r} gives a pass its own dropout rate, and activation checkpointing would "
+                "recompute it at another one; switch checkpointing off or use equal rates"
+            )
+        attention = getattr(getattr(self.unwrapped, "config", None), "_attn_implementation", None)
+        if attention not in (None, "eager", "sdpa"):
+            raise ValueError(
+                f'{self.regularizer!r} gives a pass its own dropout rate, which attn_implementation="{attention}" '
+                'does not obey; use "sdpa" or "eager"'
+            )
+
+    def _warn_without_dropout(self) -> None:
+        if any(isinstance(term, Consistency) for term in self._terms) and not _has_dropout(self.unwrapped):
+            warnings.warn(
+                f"{type(self.unwrapped).__name__} has no dropout: the passes that {self.regularizer!r} compares are "
+                "identical, and their divergence is zero",
+                stacklevel=3,
+            )
+
+
+def rehearse(regularizer: Term, step: int) -> Cost:
+    """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        return _rehearse(regularizer, step, _Stage())
+
+
+def _rehearse(regularizer: Term, step: int, stage: _Stage) -> Cost:
+    batch = Batch(
+        inputs={"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])},
+        run=stage.run,
+        open_site=stage.site,
+        problem="single_label_classification",
+        step=step,
+        teacher=lambda inputs: stage.run(inputs)[1].detach(),
+    )
+    backwards = count = 0
+    for group in groups(regularizer, Point(batch)):
+        before = batch.forwards - batch.searches
+        losses = group()
+        backwards += batch.forwards - batch.searches - before
+        count += 1
+        if losses:
+            torch.stack(list(losses.values())).sum().backward()
+    return Cost(batch.forwards, backwards, batch.slopes, count)
+
+
+class _Stage(nn.Module):
+    """The smallest model with a word embedding and a layer that makes logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(torch.eye(2), freeze=False)
+        self.output = nn.Linear(2, 2)
+        self._sites: dict[str, Site] = {}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def site(self, name: str) -> Site:
+        if name not in self._sites:
+            self._sites[name] = SITES[name](self)
+        return self._sites[name]
+
+    def run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+        outputs = self(**inputs)
+        return outputs.loss, outputs.logits
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> SequenceClassifierOutput:
+        logits = self.output(self.embedding(input_ids).mean(1))
+        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+def _walk(term: Term) -> Iterator[Term]:
+    """The term's parts at full strength, and the terms inside them."""
+    for weight, part in term.parts(FULL_STRENGTH):
+        if weight > 0:
+            yield part
+            if isinstance(part, Adversarial):
+                yield from _walk(part.term)
+
+
+def _accumulate(named: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
+    for name, value in losses.items():
+        named[name] = named[name] + value if name in named else value
+
+
+def _is_deepspeed(accelerator: Accelerator | None) -> bool:
+    return accelerator is not None and str(accelerator.distributed_type) == "DistributedType.DEEPSPEED"
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    if any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout)):
+        return True
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else {}
+    return any(
+        isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+        for name, value in settings.items()
+        if "dropout" in name or "pdrop" in name
+    )

@@ -1,0 +1,28 @@
+"""The algebra: site x ball x perturbation x term x divergence. Knows torch only."""
+
+from hf_rat.regularizers.balls import L2, Hamming, Linf
+from hf_rat.regularizers.expressions import parse
+from hf_rat.regularizers.perturbations import Ascent, Flip, Gradient, Noise, Perturbation, Redrawn
+from hf_rat.regularizers.recipes import RECIPES
+from hf_rat.regularizers.terms import Adversarial, Consistency, Proximal, Scheduled, Smoothness, TaskLoss, Term
+
+__all__ = [
+    "L2",
+    "RECIPES",
+    "Adversarial",
+    "Ascent",
+    "Consistency",
+    "Flip",
+    "Gradient",
+    "Hamming",
+    "Linf",
+    "Noise",
+    "Perturbation",
+    "Proximal",
+    "Redrawn",
+    "Scheduled",
+    "Smoothness",
+    "TaskLoss",
+    "Term",
+    "parse",
+]

@@ -1,0 +1,170 @@
+"""Geometry: how far a perturbation may go, and which way is steepest.
+
+A ball is a frozen value. Given a slope (the gradient of what the adversary climbs, at the perturbation) it says
+
+    farthest(slope, place)   the point of the ball farthest along the slope   FGM, FGSM, VAT, adversarial dropout
+    uphill(slope, place)     a step of length one in the ball's norm          PGD, FreeLB, SMART
+    project(move, place)     the nearest point inside the ball
+    noise(size, place)       a random point
+
+`place` tells what the geometry must know of where it is: shapes, padding, token ids (see sites.Place). Everything is
+fp32. A slope that is zero or not finite gives a zero move, never a NaN; norms are taken after division by the largest
+entry, so that the tiny gradients of saturated losses neither underflow nor overflow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hf_rat.regularizers.sites import Place
+
+SCOPES = ("example", "table")
+UNITS = ("absolute", "embedding")
+
+
+def draw(kind: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """fp32 noise: "uniform" on [-1, 1] or standard "normal". All noise of the package is drawn here."""
+    if kind == "uniform":
+        return torch.empty(shape, device=device).uniform_(-1.0, 1.0)
+    return torch.randn(shape, device=device)
+
+
+def unit_vectors(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """`x / ||x||_2` over `dims`; zero where x is zero or has an entry that is not finite."""
+    peak = x.abs().amax(dims, keepdim=True)
+    scaled = x / peak.clamp(min=torch.finfo(x.dtype).tiny)
+    unit = scaled / scaled.square().sum(dims, keepdim=True).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.where(torch.isfinite(peak), unit, 0.0)
+
+
+def _inner(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, x.dim()))
+
+
+@dataclass(frozen=True)
+class L2:
+    """Euclidean ball.
+
+    Args:
+        radius: its size; a tuple gives one radius to each pass at the point.
+        scope: "example" takes one norm per example over (time, dim), as Miyato et al. 2017. "table" is the embedding
+            table of the R-AT authors' code: all occurrences of a token move alike, and one norm is taken over the
+            micro-batch, so that the strength per example falls with the batch size.
+        unit: "absolute", or "embedding": radius times the mean L2 norm of the rows of the embedding table.
+    """
+
+    radius: float | tuple[float, ...]
+    scope: str = "example"
+    unit: str = "absolute"
+
+    def farthest(self, slope: Tensor, place: Place) -> Tensor:
+        """(batch, ...) like `slope`, or (passes, batch, ...) for a tuple of radii."""
+        direction = self.uphill(slope, place)
+        if isinstance(self.radius, tuple):
+            return torch.stack([place.length(radius, self.unit) * direction for radius in self.radius])
+        return place.length(self.radius, self.unit) * direction
+
+    def uphill(self, slope: Tensor, place: Place) -> Tensor:
+        slope = slope.float()
+        if self.scope == "table":
+            rows = place.gather_rows(slope)
+            return place.spread_rows(unit_vectors(rows, (0, 1)))
+        return unit_vectors(slope, _inner(slope))
+
+    def project(self, move: Tensor, place: Place) -> Tensor:
+        radius = place.length(self.radius, self.unit)
+        if self.scope == "table":
+            # Every occurrence of a token carries the same move: the row is the mean over its occurrences.
+            rows = place.gather_rows(move, mean=True)
+            norm = rows.square().sum().sqrt()
+        else:
+            norm = move.square().sum(_inner(move), keepdim=True).sqrt()
+        return move * (radius / norm.clamp(min=torch.finfo(move.dtype).tiny)).clamp(max=1.0)
+
+    def noise(self, size: float, place: Place, kind: str = "uniform") -> Tensor:
+        """Entries `size / sqrt(N)` times U(-1, 1) or N(0, 1), N the unpadded entries in the scope (FreeLB's start).
+
+        The norm is then about size / sqrt(3) for "uniform", and about size for "normal".
+        """
+        size = place.length(size, self.unit)
+        if self.scope == "table":
+            rows = draw(kind, place.rows_shape, place.device)
+            return place.masked(place.spread_rows(rows * (size / math.sqrt(rows.numel()))))
+        return place.masked(draw(kind, place.shape, place.device)) * (size / place.entries().sqrt())
+
+    def random_direction(self, place: Place) -> Tensor:
+        """Uniform on the unit sphere, zero on padding (VAT's start)."""
+        return self.uphill(place.masked(draw("normal", place.shape, place.device)), place)
+
+
+@dataclass(frozen=True)
+class Linf:
+    """Box: every entry at most `radius`. `unit="embedding"` scales it by the root mean square entry of the table."""
+
+    radius: float
+    unit: str = "absolute"
+
+    def farthest(self, slope: Tensor, place: Place) -> Tensor:
+        slope = torch.nan_to_num(slope.float(), nan=0.0, posinf=0.0, neginf=0.0)
+        return self._length(self.radius, place) * slope.sign()
+
+    def uphill(self, slope: Tensor, place: Place) -> Tensor:
+        """`slope / max |slope|` per example, as SMART and FreeLB's L-infinity option."""
+        slope = slope.float()
+        peak = slope.abs().amax(_inner(slope), keepdim=True)
+        return torch.where(torch.isfinite(peak), slope / peak.clamp(min=torch.finfo(slope.dtype).tiny), 0.0)
+
+    def project(self, move: Tensor, place: Place) -> Tensor:
+        radius = self._length(self.radius, place)
+        return move.clamp(-radius, radius)
+
+    def noise(self, size: float, place: Place, kind: str = "uniform") -> Tensor:
+        """Entries `size` times U(-1, 1) or N(0, 1); zero on padding."""
+        return self._length(size, place) * place.masked(draw(kind, place.shape, place.device))
+
+    def _length(self, radius: float, place: Place) -> float:
+        length = place.length(radius, self.unit)
+        return length / math.sqrt(place.shape[-1]) if self.unit == "embedding" else length
+
+
+@dataclass(frozen=True)
+class Hamming:
+    """At most `floor(rate * units)` flips of a 0/1 mask that is all ones at the origin, per example.
+
+    A move is the change of the mask: -1 switches a unit off, +1 takes that back.
+    """
+
+    rate: float
+
+    def flips(self, units: int) -> int:
+        return math.floor(self.rate * units + 1e-9)  # 0.03 * 100 is 2.9999... in binary
+
+    def farthest(self, slope: Tensor, place: Place, start: Tensor | None = None) -> Tensor:
+        """The best mask within the radius to first order: the flips of greatest positive gain, seen from `start`.
+
+        Args:
+            slope: (batch, units), of the divergence with respect to the mask, taken at `start`.
+            start: (batch, units) in {-1, 0}, the move at which the slope was taken; zeros when None.
+
+        Returns:
+            (batch, units) in {-1, 0}: units that are off in the end, counted from the all-ones mask.
+        """
+        slope = torch.nan_to_num(slope.float(), nan=0.0, posinf=0.0, neginf=0.0)
+        start = torch.zeros_like(slope) if start is None else start
+        # What having the unit off is worth, to first order: a unit that is on gains -slope by going off; one that is
+        # off already loses nothing by staying off, and gains +slope by coming back on.
+        worth_off = -slope
+        count = min(self.flips(slope.shape[-1]), slope.shape[-1])
+        if count == 0:
+            return torch.zeros_like(slope)
+        best = worth_off.topk(count, dim=-1)
+        off = torch.zeros_like(slope).scatter(-1, best.indices, (best.values > 0).to(slope.dtype))
+        # Where the slope says nothing at all (a saturated example), stay at the start rather than flip at random.
+        silent = (slope == 0).all(-1, keepdim=True)
+        return torch.where(silent, start, -off)

@@ -1,0 +1,77 @@
+"""Control over the dropout of a forward: replay its masks, or change its rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class SharedMasks:
+    """Forwards run inside `replayed()` draw the same random numbers, hence the same dropout masks.
+
+    The first one records the state of the random number generators at its start, the later ones start there and give
+    the generators back as they were. Works for any model, without touching it (the official FreeLB code needs
+    patched modeling files for this). Non-reentrant activation checkpointing keeps the masks when it recomputes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start: list[torch.Tensor] | None = None
+
+    def _state(self) -> list[torch.Tensor]:
+        state = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            state.append(torch.cuda.get_rng_state(self._device))
+        return state
+
+    def _restore(self, state: list[torch.Tensor]) -> None:
+        torch.set_rng_state(state[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state[1], self._device)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        if self._start is None:
+            self._start = self._state()
+            yield
+            return
+        after = self._state()
+        self._restore(self._start)
+        try:
+            yield
+        finally:
+            self._restore(after)
+
+
+class DropoutRate(TorchFunctionMode):
+    """Every dropout that is on inside this context runs at rate `p`, also functional attention dropout.
+
+    It rewrites the rate in the calls of `torch.nn.functional.dropout` (which nn.Dropout makes) and of
+    `scaled_dot_product_attention`, so no module or config is edited. A dropout that is off (rate 0, or eval mode)
+    stays off. Kernels outside torch (flash attention 2) are not reached: callers must refuse them.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.dropout:
+            names = ("input", "p", "training", "inplace")
+            kwargs = {"p": 0.5, "training": True, **dict(zip(names, args, strict=False)), **kwargs}
+            args = ()
+            if kwargs["p"] > 0 and kwargs["training"]:
+                kwargs["p"] = self.p
+        elif func is F.scaled_dot_product_attention:
+            names = ("query", "key", "value", "attn_mask", "dropout_p")
+            kwargs = {**dict(zip(names, args[:5], strict=False)), **kwargs}
+            args = ()
+            if kwargs.get("dropout_p", 0.0) > 0:
+                kwargs["dropout_p"] = self.p
+        return func(*args, **kwargs)

@@ -1,0 +1,194 @@
+"""How a point is found: at random, along one slope, or by several projected steps.
+
+A perturbation is called with the point it starts from and yields `(share, point)`: the points to be visited and what
+each counts. It is a generator on purpose: what happens at a point that was yielded (its backward, for one) happens
+before the next one is sought, so that FreeLB's backward at a point also gives the slope there.
+
+`climb` is what the adversary maximises: None is the task loss, otherwise a function of the logits there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_rat.regularizers.balls import L2, Hamming, Linf, draw
+from hf_rat.regularizers.dropout import SharedMasks
+from hf_rat.regularizers.points import Point
+from hf_rat.regularizers.sites import EMBEDDINGS, LOGITS_INPUT
+
+Climb = Callable[[Tensor], Tensor]
+START_MASKS = ("one_drop", "base", "random")
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Base of all."""
+
+    @property
+    def site(self) -> str | None:
+        """Where it moves."""
+        return EMBEDDINGS
+
+    @property
+    def rides(self) -> bool:
+        """Whether, climbing the task loss, it asks for the slope at the starting point itself."""
+        return False
+
+    @property
+    def shares_masks(self) -> bool:
+        """Whether the search replays the dropout masks of the starting point's first pass."""
+        return False
+
+    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Noise(Perturbation):
+    """A random point: U(-1, 1) (or N(0, 1)) entries, scaled as the ball's `noise` says."""
+
+    ball: L2 | Linf
+    kind: str = "uniform"
+
+    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+        assert not isinstance(self.ball.radius, tuple)
+        yield 1.0, point.at(EMBEDDINGS, self.ball.noise(self.ball.radius, point.batch.place(EMBEDDINGS), self.kind))
+
+
+@dataclass(frozen=True)
+class Gradient(Perturbation):
+    """The point of the ball farthest along the slope: FGM in an L2 ball, FGSM in a box.
+
+    Args:
+        ball: where it may go.
+        start: length of the random direction at which the slope is taken; 0 takes it at the starting point itself.
+        steps: slopes taken, each at `start` times the direction of the one before (VAT's power iteration).
+    """
+
+    ball: L2 | Linf
+    start: float = 0.0
+    steps: int = 1
+
+    @property
+    def rides(self) -> bool:
+        return self.start == 0
+
+    @property
+    def shares_masks(self) -> bool:
+        return self.start > 0
+
+    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+        place = point.batch.place(EMBEDDINGS)
+        if self.start == 0:
+            slope = point.slope(EMBEDDINGS, climb)
+        else:
+            assert isinstance(self.ball, L2)
+            start = place.length(self.start, self.ball.unit)
+            direction = self.ball.random_direction(place)
+            for _ in range(self.steps):
+                # Under other dropout masks the divergence at a small start would measure the dropout, not the move.
+                slope = point.at(EMBEDDINGS, start * direction, point.masks).slope(EMBEDDINGS, climb)
+                direction = self.ball.uphill(slope, place)
+        yield 1.0, point.at(EMBEDDINGS, self.ball.farthest(slope, place))
+
+
+@dataclass(frozen=True)
+class Ascent(Perturbation):
+    """Projected steps uphill: PGD and SMART visit the last point, FreeLB every one of them.
+
+    Args:
+        ball: where it may go.
+        step: length of a step, in the ball's norm and unit.
+        steps: steps made before the last point is visited; with `every`, points visited (one step fewer is made).
+        start: size of the random start, see the ball's `noise`; 0 starts where it stands.
+        kind: "uniform" or "normal" start.
+        every: visit all points, 1/steps each, all under the dropout masks of the first.
+    """
+
+    ball: L2 | Linf
+    step: float
+    steps: int = 3
+    start: float = 0.0
+    kind: str = "uniform"
+    every: bool = False
+
+    @property
+    def rides(self) -> bool:
+        return self.start == 0 and not self.every
+
+    @property
+    def shares_masks(self) -> bool:
+        return not self.every and (self.start > 0 or self.steps > 1)
+
+    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+        place = point.batch.place(EMBEDDINGS)
+        step = place.length(self.step, self.ball.unit)
+        move = torch.zeros(place.shape, device=place.device)
+        if self.start > 0:
+            move = self.ball.noise(self.start, place, self.kind)
+        masks = SharedMasks(place.device) if self.every else point.masks
+        for taken in range(self.steps):
+            if self.every:
+                last = taken == self.steps - 1
+                there = point.at(EMBEDDINGS, move, masks, climbed=not last)
+                yield 1 / self.steps, there
+                if last:
+                    return
+            else:
+                # The first slope of a start at zero is the one that the starting point's own backward leaves.
+                there = (
+                    point if taken == 0 and self.start == 0 and climb is None else point.at(EMBEDDINGS, move, masks)
+                )
+            slope = there.slope(EMBEDDINGS, climb)
+            move = self.ball.project(move + step * self.ball.uphill(slope, place), place)
+        yield 1.0, point.at(EMBEDDINGS, move)
+
+
+@dataclass(frozen=True)
+class Flip(Perturbation):
+    """The dropout mask of the logits' input farthest along the slope: flips where the gain is positive.
+
+    Args:
+        ball: how many units may be off.
+        start_mask: the mask at which the slope is taken. "one_drop": one random unit per example off; "random":
+            `floor(rate * units)` random units off; "base": all on, where the slope comes from other dropout alone.
+    """
+
+    ball: Hamming
+    start_mask: str = "one_drop"
+
+    @property
+    def site(self) -> str | None:
+        return LOGITS_INPUT
+
+    @property
+    def shares_masks(self) -> bool:
+        return self.start_mask != "base"
+
+    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+        place = point.batch.place(LOGITS_INPUT)
+        off = {"one_drop": 1, "base": 0, "random": self.ball.flips(place.shape[-1])}[self.start_mask]
+        start = torch.zeros(place.shape, device=place.device)
+        if off:
+            start.scatter_(-1, draw("normal", place.shape, place.device).topk(off, dim=-1).indices, -1.0)
+        masks = point.masks if self.shares_masks else None
+        slope = point.at(LOGITS_INPUT, start, masks).slope(LOGITS_INPUT, climb)
+        yield 1.0, point.at(LOGITS_INPUT, self.ball.farthest(slope, place, start))
+
+
+@dataclass(frozen=True)
+class Redrawn(Perturbation):
+    """The same inputs under newly drawn dropout masks; rate=0 is the network without dropout."""
+
+    rate: float | None = None
+
+    @property
+    def site(self) -> str | None:
+        return None
+
+    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+        yield 1.0, Point(point.batch, point.moves, rate=self.rate)

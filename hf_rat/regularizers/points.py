@@ -1,0 +1,252 @@
+"""A batch, and a point of it: the passes of the model over the batch at one perturbation, kept once made.
+
+Terms never see the model. They ask a point for its passes (`task`, `logits`), for the slope of something at it
+(`slope`), and for other points (`at`). Everything about running a model is here and in sites.py and dropout.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rat.regularizers.divergences import diverge
+from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
+from hf_rat.regularizers.sites import Place, Site
+
+Run = Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]]
+
+
+@dataclass
+class Batch:
+    """One micro-batch and what it takes to run passes over it.
+
+    Args:
+        inputs: the model's keyword arguments; batch-first tensors, `labels` among them if there are any.
+        run: inputs -> (mean task loss or None without labels, logits).
+        open_site: name of a site -> the site, opened on the model on first use.
+        problem: one of `divergences.PROBLEM_TYPES`.
+        step: the optimizer step that is being made, from 0: terms that begin later compare with it.
+        streaming: groups are back-propagated one by one, so that a slope may ride on a backward; otherwise all
+            graphs are kept for one backward and slopes are taken separately.
+        no_sync: passes of a search run inside this context (gradients of parameters are not computed there).
+        scale: multiplies a loss before a slope is taken (the fp16 loss scale; slopes are used for direction only).
+        teacher: inputs -> logits of the averaged model, for SMART's proximal term.
+
+    Attributes:
+        forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
+        slopes: traversals made so far for a slope alone.
+    """
+
+    inputs: dict[str, Any]
+    run: Run
+    open_site: Callable[[str], Site]
+    problem: str
+    step: int = 0
+    streaming: bool = True
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss
+    teacher: Callable[[dict[str, Any]], Tensor] | None = None
+    forwards: int = 0
+    searches: int = 0
+    slopes: int = 0
+    _places: dict[str, Place] = field(default_factory=dict)
+
+    @cached_property
+    def size(self) -> int:
+        return self._first.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self._first.device
+
+    @cached_property
+    def _first(self) -> Tensor:
+        for value in self.inputs.values():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                return value
+        raise ValueError(f"the batch holds no tensors (its keys: {', '.join(self.inputs) or 'none'})")
+
+    def place(self, site: str) -> Place:
+        if site not in self._places:
+            self._places[site] = self.open_site(site).place(self.inputs)
+        return self._places[site]
+
+    def tiled(self, times: int) -> dict[str, Any]:
+        """The batch `times` over: pass after pass along the batch axis."""
+        return {
+            name: value.repeat(times, *[1] * (value.dim() - 1))
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.size
+            else value
+            for name, value in self.inputs.items()
+        }
+
+    def gradient(self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool) -> tuple[Tensor, ...]:
+        self.slopes += 1
+        return torch.autograd.grad(self.scale(loss), leaves, retain_graph=keep_graph)
+
+    def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
+        """Mean divergence over the examples, or over the unmasked positions of token-level outputs; a scalar."""
+        values = diverge(name, p, q, self.problem)
+        if values.dim() == 1:
+            return values.mean()
+        for key, ignored in (("labels", -100), ("attention_mask", 0)):
+            mask = self.inputs.get(key)
+            if isinstance(mask, Tensor) and mask.shape == values.shape:
+                keep = mask != ignored
+                return values[keep].sum() / keep.sum().clamp(min=1)
+        return values.mean()
+
+
+class Point:
+    """The passes over a batch at one perturbation, run when first asked for and kept.
+
+    Args:
+        batch: the batch.
+        moves: site -> perturbation there, (batch, ...), or (passes, batch, ...) where every pass has its own.
+        masks: dropout masks that the first pass shares with other points.
+        rate: dropout rate of every pass; None leaves the model's own.
+        climbed: sites at which the slope of the task loss is going to be asked for.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        moves: Mapping[str, Tensor] | None = None,
+        masks: SharedMasks | None = None,
+        rate: float | None = None,
+        climbed: Iterable[str] = (),
+    ) -> None:
+        self.batch = batch
+        self.moves = dict(moves or {})
+        self.masks = masks
+        self.rate = rate
+        self._count = 1
+        self._rates: tuple[float, ...] | None = None
+        self._climbed = frozenset(climbed)
+        self._leaves: dict[str, Tensor] = {}
+        self._slopes: dict[str, Tensor] = {}
+
+    # -- what will be asked ------------------------------------------------------------------------------------------
+
+    def expect(
+        self,
+        passes: int = 1,
+        rates: tuple[float, ...] | None = None,
+        climbed: Iterable[str] = (),
+        share_masks: bool = False,
+    ) -> None:
+        """Announce what will be asked of the passes, before they run.
+
+        Args:
+            passes: how many.
+            rates: a dropout rate for each pass.
+            climbed: more sites at which the slope of the task loss will be asked for.
+            share_masks: other points will replay the dropout masks of the first pass.
+        """
+        self._count = passes
+        self._rates = rates
+        self._climbed |= frozenset(climbed)
+        if share_masks and self.masks is None:
+            self.masks = SharedMasks(self.batch.device)
+
+    def at(self, site: str, move: Tensor, masks: SharedMasks | None = None, climbed: bool = False) -> Point:
+        """The point that lies `move` away from here at `site`; `climbed`: the slope there will be asked for."""
+        move = move.detach()
+        if site in self.moves:
+            move = self.moves[site] + move
+        return Point(self.batch, {**self.moves, site: move}, masks, self.rate, [site] if climbed else ())
+
+    # -- the passes --------------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> Tensor:
+        """Task loss, a scalar: the mean over the passes."""
+        loss = self._passes[0]
+        if loss is None:
+            raise ValueError(
+                f"the batch has no labels (it has {', '.join(self.batch.inputs)}), and the task loss needs them"
+            )
+        return loss
+
+    @property
+    def logits(self) -> list[Tensor]:
+        """Logits of each pass."""
+        return self._passes[1]
+
+    @cached_property
+    def _passes(self) -> tuple[Tensor | None, list[Tensor]]:
+        batch, count = self.batch, self._count
+        moves = dict(self.moves)
+        for site in self._climbed:
+            place = batch.place(site)
+            origin = moves[site] if site in moves else torch.zeros(place.shape, device=place.device)
+            moves[site] = self._leaves[site] = origin.detach().clone().requires_grad_()
+        batch.forwards += count
+        if count > 1 and self._rates is None and self.masks is None:
+            # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
+            tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
+            loss, logits = self._forward(batch.tiled(count), tiled)
+            return loss, list(logits.chunk(count))
+        losses, all_logits = [], []
+        for k in range(count):
+            with ExitStack() as contexts:
+                if self.masks is not None and k == 0:
+                    contexts.enter_context(self.masks.replayed())
+                rate = self.rate if self._rates is None else self._rates[k]
+                if rate is not None:
+                    contexts.enter_context(DropoutRate(rate))
+                own = {site: self._per_pass(site, move)[k] for site, move in moves.items()}
+                loss, logits = self._forward(dict(batch.inputs), own)
+            losses.append(loss)
+            all_logits.append(logits)
+        known = [loss for loss in losses if loss is not None]
+        return torch.stack(known).mean() if len(known) > 1 else (known[0] if known else None), all_logits
+
+    def _per_pass(self, site: str, move: Tensor) -> Tensor:
+        """(passes, batch, ...), whether the passes share the move or have one each."""
+        shared = move.dim() == len(self.batch.place(site).shape)
+        return move.expand(self._count, *move.shape) if shared else move
+
+    def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+        with ExitStack() as contexts:
+            for site, move in moves.items():
+                contexts.enter_context(self.batch.open_site(site).entered(move))
+            return self.batch.run(inputs)
+
+    # -- slopes ------------------------------------------------------------------------------------------------------
+
+    def settle(self, alone: bool) -> None:
+        """Take the announced slopes, unless the backward of this point's group is going to leave them here.
+
+        Args:
+            alone: the group's loss is (a multiple of) the task loss of this point and nothing else.
+        """
+        if self._climbed and not (alone and self.batch.streaming):
+            sites = sorted(self._climbed)
+            slopes = self.batch.gradient(self.task, [self._leaves[site] for site in sites], keep_graph=True)
+            self._slopes = dict(zip(sites, slopes, strict=True))
+
+    def slope(self, site: str, climb: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Gradient, at this point's perturbation, of the task loss or of `climb(logits)`; its scale means nothing.
+
+        A slope that was announced costs nothing extra, or one traversal; any other costs a pass for itself, which
+        differentiates with respect to the perturbation alone.
+        """
+        if climb is None and site in self._climbed:
+            if site not in self._slopes:
+                ridden = self._leaves[site].grad
+                # No gradient: the group was not finite on some process and was never back-propagated.
+                self._slopes[site] = torch.zeros_like(self._leaves[site]) if ridden is None else ridden
+                self._leaves.clear()
+            return self._slopes[site]
+        with self.batch.no_sync():
+            search = Point(self.batch, self.moves, self.masks, self.rate, [site])
+            self.batch.searches += 1
+            loss = search.task if climb is None else climb(search.logits[0])
+            return self.batch.gradient(loss, [search._leaves[site]], keep_graph=False)[0]

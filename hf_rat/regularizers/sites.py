@@ -1,0 +1,313 @@
+"""Where a perturbation enters a model: the output of its word embeddings, or a mask on the input of its last layer.
+
+A site is opened once on a model, by one persistent hook, and read by that hook in every forward: no weight is ever
+edited, nothing is registered or removed between steps (torch.compile ignores hooks that come and go), and frozen
+embeddings (LoRA) and tied embeddings work, since what is differentiated is a leaf of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EMBEDDINGS = "embeddings"
+LOGITS_INPUT = "logits_input"
+
+
+@dataclass
+class Place:
+    """What the geometry must know of a batch at a site.
+
+    Args:
+        shape: of a perturbation, batch first: (batch, time, dim) for embeddings, (batch, units) for a mask.
+        device: where perturbations live.
+        mask: (batch, time) bool, True on tokens, False on padding; None where there is no padding.
+        ids: (batch, time) token ids, for perturbations of the embedding table.
+        padding_idx: the row of the table that never moves, or None.
+        embedding_norm: mean L2 norm of the rows of the embedding table: the length of `unit="embedding"`.
+    """
+
+    shape: tuple[int, ...]
+    device: torch.device
+    mask: Tensor | None = None
+    ids: Tensor | None = None
+    padding_idx: int | None = None
+    embedding_norm: float = 1.0
+
+    def length(self, size: float, unit: str) -> float:
+        return size * self.embedding_norm if unit == "embedding" else size
+
+    def masked(self, x: Tensor) -> Tensor:
+        return x if self.mask is None else x * self.mask.unsqueeze(-1)
+
+    def entries(self) -> Tensor:
+        """Unpadded entries per example, (batch, 1, 1)."""
+        per_token = self.shape[-1]
+        if self.mask is None:
+            return torch.full((self.shape[0], 1, 1), float(self.shape[1] * per_token), device=self.device)
+        return (self.mask.sum(-1) * per_token).clamp(min=1).view(-1, 1, 1).float()
+
+    @cached_property
+    def _tokens(self) -> tuple[Tensor, Tensor]:
+        if self.ids is None:
+            raise ValueError('scope="table" needs input_ids in the batch; use scope="example"')
+        return torch.unique(self.ids.flatten(), return_inverse=True)
+
+    @property
+    def rows_shape(self) -> tuple[int, int]:
+        return len(self._tokens[0]), self.shape[-1]
+
+    def gather_rows(self, x: Tensor, mean: bool = False) -> Tensor:
+        """Sum (or mean) over the occurrences of each token: (distinct tokens, dim). Padding's row is 0."""
+        tokens, where = self._tokens
+        rows = x.new_zeros(self.rows_shape).index_add_(0, where, x.reshape(-1, x.shape[-1]))
+        if mean:
+            rows /= torch.bincount(where, minlength=len(tokens)).unsqueeze(-1)
+        if self.padding_idx is not None:
+            rows[tokens == self.padding_idx] = 0
+        return rows
+
+    def spread_rows(self, rows: Tensor) -> Tensor:
+        """The inverse look-up: each position gets its token's row, (batch, time, dim)."""
+        return rows[self._tokens[1]].view(self.shape)
+
+
+class _Seen(Exception):
+    """Raised by a hook to end a look at the model as soon as it has seen enough."""
+
+
+class EmbeddingSite:
+    """The output of the word embeddings, before position embeddings, normalisation and dropout.
+
+    Args:
+        model: the unwrapped model. Its encoder's embeddings are taken when it is an encoder-decoder.
+
+    Raises:
+        ValueError: the model has no input embeddings.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.module = _input_embeddings(model)
+        self.move: Tensor | None = None
+        self.fired = False
+        self._time_first: bool | None = None
+        self._looked: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None
+        self._looking = False
+        self._norm: float | None = None
+        self._handle = self.module.register_forward_hook(self._hook)
+
+    def close(self) -> None:
+        self._handle.remove()
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self._looking:
+            self._seen = (args[0] if args else None, output)
+            raise _Seen
+        # Only the first call of a forward: T5 shares this module between encoder and decoder.
+        if self.move is None or self.fired:
+            return None
+        self.fired = True
+        # The sum is taken in fp32: 1e-5 of noise vanishes in a half precision sum.
+        return (output.float() + self.move).to(output.dtype)
+
+    @contextmanager
+    def entered(self, move: Tensor | None) -> Iterator[None]:
+        """Forwards inside run with `move` (batch, time, dim) added to the embeddings; None leaves them alone."""
+        self.fired = False
+        self.move = move.transpose(0, 1) if move is not None and self._time_first else move
+        try:
+            yield
+            if move is not None and not self.fired:
+                raise RuntimeError(
+                    f"the perturbation never reached {type(self.model).__name__}: its {type(self.module).__name__} "
+                    "did not run; pass input_ids rather than inputs_embeds"
+                )
+        finally:
+            self.move = None
+
+    def place(self, inputs: Mapping[str, Any]) -> Place:
+        """The geometry of a batch. The first call looks at the model to learn its batch axis and the width."""
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, Tensor):
+            raise ValueError(
+                f"the batch has no input_ids (it has {', '.join(inputs)}): perturbing the embeddings needs them"
+            )
+        if self._time_first is None:
+            self._look(inputs, ids)
+        attention = inputs.get("attention_mask")
+        mask = attention.bool() if isinstance(attention, Tensor) and attention.shape == ids.shape else None
+        return Place(
+            shape=(*ids.shape, self._width),
+            device=ids.device,
+            mask=mask,
+            ids=ids,
+            padding_idx=getattr(self.module, "padding_idx", None),
+            embedding_norm=self.embedding_norm,
+        )
+
+    @property
+    def embedding_norm(self) -> float:
+        """Mean L2 norm of the table's rows when it was first asked for (training keeps this length, see load_norm)."""
+        if self._norm is None:
+            weight = getattr(self.module, "weight", None)
+            if weight is None:
+                return 1.0
+            self._norm = float(weight.detach().float().norm(dim=-1).mean())
+        return self._norm
+
+    @embedding_norm.setter
+    def embedding_norm(self, value: float) -> None:
+        self._norm = value
+
+    def _look(self, inputs: Mapping[str, Any], ids: Tensor) -> None:
+        """Run the model up to its embeddings, which tells whether they run at all and where their batch axis is."""
+        self._looking = True
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=_devices(ids)):
+                self.model(**inputs)
+        except _Seen:
+            pass
+        else:
+            raise ValueError(
+                f"{type(self.model).__name__} does not run the {type(self.module).__name__} that "
+                "get_input_embeddings() names, so its embeddings cannot be perturbed"
+            )
+        finally:
+            self._looking = False
+        seen, output = self._seen
+        del self._seen
+        self._width = output.shape[-1]
+        batch_first = output.shape[:-1] == ids.shape
+        time_first = output.shape[:-1] == ids.T.shape
+        if batch_first and time_first and seen is not None:  # as many examples as tokens: only the ids can tell
+            batch_first = bool((seen == ids).all())
+        if not (batch_first or time_first):
+            raise ValueError(
+                f"the embeddings of {type(self.model).__name__} have shape {tuple(output.shape)}, which is neither "
+                f"(batch, time, dim) nor (time, batch, dim) for input_ids of shape {tuple(ids.shape)}"
+            )
+        self._time_first = not batch_first
+
+
+class LogitsInputSite:
+    """A mask on the input of the linear layer that makes the logits: one mask per example, shared over time.
+
+    Kept units are scaled by units / (units that are on), as Park et al. do.
+
+    Args:
+        model: the unwrapped model.
+
+    Raises:
+        ValueError (at the first batch): no nn.Linear makes the logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.module: nn.Linear | None = None
+        self.move: Tensor | None = None
+        self.fired = False
+        self._handle: Any = None
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.move is None:
+            return None
+        self.fired = True
+        x = args[0]
+        mask = 1.0 + self.move
+        mask = mask * (mask.shape[-1] / mask.detach().sum(-1, keepdim=True).clamp(min=1.0))
+        if x.dim() == 3:
+            mask = mask.unsqueeze(1)
+        return ((x.float() * mask).to(x.dtype), *args[1:])
+
+    @contextmanager
+    def entered(self, move: Tensor | None) -> Iterator[None]:
+        """Forwards inside run with the mask `1 + move`, move (batch, units) in {-1, 0}; None means no mask."""
+        self.fired, self.move = False, move
+        try:
+            yield
+            if move is not None and not self.fired:
+                raise RuntimeError(f"the dropout mask never reached the output layer of {type(self.model).__name__}")
+        finally:
+            self.move = None
+
+    def place(self, inputs: Mapping[str, Any]) -> Place:
+        first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
+        if self.module is None:
+            self.module = self._find(inputs, first)
+            self._handle = self.module.register_forward_pre_hook(self._hook)
+        return Place(shape=(first.shape[0], self.module.in_features), device=first.device)
+
+    def _find(self, inputs: Mapping[str, Any], first: Tensor) -> nn.Linear:
+        """The nn.Linear that runs last and is as wide as the logits."""
+        ran: list[nn.Linear] = []
+        handles = [
+            module.register_forward_pre_hook(lambda module, args: ran.append(module))
+            for module in self.model.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        training = self.model.training
+        try:
+            self.model.eval()
+            with torch.no_grad(), torch.random.fork_rng(devices=_devices(first)):
+                logits = logits_of(self.model(**inputs), type(self.model).__name__)
+        finally:
+            self.model.train(training)
+            for handle in handles:
+                handle.remove()
+        for module in reversed(ran):
+            if module.out_features == logits.shape[-1]:
+                return module
+        raise ValueError(
+            f"no nn.Linear of {type(self.model).__name__} makes its {logits.shape[-1]} logits, "
+            "so adversarial_dropout has no mask to choose"
+        )
+
+
+Site = EmbeddingSite | LogitsInputSite
+
+SITES: dict[str, type[EmbeddingSite] | type[LogitsInputSite]] = {
+    EMBEDDINGS: EmbeddingSite,
+    LOGITS_INPUT: LogitsInputSite,
+}
+
+
+def logits_of(outputs: Any, model_name: str) -> Tensor:
+    """The `logits` of a model's output (a ModelOutput or a dict)."""
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{model_name} returned {type(outputs).__name__} without a `logits` tensor; a regularizer compares logits"
+        )
+    return logits
+
+
+def _devices(tensor: Tensor) -> list[torch.device]:
+    return [tensor.device] if tensor.device.type == "cuda" else []
+
+
+def _input_embeddings(model: nn.Module) -> nn.Module:
+    owner = model
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        # get_input_embeddings() of BART and T5 classifiers names a module that never runs.
+        owner = model.get_encoder()  # type: ignore[operator]
+    try:
+        module = owner.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        module = None
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"{type(model).__name__} has no input embeddings (get_input_embeddings() names none), "
+            "so there is nothing for an embedding perturbation to move"
+        )
+    return module

@@ -1,0 +1,270 @@
+"""The seam to the Hugging Face Trainer: `compute_loss`, `log`, and what a run must begin and end with."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.training_args import OptimizerNames
+
+from hf_rat.arguments import RegularizedTrainingArguments
+from hf_rat.card import regularization_section
+from hf_rat.regularization import Regularization
+from hf_rat.regularizers.recipes import plain
+from hf_rat.regularizers.sites import logits_of
+from hf_rat.regularizers.terms import Term
+
+logger = logging.getLogger(__name__)
+
+STATE_KEY = "hf_rat"
+"""Where a checkpoint's trainer_state.json keeps the regularizer's state, under `stateful_callbacks`."""
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class RegularizationMixin(_Base):
+    """Put in front of a Trainer class: `class MyTrainer(RegularizationMixin, Seq2SeqTrainer)`.
+
+    Args:
+        regularizer: a term, for instance `rat(epsilon=0.1)`. None builds it from `args.reg` and `args.reg_*`, or is
+            `plain()` when `args` is a bare TrainingArguments. All other arguments are the Trainer's.
+
+    Losses are means over the micro-batch, divided by the number of micro-batches and averaged over processes, exactly
+    once. (The stock Trainer 5.23 leaves out that division for classification heads and multiplies by the number of
+    processes, because their `forward` takes **kwargs.) Evaluation is the Trainer's.
+    """
+
+    # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, regularizer: Term | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self._given_regularizer = regularizer
+        self._regularization: Regularization | None = None
+        self._resumed_from: str | None = None
+        self._components: dict[str, Tensor] = {}
+        self._components_logged_at = 0
+        self._gradients_finite = True
+        if regularizer is not None and isinstance(self.args, RegularizedTrainingArguments):
+            fields = {"reg": self.args.reg, **self.args.reg_overrides()}
+            if fields != {"reg": "plain"}:
+                raise ValueError(
+                    f"both regularizer={regularizer!r} and args say what to do ({fields}); keep one of them"
+                )
+        self._refuse(self.regularizer)
+        self.add_callback(_Bookkeeping(self))
+
+    @property
+    def regularizer(self) -> Term:
+        """The regularizer, as it is now described: a hyperparameter search changes `args` between runs."""
+        if self._given_regularizer is not None:
+            return self._given_regularizer
+        return self.args.regularizer() if isinstance(self.args, RegularizedTrainingArguments) else plain()
+
+    @property
+    def regularization(self) -> Regularization:
+        """The regularizer at work on the current model; opened on first use and anew by each `train()`."""
+        if self._regularization is None:
+            regularizer = self.regularizer
+            self._refuse(regularizer)
+            self._regularization = Regularization(
+                regularizer,
+                self.model_wrapped,
+                accelerator=self.accelerator,
+                run=self._run,
+                single_backward=getattr(self.args, "reg_single_backward", False) or None,
+            )
+        return self._regularization
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            self._resumed_from = get_last_checkpoint(str(self.args.output_dir))
+        else:
+            self._resumed_from = resume_from_checkpoint or None
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._close_regularization()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss that `training_step` divides, back-propagates and logs; in evaluation, the Trainer's own.
+
+        In training, every group of passes but the last is already back-propagated when this returns.
+        """
+        if not (model.training and torch.is_grad_enabled()):
+            loss, outputs = self._task(model, inputs)
+            return (loss, outputs) if return_outputs else loss
+        if return_outputs:
+            raise ValueError("compute_loss(return_outputs=True) in training: a regularized loss has several outputs")
+        if self.regularization.is_plain:
+            return self._task(model, inputs)[0]
+        accumulation = self.current_gradient_accumulation_steps
+        loss, named = self.regularization.all_but_last_backward(
+            inputs, step=self.state.global_step, accumulation=accumulation
+        )
+        for name, value in named.items():
+            value = value / accumulation
+            self._components[name] = self._components[name] + value if name in self._components else value
+        return loss
+
+    def _task(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """One pass through the wrapped model: (task loss, a mean over the micro-batch; outputs)."""
+        inputs = dict(inputs)  # the Trainer's own compute_loss takes the labels out
+        if self.compute_loss_func is None or "labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs=True)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        count = (labels != -100).sum()
+        return self.compute_loss_func(outputs, labels, num_items_in_batch=count), outputs
+
+    def _run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+        model = self.model_wrapped
+        if "labels" in inputs:
+            loss, outputs = self._task(model, inputs)
+        else:
+            loss, outputs = None, model(**inputs)
+        return loss, logits_of(outputs, type(self.model).__name__)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""
+        if "loss" in logs and self._regularization is not None:
+            logs = {**logs, **self._take_components()}
+            if not self._regularization.is_plain or self._regularization.nonfinite_steps:
+                logs["nonfinite_steps"] = self._regularization.nonfinite_steps
+        super().log(logs, *args, **kwargs)
+
+    def _take_components(self) -> dict[str, float]:
+        steps = self.state.global_step - self._components_logged_at
+        self._components_logged_at = self.state.global_step
+        names = sorted(self._components)
+        if not names or steps == 0:
+            return {}
+        sums = torch.stack([self._components[name] for name in names])
+        means = self.accelerator.reduce(sums, reduction="mean") / steps
+        self._components = {}
+        return {f"loss_{name}": value for name, value in zip(names, means.tolist(), strict=True)}
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's model card, and a section on the regularizer."""
+        super().create_model_card(*args, **kwargs)
+        card = Path(str(self.args.output_dir)) / "README.md"
+        if self.is_world_process_zero() and card.is_file():
+            section = regularization_section(self.regularizer, self.state.log_history)
+            card.write_text(card.read_text(encoding="utf-8").rstrip() + "\n\n" + section, encoding="utf-8")
+
+    # -- what a run begins and ends with -----------------------------------------------------------------------------
+
+    def _begin_run(self) -> None:
+        """Open the regularizer on the model as it is now: after a trial's values, after wrapping, before compiling."""
+        self._close_regularization()
+        self._components = {}
+        self._components_logged_at = self.state.global_step
+        regularization = self.regularization
+        if self._resumed_from is not None:
+            saved = self.state.stateful_callbacks.get(STATE_KEY)
+            if isinstance(saved, dict):
+                regularization.load_state(saved["attributes"])
+            regularization.load_teacher(self._resumed_from)
+        self._store_state()
+        if self.is_world_process_zero():
+            logger.info(
+                "Regularizer %r: %s per step (plain: 1 and 1), on %s",
+                regularization.regularizer,
+                regularization.cost(),
+                self.args.device,
+            )
+
+    def _store_state(self) -> None:
+        if self._regularization is not None:
+            self.state.stateful_callbacks[STATE_KEY] = {"args": {}, "attributes": self._regularization.state()}
+
+    def _close_regularization(self) -> None:
+        if self._regularization is not None:
+            self._regularization.close()
+            self._regularization = None
+
+    def _refuse(self, regularizer: Term) -> None:
+        """What no regularizer but `plain` can be right under."""
+        if all(part == plain().body for _, part in regularizer.parts(0)) and regularizer == plain():
+            return
+        args = self.args
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{regularizer!r} under DataParallel ({args.n_gpu} GPUs in one process): launch one process per GPU "
+                "with accelerate launch or torchrun"
+            )
+        if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+            raise ValueError(
+                f"--optim {args.optim} updates the weights inside each backward, and {regularizer!r} makes several "
+                "per step; use adamw_torch"
+            )
+        checkpointing = {
+            **(getattr(args, "gradient_checkpointing_kwargs", None) or {}),
+            **(args.activation_checkpointing_kwargs or {}),
+        }
+        if checkpointing.get("use_reentrant"):
+            raise ValueError(
+                f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; "
+                "leave use_reentrant at False, its default"
+            )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._gradients_finite = math.isfinite(float(norm))
+        return norm
+
+    def _skip_nonfinite_step(self, model: nn.Module) -> None:
+        """Take non-finite gradients away, so that the optimizer step changes nothing. fp16 leaves it to the scaler."""
+        if self._gradients_finite or self.accelerator.scaler is not None:
+            return
+        for parameter in model.parameters():
+            parameter.grad = None
+        self.regularization.count_nonfinite(self.state.global_step)
+
+
+class _Bookkeeping(TrainerCallback):
+    """Tells the mixin where the loop is."""
+
+    def __init__(self, trainer: RegularizationMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._begin_run()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._skip_nonfinite_step(kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.regularization.after_step()
+        self._trainer._store_state()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            folder = Path(self._trainer._get_output_dir(self._trainer._trial)) / f"checkpoint-{state.global_step}"
+            self._trainer.regularization.save_teacher(folder)
+
+
+class RegularizedTrainer(RegularizationMixin, Trainer):
+    """The Trainer with a regularizer: change the import, set one flag.
+
+    >>> from hf_rat import RegularizedTrainer, rat
+    >>> trainer = RegularizedTrainer(model, args, train_dataset=train, regularizer=rat(epsilon=1.0))  # doctest: +SKIP
+    >>> trainer.train()  # logs loss, loss_task, loss_adversarial_task, loss_adversarial_consistency  # doctest: +SKIP
+    """
