@@ -21,16 +21,26 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import DistributedType, extract_model_from_parallel
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat.regularizers.divergences import problem_type
-from hf_rat.regularizers.perturbations import Redrawn
+from hf_rat.regularizers.perturbations import Flip, Redrawn
 from hf_rat.regularizers.points import Batch, Point
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site, logits_of
-from hf_rat.regularizers.terms import FULL_STRENGTH, Adversarial, Consistency, Proximal, TaskLoss, Term, groups
+from hf_rat.regularizers.terms import (
+    FULL_STRENGTH,
+    Adversarial,
+    Consistency,
+    Proximal,
+    Smoothness,
+    TaskLoss,
+    Term,
+    groups,
+    is_plain,
+)
 
 TEACHER_FILE = "teacher.safetensors"
 
@@ -232,7 +242,7 @@ class Regularization:
             yield last, (losses if self.is_plain else self._finite(losses, step))
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
-        scaler = getattr(self.accelerator, "scaler", None)
+        scaler = None if self.accelerator is None else self.accelerator.scaler
         labels = inputs.get("labels")
         return Batch(
             inputs=dict(inputs),
@@ -298,7 +308,7 @@ class Regularization:
     @property
     def is_plain(self) -> bool:
         """Whether training is plain at every step."""
-        return all(isinstance(term, TaskLoss) and term.passes == 1 for term in self._terms)
+        return is_plain(self.regularizer)
 
     def _refuse(self) -> None:
         changes_rate = any(
@@ -321,7 +331,7 @@ class Regularization:
             )
 
     def _warn_without_dropout(self) -> None:
-        if any(isinstance(term, Consistency) for term in self._terms) and not _has_dropout(self.unwrapped):
+        if any(_compares_dropout(term) for term in self._terms) and not _has_dropout(self.unwrapped):
             warnings.warn(
                 f"{type(self.unwrapped).__name__} has no dropout: the passes that {self.regularizer!r} compares are "
                 "identical, and their divergence is zero",
@@ -396,7 +406,16 @@ def _accumulate(named: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
 
 
 def _is_deepspeed(accelerator: Accelerator | None) -> bool:
-    return accelerator is not None and str(accelerator.distributed_type) == "DistributedType.DEEPSPEED"
+    return accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def _compares_dropout(term: Term) -> bool:
+    """Whether the passes that a term compares differ by their dropout masks alone."""
+    at = term.perturb
+    return isinstance(term, Consistency) or (
+        isinstance(term, Smoothness)
+        and (isinstance(at, Redrawn) or (isinstance(at, Flip) and at.start_mask == "base"))
+    )
 
 
 def _has_dropout(model: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from hf_rat.card import regularization_section
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.sites import logits_of
-from hf_rat.regularizers.terms import Term
+from hf_rat.regularizers.terms import Term, is_plain
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ class RegularizationMixin(_Base):
         In training, every group of passes but the last is already back-propagated when this returns.
         """
         if not (model.training and torch.is_grad_enabled()):
-            loss, outputs = self._task(model, inputs)
-            return (loss, outputs) if return_outputs else loss
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if return_outputs:
             raise ValueError("compute_loss(return_outputs=True) in training: a regularized loss has several outputs")
         if self.regularization.is_plain:
@@ -202,7 +201,7 @@ class RegularizationMixin(_Base):
 
     def _refuse(self, regularizer: Term) -> None:
         """What no regularizer but `plain` can be right under."""
-        if all(part == plain().body for _, part in regularizer.parts(0)) and regularizer == plain():
+        if is_plain(regularizer):
             return
         args = self.args
         if args.n_gpu > 1:

@@ -67,8 +67,8 @@ class L2:
         """(batch, ...) like `slope`, or (passes, batch, ...) for a tuple of radii."""
         direction = self.uphill(slope, place)
         if isinstance(self.radius, tuple):
-            return torch.stack([place.length(radius, self.unit) * direction for radius in self.radius])
-        return place.length(self.radius, self.unit) * direction
+            return torch.stack([self.length(radius, place) * direction for radius in self.radius])
+        return self.length(self.radius, place) * direction
 
     def uphill(self, slope: Tensor, place: Place) -> Tensor:
         slope = slope.float()
@@ -78,7 +78,7 @@ class L2:
         return unit_vectors(slope, _inner(slope))
 
     def project(self, move: Tensor, place: Place) -> Tensor:
-        radius = place.length(self.radius, self.unit)
+        radius = self.length(self.radius, place)
         if self.scope == "table":
             # Every occurrence of a token carries the same move: the row is the mean over its occurrences.
             rows = place.gather_rows(move, mean=True)
@@ -92,11 +92,15 @@ class L2:
 
         The norm is then about size / sqrt(3) for "uniform", and about size for "normal".
         """
-        size = place.length(size, self.unit)
+        size = self.length(size, place)
         if self.scope == "table":
             rows = draw(kind, place.rows_shape, place.device)
-            return place.masked(place.spread_rows(rows * (size / math.sqrt(rows.numel()))))
+            return place.masked(place.spread_rows(rows * (size / math.sqrt(place.row_entries()))))
         return place.masked(draw(kind, place.shape, place.device)) * (size / place.entries().sqrt())
+
+    def length(self, size: float, place: Place) -> float:
+        """`size`, which is in the ball's unit, in absolute terms."""
+        return place.length(size, self.unit)
 
     def random_direction(self, place: Place) -> Tensor:
         """Uniform on the unit sphere, zero on padding (VAT's start)."""
@@ -112,7 +116,7 @@ class Linf:
 
     def farthest(self, slope: Tensor, place: Place) -> Tensor:
         slope = torch.nan_to_num(slope.float(), nan=0.0, posinf=0.0, neginf=0.0)
-        return self._length(self.radius, place) * slope.sign()
+        return self.length(self.radius, place) * slope.sign()
 
     def uphill(self, slope: Tensor, place: Place) -> Tensor:
         """`slope / max |slope|` per example, as SMART and FreeLB's L-infinity option."""
@@ -121,15 +125,16 @@ class Linf:
         return torch.where(torch.isfinite(peak), slope / peak.clamp(min=torch.finfo(slope.dtype).tiny), 0.0)
 
     def project(self, move: Tensor, place: Place) -> Tensor:
-        radius = self._length(self.radius, place)
+        radius = self.length(self.radius, place)
         return move.clamp(-radius, radius)
 
     def noise(self, size: float, place: Place, kind: str = "uniform") -> Tensor:
         """Entries `size` times U(-1, 1) or N(0, 1); zero on padding."""
-        return self._length(size, place) * place.masked(draw(kind, place.shape, place.device))
+        return self.length(size, place) * place.masked(draw(kind, place.shape, place.device))
 
-    def _length(self, radius: float, place: Place) -> float:
-        length = place.length(radius, self.unit)
+    def length(self, size: float, place: Place) -> float:
+        """`size`, which is in the ball's unit, in absolute terms."""
+        length = place.length(size, self.unit)
         return length / math.sqrt(place.shape[-1]) if self.unit == "embedding" else length
 
 

@@ -11,7 +11,6 @@ is compared with it. Nothing is detached here. All arithmetic is fp32, whatever 
 
 from __future__ import annotations
 
-import difflib
 import math
 
 import torch
@@ -78,15 +77,6 @@ def problem_type(config: object, labels: Tensor | None) -> str:
     if labels is not None and labels.is_floating_point():
         return "multi_label_classification"
     return "single_label_classification"
-
-
-def check_name(name: str) -> str:
-    """`name` if it is a divergence, else a ValueError with the nearest names and the full list."""
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-        raise ValueError(f"divergence={name!r} is unknown{hint} known: {', '.join(NAMES)}")
-    return name
 
 
 def diverge(name: str, p: Tensor, q: Tensor, problem: str) -> Tensor:

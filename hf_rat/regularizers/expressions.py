@@ -25,7 +25,7 @@ def parse(text: str, overrides: Mapping[str, Any] | None = None) -> Term:
     overrides = dict(overrides or {})
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f'--reg {text!r} cannot be read; write for instance "rat(epsilon=0.1) + 0.5 * vat"') from None
     used: set[str] = set()
     term = _term(tree, text, overrides, used)
@@ -45,15 +45,17 @@ def _term(node: ast.expr, text: str, overrides: Mapping[str, Any], used: set[str
         if _is_number(factor):
             return _literal(factor, text) * _term(term, text, overrides, used)
     if isinstance(node, ast.Name):
-        return _call(node.id, [], {}, overrides, used)
+        return _call(node.id, [], [], overrides, used)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and all(k.arg for k in node.keywords):
         args = [_literal(arg, text) for arg in node.args]
-        kwargs = {str(keyword.arg): _literal(keyword.value, text) for keyword in node.keywords}
+        kwargs = [(str(keyword.arg), _literal(keyword.value, text)) for keyword in node.keywords]
         return _call(node.func.id, args, kwargs, overrides, used)
     raise ValueError(f"--reg {text!r}: {ast.unparse(node)!r} is neither a recipe, a sum, nor a number times a recipe")
 
 
-def _call(name: str, args: list[Any], kwargs: dict[str, Any], overrides: Mapping[str, Any], used: set[str]) -> Term:
+def _call(
+    name: str, args: list[Any], keywords: list[tuple[str, Any]], overrides: Mapping[str, Any], used: set[str]
+) -> Term:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ";"
@@ -61,10 +63,13 @@ def _call(name: str, args: list[Any], kwargs: dict[str, Any], overrides: Mapping
     parameters = list(inspect.signature(RECIPES[name]).parameters)
     if len(args) > len(parameters):
         raise ValueError(f"{name} takes at most {len(parameters)} arguments, and {len(args)} were given")
-    kwargs = {**dict(zip(parameters, args, strict=False)), **kwargs}
-    for argument in kwargs:
+    kwargs = dict(zip(parameters, args, strict=False))
+    for argument, value in keywords:
         if argument not in parameters:
             raise ValueError(unknown_argument(name, argument))
+        if argument in kwargs:
+            raise ValueError(f"{argument} is set twice: {name}({argument}={kwargs[argument]!r}, {argument}={value!r})")
+        kwargs[argument] = value
     for argument, value in overrides.items():
         if argument in parameters:
             if argument in kwargs:

@@ -87,7 +87,7 @@ class Gradient(Perturbation):
             slope = point.slope(EMBEDDINGS, climb)
         else:
             assert isinstance(self.ball, L2)
-            start = place.length(self.start, self.ball.unit)
+            start = self.ball.length(self.start, place)
             direction = self.ball.random_direction(place)
             for _ in range(self.steps):
                 # Under other dropout masks the divergence at a small start would measure the dropout, not the move.
@@ -126,7 +126,7 @@ class Ascent(Perturbation):
 
     def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
         place = point.batch.place(EMBEDDINGS)
-        step = place.length(self.step, self.ball.unit)
+        step = self.ball.length(self.step, place)
         move = torch.zeros(place.shape, device=place.device)
         if self.start > 0:
             move = self.ball.noise(self.start, place, self.kind)

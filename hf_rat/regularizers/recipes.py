@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 from hf_rat.regularizers.balls import L2, SCOPES, UNITS, Hamming, Linf
-from hf_rat.regularizers.divergences import check_name
+from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.perturbations import START_MASKS, Ascent, Flip, Gradient, Noise, Redrawn
 from hf_rat.regularizers.terms import (
     Adversarial,
@@ -133,19 +133,23 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "scope": _choice(SCOPES),
     "unit": _choice(UNITS),
     "start_mask": _choice(START_MASKS),
+    "divergence": _choice(tuple(NAMES)),
     "epsilons": _several(_number(0)),
     "dropouts": _several(_number(0, 1, open_high=True)),
 }
 
 
 def _checked(recipe_name: str, name: str, value: Any) -> Any:
-    if name == "divergence":
-        return check_name(value)
-    value = tuple(value) if isinstance(value, list) else value
+    value = tuple(_plain_number(item) for item in value) if isinstance(value, (list, tuple)) else _plain_number(value)
     expected = CHECKS[name](value)
     if expected:
         raise ValueError(f"{recipe_name}({name}={value!r}): {name} must be {expected}")
     return value
+
+
+def _plain_number(value: Any) -> Any:
+    """numpy's float64 is a float, but its repr is no literal."""
+    return float(value) if isinstance(value, float) else value
 
 
 # -- the task loss alone, or at one other point ----------------------------------------------------------------------

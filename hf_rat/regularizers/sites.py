@@ -63,6 +63,12 @@ class Place:
     def rows_shape(self) -> tuple[int, int]:
         return len(self._tokens[0]), self.shape[-1]
 
+    def row_entries(self) -> int:
+        """Entries of the table's rows that unpadded positions use."""
+        where = self._tokens[1]
+        used = where if self.mask is None else where[self.mask.flatten()]
+        return max(1, len(torch.unique(used))) * self.shape[-1]
+
     def gather_rows(self, x: Tensor, mean: bool = False) -> Tensor:
         """Sum (or mean) over the occurrences of each token: (distinct tokens, dim). Padding's row is 0."""
         tokens, where = self._tokens
@@ -256,13 +262,14 @@ class LogitsInputSite:
             for module in self.model.modules()
             if isinstance(module, nn.Linear)
         ]
-        training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         try:
             self.model.eval()
             with torch.no_grad(), torch.random.fork_rng(devices=_devices(first)):
                 logits = logits_of(self.model(**inputs), type(self.model).__name__)
         finally:
-            self.model.train(training)
+            for module, training in modes:
+                module.training = training
             for handle in handles:
                 handle.remove()
         for module in reversed(ran):

@@ -66,7 +66,8 @@ class Sum(Term):
         yield from self.right.parts(step)
 
     def __repr__(self) -> str:
-        return f"{self.left!r} + {self.right!r}"
+        right = f"({self.right!r})" if isinstance(self.right, Sum) else repr(self.right)
+        return f"{self.left!r} + {right}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Scaled(Term):
             yield (weight if isinstance(term, TaskLoss) else self.factor * weight), term
 
     def __repr__(self) -> str:
-        inner = f"({self.term!r})" if isinstance(self.term, Sum) else repr(self.term)
+        inner = f"({self.term!r})" if isinstance(self.term, (Sum, Scaled)) else repr(self.term)
         return f"{self.factor!r} * {inner}"
 
 
@@ -204,6 +205,12 @@ class Scheduled(Term):
             return
         ramp = min(1.0, (step - self.begin + 1) / (self.warmup + 1))
         yield from Scaled(ramp, self.term).parts(step)
+
+
+def is_plain(term: Term) -> bool:
+    """Whether `term` asks for one clean task loss and nothing else, at every step."""
+    parts = [part for weight, part in term.parts(FULL_STRENGTH) if weight > 0]
+    return all(isinstance(part, TaskLoss) and part.passes == 1 for part in parts)
 
 
 def groups(term: Term, point: Point) -> Iterator[Group]:
