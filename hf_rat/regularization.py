@@ -311,6 +311,8 @@ class Regularization:
         return is_plain(self.regularizer)
 
     def _refuse(self) -> None:
+        if not self._terms:
+            raise ValueError(f"{self.regularizer!r} leaves no loss to train on: its factor of 0 takes everything away")
         changes_rate = any(
             (isinstance(term, TaskLoss) and term.dropouts is not None)
             or (isinstance(term.perturb, Redrawn) and term.perturb.rate is not None)

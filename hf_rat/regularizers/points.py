@@ -40,7 +40,7 @@ class Batch:
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
-        slopes: traversals made so far for a slope alone.
+        slopes: passes traversed so far for a slope alone.
     """
 
     inputs: dict[str, Any]
@@ -86,8 +86,10 @@ class Batch:
             for name, value in self.inputs.items()
         }
 
-    def gradient(self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool) -> tuple[Tensor, ...]:
-        self.slopes += 1
+    def gradient(
+        self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool, passes: int = 1
+    ) -> tuple[Tensor, ...]:
+        self.slopes += passes
         return torch.autograd.grad(self.scale(loss), leaves, retain_graph=keep_graph)
 
     def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
@@ -229,7 +231,8 @@ class Point:
         """
         if self._climbed and not (alone and self.batch.streaming):
             sites = sorted(self._climbed)
-            slopes = self.batch.gradient(self.task, [self._leaves[site] for site in sites], keep_graph=True)
+            leaves = [self._leaves[site] for site in sites]
+            slopes = self.batch.gradient(self.task, leaves, keep_graph=True, passes=self._count)
             self._slopes = dict(zip(sites, slopes, strict=True))
 
     def slope(self, site: str, climb: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -120,8 +120,8 @@ class EmbeddingSite:
         if self.move is None or self.fired:
             return None
         self.fired = True
-        # The sum is taken in fp32: 1e-5 of noise vanishes in a half precision sum.
-        return (output.float() + self.move).to(output.dtype)
+        # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
+        return (output + self.move).to(output.dtype)
 
     @contextmanager
     def entered(self, move: Tensor | None) -> Iterator[None]:
@@ -234,7 +234,7 @@ class LogitsInputSite:
         mask = mask * (mask.shape[-1] / mask.detach().sum(-1, keepdim=True).clamp(min=1.0))
         if x.dim() == 3:
             mask = mask.unsqueeze(1)
-        return ((x.float() * mask).to(x.dtype), *args[1:])
+        return ((x * mask).to(x.dtype), *args[1:])
 
     @contextmanager
     def entered(self, move: Tensor | None) -> Iterator[None]:

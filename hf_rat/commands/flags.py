@@ -1,0 +1,263 @@
+"""The flags of the scripts: three dataclasses, read from the command line or from a JSON or YAML file."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_rat.arguments import RegularizedTrainingArguments
+
+RECIPES = ("paper",)
+DATA_DIR_VARIABLE = "HF_RAT_DATA"
+
+
+# No postponed annotations in this module: HfArgumentParser reads the types of the fields.
+@dataclass
+class ModelArguments:
+    """Which model, configuration and tokenizer are fine-tuned."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "On the Hub, or a folder. Without it and without data: a small one."},
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "Configuration, if it is not the model's: a name on the Hub or a folder."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer, if it is not the model's: a name on the Hub or a folder."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    use_fast_tokenizer: bool = field(
+        default=True, metadata={"help": "transformers 5 has fast tokenizers only: False is refused."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    token: str | None = field(default=None, metadata={"help": "For the Hub; without it, that of `hf auth login`."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the Python code that comes with a model. Off unless asked for."},
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Make a new head when the model's has another number of labels."}
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata={"help": "Every dropout rate of the model. Without it: the configuration's own."},
+    )
+    lora_r: int | None = field(default=None, metadata={"help": "Train a LoRA adapter of this rank only."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale, with --lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices, with --lora_r."})
+    lora_target_modules: str | None = field(
+        default=None,
+        metadata={"help": "Modules that get an adapter, comma separated, or all-linear. Without it: PEFT's choice."},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.use_fast_tokenizer:
+            raise ValueError("--use_fast_tokenizer False: transformers 5 has fast tokenizers only, leave the flag out")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout {self.dropout}: a rate of at least 0 and below 1 is needed")
+        if self.lora_r is not None and self.lora_r < 1:
+            raise ValueError(f"--lora_r {self.lora_r}: a rank of at least 1 is needed")
+
+
+@dataclass
+class DataTrainingArguments:
+    """Which data are read, and how they are made ready."""
+
+    task_name: str | None = field(
+        default=None, metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Any data set on the Hub, or a folder of one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Read DIR/glue/<task>/<split>.parquet instead of the Hub's copy. "
+            f"The environment variable {DATA_DIR_VARIABLE} says the same."
+        },
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens per example at most; longer texts are cut."})
+    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize anew, reuse nothing."})
+    pad_to_max_length: bool = field(
+        default=False, metadata={"help": "Pad to --max_seq_length instead of to the longest text of each batch."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first N training examples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first N validation examples."})
+    validation_from_train: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate on this share of the training examples (always the same ones), which are then not trained "
+            "on, instead of the validation split: for choosing hyperparameters without looking at it."
+        },
+    )
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
+    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
+    test_file: str | None = field(default=None, metadata={"help": "The same, for --do_predict."})
+    text_column_names: str | None = field(
+        default=None,
+        metadata={"help": "One or two columns, comma separated. Without it: sentence1,sentence2."},
+    )
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels. Without it: label."})
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "paper: R-AT as in Table 7 of its paper.",
+            "choices": RECIPES,
+        },
+    )
+    submission_dir: str | None = field(
+        default=None, metadata={"help": "With --do_predict: write the leaderboard's file(s) here."}
+    )
+
+    def __post_init__(self) -> None:
+        self.data_dir = self.data_dir or os.environ.get(DATA_DIR_VARIABLE) or None
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise ValueError(f"--recipe {self.recipe!r} is not known; the recipes are {', '.join(RECIPES)}")
+        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: at least 1 is needed")
+
+        share = self.validation_from_train
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"--validation_from_train {share}: a share between 0 and 1 is needed")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """split -> file, of the files that are given."""
+        named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: path for split, path in named.items() if path is not None}
+
+
+@dataclass
+class Flags:
+    """What was asked for, and what of it was said aloud.
+
+    Args:
+        model: which model.
+        data: which data.
+        training: the Trainer's and the regularizer's.
+        given: names of the flags that the command line or the file set, whatever their value.
+    """
+
+    model: ModelArguments
+    data: DataTrainingArguments
+    training: RegularizedTrainingArguments
+    given: frozenset[str]
+
+
+class _Parser(HfArgumentParser):
+    """Knows no defaults, so that its namespace tells what was said from what was not.
+
+    It raises instead of printing the usage of two hundred flags.
+    """
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        return super().add_argument(*names, **{**options, "default": argparse.SUPPRESS})
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+
+_DATACLASSES = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
+
+
+def given_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
+    """The flags that are set, name -> value, without any default.
+
+    Args:
+        argv: the command line without the program. If it begins with a .json, .yaml or .yml file, that file is read
+            first, and the flags after it win.
+        program: name of the command, for its help.
+
+    Raises:
+        ValueError: a flag is not known or its value does not parse, or the file does not.
+    """
+    parser = _Parser(_DATACLASSES, prog=program)
+    known = [f.name for dataclass_ in _DATACLASSES for f in dataclasses.fields(dataclass_) if f.init]
+    given: dict[str, Any] = {}
+    argv = list(argv)
+    if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
+        given.update(_read_flag_file(Path(argv.pop(0))))
+    # A bare --resume_from_checkpoint means the newest one.
+    for index, word in enumerate(argv):
+        if word == "--resume_from_checkpoint" and (index + 1 == len(argv) or argv[index + 1].startswith("--")):
+            argv[index] = "--resume_from_checkpoint=true"
+    namespace, unknown = parser.parse_known_args(argv)
+    given.update(vars(namespace))
+    unknown = [name for name in given if name not in known] + unknown
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0]
+        near = difflib.get_close_matches(name, known, n=2)
+        hint = f"; did you mean {' or '.join('--' + n for n in near)}?" if near else ""
+        raise ValueError(f"{unknown[0]!r} is not a flag of {program}{hint}")
+    return given
+
+
+def _read_flag_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"argument file {str(path)!r} cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"argument file {str(path)!r} holds a {type(content).__name__}, it must hold flag: value")
+    return content
+
+
+def read_flags(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Flags:
+    """Build the dataclasses.
+
+    Args:
+        given: the flags that are set, from `given_flags`.
+        defaults: other defaults than the dataclasses' own, for the flags that are not set.
+
+    Raises:
+        ValueError: a value is not acceptable.
+    """
+    values = {**(defaults or {}), **given}
+    built = []
+    for dataclass_ in _DATACLASSES:
+        names = {f.name for f in dataclasses.fields(dataclass_) if f.init}
+        try:
+            built.append(dataclass_(**{name: value for name, value in values.items() if name in names}))
+        except (ValueError, TypeError, ImportError) as error:
+            raise ValueError(" ".join(str(error).split())) from error
+    return Flags(*built, given=frozenset(given))
+
+
+def reported(main, argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn an error of the user's into one line; the exit status.
+
+    Args:
+        main: takes the command line without the program.
+        argv: None takes the process's own.
+
+    An error that is not raised by this package is not the user's: it keeps its traceback.
+    """
+    try:
+        main(list(sys.argv[1:] if argv is None else argv))
+    except ValueError as error:
+        if not _ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def _ours(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    package = Path(__file__).resolve().parents[1]
+    return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).resolve().is_relative_to(package)

@@ -1,0 +1,1 @@
+"""Texts in, encoded data sets and scores out. Nothing here knows of regularizers or trainers."""

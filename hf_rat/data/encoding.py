@@ -1,0 +1,167 @@
+"""From rows of text to what a model is fed: label numbers and token numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Value
+from transformers import PreTrainedTokenizerBase
+
+from hf_rat.data.tasks import Task
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a data set and the numbers a model gives them.
+
+    Args:
+        names: label names; the position is the data set's own number. Empty for regression.
+        values: what stands in the label column for each of `names`: a number, or the name itself.
+        to_model: the model's number of each of `names`; a pretrained classifier may have its own order.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int | str, ...]
+    to_model: tuple[int, ...]
+
+    @classmethod
+    def of_task(cls, task: Task) -> Labels:
+        """The labels of a row of `tasks.py`: the column stores their position."""
+        numbers = tuple(range(len(task.labels)))
+        return cls(task.labels, numbers, numbers)
+
+    @classmethod
+    def of_column(cls, rows: Dataset, column: str) -> Labels:
+        """The labels found in a column: a `ClassLabel`'s names, the sorted distinct values, or numbers to regress.
+
+        Raises:
+            ValueError: a classification column has a missing value.
+        """
+        feature = rows.features[column]
+        if isinstance(feature, ClassLabel):
+            names = tuple(feature.names)
+            return cls(names, tuple(range(len(names))), tuple(range(len(names))))
+        if isinstance(feature, Value) and feature.dtype.startswith("float"):
+            return cls((), (), ())
+        found = rows.unique(column)
+        if None in found:
+            raise ValueError(f"--label_column_name {column!r}: a row of the training split has no label")
+        values = tuple(sorted(found))
+        return cls(tuple(map(str, values)), values, tuple(range(len(values))))
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number to be approached rather than a class."""
+        return not self.names
+
+    def in_order_of(self, label2id: Mapping[str, int]) -> Labels | None:
+        """The same labels numbered as a pretrained classifier numbers them; None when its names are others.
+
+        Args:
+            label2id: the model configuration's mapping; case does not count.
+        """
+        numbers = {name.lower(): number for name, number in label2id.items()}
+        wanted = [name.lower() for name in self.names]
+        if sorted(numbers) != sorted(wanted) or sorted(numbers.values()) != list(range(len(wanted))):
+            return None
+        return Labels(self.names, self.values, tuple(int(numbers[name]) for name in wanted))
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Name of each of the model's numbers."""
+        return dict(sorted(zip(self.to_model, self.names, strict=True)))
+
+    def from_model(self, numbers: np.ndarray) -> np.ndarray:
+        """The data set's numbers for the model's, elementwise."""
+        back = np.empty(len(self.to_model), dtype=np.int64)
+        back[list(self.to_model)] = np.arange(len(self.to_model))
+        return back[numbers]
+
+    def encode(self, rows: Dataset, column: str, what: str) -> Dataset:
+        """Replace the label column by a column "label" of the model's numbers (float32 for regression).
+
+        Args:
+            rows: one split.
+            column: name of its label column.
+            what: flag and split, for the error.
+
+        Raises:
+            ValueError: a label is outside the label set, or is not a finite number in a regression.
+        """
+        stored = rows[column][:]
+        if self.regression:
+            numbers = [_number(value, index, what) for index, value in enumerate(stored)]
+            kind = "float32"
+        else:
+            number_of = dict(zip(self.values, self.to_model, strict=True))
+            for index, value in enumerate(stored):
+                if value not in number_of:
+                    raise ValueError(
+                        f"{what}: row {index} has the label {value!r}, which is outside the label set "
+                        f"{list(self.values)}"
+                    )
+            numbers = [number_of[value] for value in stored]
+            kind = "int64"
+        return rows.remove_columns(column).add_column("label", numbers, feature=Value(kind))
+
+
+def _number(value, index: int, what: str) -> float:
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"{what}: row {index} has the label {value!r}, a regression needs a finite number")
+    return float(value)
+
+
+def text_columns_of(rows: Dataset, label_column: str) -> tuple[str, ...]:
+    """The text columns of a data set that has no row in `tasks.py`: sentence1 and sentence2, or the first one or two.
+
+    Raises:
+        ValueError: there is no text column at all.
+    """
+    if {"sentence1", "sentence2"} <= set(rows.column_names):
+        return ("sentence1", "sentence2")
+    texts = [
+        name
+        for name, feature in rows.features.items()
+        if name != label_column and isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    ]
+    if not texts:
+        raise ValueError(f"--text_column_names: none of the columns {', '.join(rows.column_names)} is text")
+    return tuple(texts[:2])
+
+
+def tokenize(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    text_columns: Iterable[str],
+    max_length: int,
+    pad: bool = False,
+    fresh: bool = False,
+    what: str = "",
+) -> Dataset:
+    """Add the tokenizer's columns to the rows.
+
+    Args:
+        rows: one split.
+        tokenizer: of the model.
+        text_columns: one or two columns, in the order the model sees them.
+        max_length: tokens at most, special tokens included; longer texts are cut.
+        pad: pad every row to `max_length`; otherwise the collator pads each batch to its longest row.
+        fresh: do not reuse what an earlier run cached.
+        what: flag and split, for the error.
+
+    Raises:
+        ValueError: a row has no text.
+    """
+    columns = tuple(text_columns)
+    for column in columns:
+        for index, text in enumerate(rows[column][:]):
+            if not isinstance(text, str):
+                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
+
+    def encode(batch: Mapping[str, list[str]]) -> Mapping[str, list]:
+        texts = [batch[column] for column in columns]
+        return tokenizer(*texts, padding="max_length" if pad else False, max_length=max_length, truncation=True)
+
+    return rows.map(encode, batched=True, load_from_cache_file=not fresh, desc="Tokenizing")

@@ -1,0 +1,126 @@
+"""The embedded default: pairs of made-up remarks, a tokenizer that knows their words, and a small model to train.
+
+Nothing is downloaded. A guest remarks on the food and on the house; the question is whether the guest will come back.
+A remark is one or two clauses ("the soup was bland"), an adjective is worth -2, -1, 1 or 2, and the guest comes back
+when the two remarks together are worth more than nothing. Training labels are few and some are flipped, so a model
+that memorizes them pays for it on the validation split, whose labels are all true.
+"""
+
+from __future__ import annotations
+
+import random
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from hf_rat.data.tasks import Task
+
+GENERATED = Task(
+    name="guests",
+    text_columns=("sentence1", "sentence2"),
+    labels=("stays_away", "comes_back"),
+    metrics=("accuracy",),
+    hub=("", None),
+    folder="",
+    test=(),
+)
+
+_ADJECTIVES = {
+    -2: ("awful", "terrible", "horrid", "dreadful", "rotten", "vile"),
+    -1: ("bland", "dull", "slow", "stale", "meagre", "shabby"),
+    1: ("fine", "decent", "pleasant", "tidy", "fresh", "warm"),
+    2: ("superb", "excellent", "perfect", "splendid", "wonderful", "brilliant"),
+}
+_FOOD = ("soup", "bread", "wine", "cake", "tea", "fish")
+_HOUSE = ("staff", "music", "room", "garden", "service", "view")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _remark(subjects: tuple[str, ...], rng: random.Random) -> tuple[str, int]:
+    """One remark and what it is worth."""
+    clauses, worth = [], 0
+    for subject in rng.sample(subjects, rng.randint(1, 2)):
+        value = rng.choice(tuple(_ADJECTIVES))
+        clauses.append(f"the {subject} was {rng.choice(_ADJECTIVES[value])}")
+        worth += value
+    return " and ".join(clauses), worth
+
+
+def _split(rows: int, noise: float, rng: random.Random) -> Dataset:
+    columns: dict[str, list] = {"sentence1": [], "sentence2": [], "label": []}
+    while len(columns["label"]) < rows:
+        (food, food_worth), (house, house_worth) = _remark(_FOOD, rng), _remark(_HOUSE, rng)
+        if food_worth + house_worth == 0:
+            continue  # an undecided guest
+        columns["sentence1"].append(food)
+        columns["sentence2"].append(house)
+        columns["label"].append(int((food_worth + house_worth > 0) != (rng.random() < noise)))
+    text = Value("string")
+    features = Features({"sentence1": text, "sentence2": text, "label": ClassLabel(names=list(GENERATED.labels))})
+    return Dataset.from_dict(columns, features=features)
+
+
+def generated_pairs(train: int = 500, validation: int = 500, noise: float = 0.2, seed: int = 0) -> DatasetDict:
+    """Training and validation pairs of remarks.
+
+    Args:
+        train: number of training pairs.
+        validation: number of validation pairs.
+        noise: probability that a training label is flipped, 0 to 0.5; validation labels are never flipped.
+        seed: every call with the same arguments gives the same rows.
+    """
+    rng = random.Random(seed)
+    return DatasetDict(train=_split(train, noise, rng), validation=_split(validation, 0.0, rng))
+
+
+def generated_tokenizer() -> PreTrainedTokenizerFast:
+    """A fast tokenizer with one token per word of the generator, and BERT's special tokens."""
+    adjectives = [adjective for row in _ADJECTIVES.values() for adjective in row]
+    words = sorted({"the", "was", "and", *_FOOD, *_HOUSE, *adjectives})
+    vocabulary = {word: number for number, word in enumerate((*_SPECIAL, *words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def generated_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 64, layers: int = 2) -> BertConfig:
+    """The configuration of a small BERT over that tokenizer's words, with dropout 0.1.
+
+    Args:
+        tokenizer: gives the number of words and the padding token.
+        hidden_size: width, a multiple of 16.
+        layers: number of layers.
+    """
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 16,
+        intermediate_size=2 * hidden_size,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        # Word vectors of about norm 1, as in pretrained BERTs: an absolute epsilon then means what it means there.
+        initializer_range=hidden_size**-0.5,
+    )

@@ -1,0 +1,172 @@
+"""Raw data sets from a folder of parquet files, from the Hub or from files of one's own, with errors of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict
+from huggingface_hub import constants
+
+from hf_rat.data.hub import require_hub
+from hf_rat.data.tasks import Task
+
+_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of the deepest cause of an error, with its type: what a user needs of a chained traceback."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Dataset:
+    """Read one csv, tsv, json, jsonl or parquet file.
+
+    Args:
+        flag: the flag that named the file, for the errors.
+        path: the file; its ending says how it is read.
+        cache_dir: where `datasets` keeps its converted copy; None is its own default.
+
+    Raises:
+        ValueError: no such file, an ending that is not known, or a content that does not parse.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{flag} {str(path)!r}: no such file")
+    if path.suffix not in _READERS:
+        raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(_READERS)}")
+    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    try:
+        return datasets.load_dataset(
+            _READERS[path.suffix], data_files=str(path), split="train", cache_dir=cache_dir, **options
+        )
+    except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
+        raise ValueError(
+            f"{flag} {str(path)!r} does not parse as {_READERS[path.suffix]} ({one_line(error)})"
+        ) from error
+
+
+def load_task(
+    task: Task,
+    splits: Iterable[str],
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> DatasetDict:
+    """The asked splits of a data set that has a row in `tasks.py`.
+
+    Args:
+        task: the row.
+        splits: names of the splits that are needed; no other is read.
+        data_dir: folder that holds `task.folder/<split>.parquet`; None takes the Hub.
+        cache_dir: where `datasets` keeps its copies; None is its own default.
+        token: for data sets on the Hub that ask for one.
+
+    Raises:
+        ValueError: a file is missing or does not parse, the Hub does not answer, or a column is missing.
+    """
+    splits = list(splits)
+    if data_dir is None:
+        loaded = _from_hub(
+            *task.hub,
+            what=f"--task_name {task.name!r}",
+            instead=f"give --data_dir DIR (or HF_RAT_DATA) with DIR/{task.folder}/<split>.parquet",
+            cache_dir=cache_dir,
+            token=token,
+        )
+        absent = [split for split in splits if split not in loaded]
+        if absent:
+            raise ValueError(f"--task_name {task.name!r}: the Hub's copy has no split {', '.join(absent)}")
+        data = DatasetDict({split: loaded[split] for split in splits})
+    else:
+        folder = Path(data_dir) / task.folder
+        for split in splits:
+            if not (folder / f"{split}.parquet").is_file():
+                raise ValueError(
+                    f"--data_dir {data_dir!r}: task {task.name!r} needs {folder / split}.parquet, which is not there"
+                )
+        data = DatasetDict(
+            {split: read_file("--data_dir", folder / f"{split}.parquet", cache_dir) for split in splits}
+        )
+    for split, rows in data.items():
+        require_columns(rows, (*task.text_columns, task.label_column), f"--task_name {task.name!r}, split {split}")
+    return data
+
+
+def load_dataset(
+    name: str, config: str | None, cache_dir: str | None = None, token: str | None = None, revision: str | None = None
+) -> DatasetDict:
+    """Every split of any data set: a name on the Hub, or a local folder that `datasets` can read.
+
+    Raises:
+        ValueError: the Hub does not answer, or `datasets` cannot load it.
+    """
+    what = f"--dataset_name {name!r}"
+    instead = "give --train_file, --validation_file and --test_file"
+    return _from_hub(name, config, what, instead, cache_dir=cache_dir, token=token, revision=revision)
+
+
+def _from_hub(name: str, config: str | None, what: str, instead: str, **options) -> DatasetDict:
+    if not Path(name).is_dir():
+        require_hub(what, instead)
+    try:
+        return datasets.load_dataset(name, config, **options)
+    except Exception as error:  # the network, the hub's client and the readers each have their own
+        offline = f"; HF_HUB_OFFLINE is set: unset it, or {instead}" if constants.HF_HUB_OFFLINE else ""
+        raise ValueError(f"{what} could not be loaded ({one_line(error)}){offline}") from error
+
+
+def load_files(files: Mapping[str, str], cache_dir: str | None = None) -> DatasetDict:
+    """Data of one's own.
+
+    Args:
+        files: path of the file of each split; the splits are "train", "validation" and "test", as in the flags.
+        cache_dir: where `datasets` keeps its converted copies; None is its own default.
+
+    Raises:
+        ValueError: a file is missing or does not parse.
+    """
+    return DatasetDict({split: read_file(f"--{split}_file", path, cache_dir) for split, path in files.items()})
+
+
+def hold_back(rows: DatasetDict, train: str, validation: Iterable[str], share: float) -> DatasetDict:
+    """The same data with the validation splits replaced by a share of the training split, which loses those rows.
+
+    Args:
+        rows: the splits; `train` is one of them.
+        train: name of the training split.
+        validation: names of the splits that the held-back rows stand in for.
+        share: of the training rows, between 0 and 1; the rows are drawn by a fixed seed, whatever the run's is.
+    """
+    parts = rows[train].train_test_split(test_size=share, seed=0)
+    return DatasetDict({**rows, train: parts["train"], **dict.fromkeys(validation, parts["test"])})
+
+
+def require_columns(rows: Dataset, columns: Iterable[str], what: str) -> None:
+    """Check that the columns are there.
+
+    Args:
+        rows: one split.
+        columns: names that it must have.
+        what: the flag and value that ask for them, for the error.
+
+    Raises:
+        ValueError: a column is not there.
+    """
+    for column in columns:
+        if column not in rows.column_names:
+            raise ValueError(f"{what}: there is no column {column!r}; the columns are {', '.join(rows.column_names)}")
+
+
+def require_rows(rows: Dataset, what: str) -> None:
+    """Check that a split has rows.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if len(rows) == 0:
+        raise ValueError(f"{what}: the split is empty, it must have at least one row")

@@ -1,0 +1,130 @@
+"""The GLUE submission: one tab-separated file per test split, and the zip once the set is complete."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_rat.data.tasks import GLUE, HeldOut, Task
+
+HEADER = "index\tprediction"
+ARCHIVE = "submission.zip"
+FILES: dict[str, tuple[Task, HeldOut]] = {
+    held_out.file: (task, held_out) for task in GLUE for held_out in task.test if held_out.file is not None
+}
+
+
+def answer(task: Task, value: float) -> str:
+    """One prediction as the leaderboard writes it.
+
+    Args:
+        task: the row of the data set.
+        value: a class number of the data set, or for regression any number, which is clipped to the task's bounds.
+    """
+    if task.regression:
+        low, high = task.bounds if task.bounds is not None else (-math.inf, math.inf)
+        return f"{min(max(float(value), low), high):.3f}"
+    return task.labels[int(value)] if task.submit_names else str(int(value))
+
+
+def write_answers(directory: Path, task: Task, held_out: HeldOut, values: Sequence[float]) -> Path:
+    """Write the predictions of one test split, in the order of that split, and return the file.
+
+    Args:
+        directory: created when missing.
+        task: the row of the data set.
+        held_out: the test split, which names the file.
+        values: one class number (or number, for regression) per test row.
+
+    Raises:
+        ValueError: no leaderboard takes this split, or a prediction is not a finite number.
+    """
+    if held_out.file is None:
+        raise ValueError(
+            f"--submission_dir: task {task.name!r} has no leaderboard file for its split {held_out.split}"
+        )
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ValueError(f"--submission_dir: prediction {index} of {task.name} is {value}, not a finite number")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / held_out.file
+    lines = (f"{index}\t{answer(task, value)}\n" for index, value in enumerate(values))
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(HEADER + "\n")
+        file.writelines(lines)
+    return path
+
+
+def missing_files(directory: Path) -> list[str]:
+    """Names of the leaderboard's files that are not in `directory`."""
+    return [name for name in FILES if not (directory / name).is_file()]
+
+
+def _allowed(task: Task, text: str) -> bool:
+    if not task.regression:
+        return text in (task.labels if task.submit_names else map(str, range(len(task.labels))))
+    low, high = task.bounds if task.bounds is not None else (-math.inf, math.inf)
+    try:
+        return low <= float(text) <= high
+    except ValueError:
+        return False
+
+
+def _problem(name: str, content: bytes) -> str | None:
+    """The first thing wrong with one file, or None."""
+    task, held_out = FILES[name]
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        return f"{name}: not UTF-8 text ({error.reason} at byte {error.start})"
+    if not lines or lines[0] != HEADER:
+        return f"{name}: the header is {lines[0] if lines else ''!r}, it must be {HEADER!r}"
+    for index, line in enumerate(lines[1:]):
+        fields = line.split("\t")
+        if len(fields) != 2:
+            return f"{name}: line {index + 2} has {len(fields)} columns, it must have 2"
+        if fields[0] != str(index):
+            return f"{name}: line {index + 2} has index {fields[0]!r}, it must be {index}"
+        if not _allowed(task, fields[1]):
+            kind = "a number within the task's bounds" if task.regression else "one of the task's labels"
+            return f"{name}: line {index + 2} predicts {fields[1]!r}, which is not {kind}"
+    if len(lines) - 1 != held_out.rows:
+        return f"{name}: {len(lines) - 1} predictions, the leaderboard expects {held_out.rows}"
+    return None
+
+
+def problems(path: Path) -> list[str]:
+    """Everything the leaderboard would refuse, one line each; an empty list means the submission is good.
+
+    Args:
+        path: a folder of submission files, or the zip made of them. Other files in the folder are not looked at; the
+            zip must hold the files at its top level and nothing else.
+
+    Raises:
+        ValueError: `path` is neither a folder nor a zip archive.
+    """
+    if path.is_dir():
+        names = [file.name for file in path.iterdir()]
+        found = {name: (path / name).read_bytes() for name in FILES if name in names}
+        strange: list[str] = []
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            strange = [f"{name}: not a file of the submission" for name in archive.namelist() if name not in FILES]
+            found = {name: archive.read(name) for name in archive.namelist() if name in FILES}
+    else:
+        raise ValueError(f"submission {str(path)!r} is neither a folder nor a zip archive")
+    wrong = [problem for name, content in found.items() if (problem := _problem(name, content)) is not None]
+    return [f"{name}: missing" for name in FILES if name not in found] + strange + wrong
+
+
+def pack(directory: Path) -> Path | None:
+    """Write `submission.zip` into `directory` when its files are complete and right; None when they are not."""
+    if problems(directory):
+        return None
+    path = directory / ARCHIVE
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in FILES:
+            archive.write(directory / name, arcname=name)
+    return path

@@ -1,0 +1,40 @@
+"""What every test stands on: no network, one thread, a fixed seed, tiny models and batches."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model():
+    """A factory: tiny_model(family="bert", dropout=0.0, labels=3, **config) is a classifier in training mode."""
+    return tiny.tiny_model
+
+
+@pytest.fixture
+def tiny_batch():
+    """A factory: tiny_batch(size=4, length=7, labels=3, kind="single", seed=0)."""
+    return tiny.tiny_batch
+
+
+@pytest.fixture
+def model():
+    """A tiny BERT without dropout."""
+    return tiny.tiny_model()
+
+
+@pytest.fixture
+def batch():
+    """Four padded examples of three classes."""
+    return tiny.tiny_batch()

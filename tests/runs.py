@@ -1,0 +1,134 @@
+"""Short training runs on tiny models: the data, the arguments, and what a run leaves to compare."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import tiny
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from hf_rat import RegularizedTrainer, RegularizedTrainingArguments
+
+# The Trainer collects garbage at the start of each run, which costs more than a run here if it looks at all of torch.
+gc.collect()
+gc.freeze()
+
+SETTINGS = {
+    "plain": "plain",
+    "fgm": "fgm(epsilon=0.5)",
+    "fgsm": "fgsm(epsilon=0.02)",
+    "pgd": "pgd(epsilon=0.5, step=0.2, steps=2)",
+    "freelb": "freelb(epsilon=0.4, step=0.2, steps=3, start=0.2)",
+    "neftune": "neftune(epsilon=5)",
+    "rdrop": "rdrop",
+    "rat": "rat(epsilon=0.5)",
+    "fraternal": "fraternal",
+    "pi_model": "pi_model",
+    "expectation_linear": "expectation_linear",
+    "vat": "vat(epsilon=0.5, start=0.5)",
+    "smart": "smart(epsilon=0.05, step=0.05, start=0.02, beta=0.5)",
+    "r3f": "r3f(epsilon=0.1)",
+    "adversarial_dropout": "adversarial_dropout(rate=0.2)",
+}
+"""Every recipe, so strong that what it adds is far from zero on the tiny model."""
+
+COMPOSED = [
+    "pgd(epsilon=0.5, step=0.2, steps=2, start=0.1)",
+    "rat(epsilons=(0.5, 0.2, 0.1), passes=3, dropouts=(0.1, 0.2, 0.3))",
+    "rdrop(passes=3) + 0.5 * vat(epsilon=0.5, start=0.5)",
+    "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', begin=1)",
+]
+
+
+def examples(count: int, labels: int = 3, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Different examples of 4 to 7 tokens, without padding."""
+    batch = tiny.tiny_batch(count, 7, labels, seed=seed)
+    rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+    return [
+        {"input_ids": row["input_ids"][row["attention_mask"].bool()].tolist(), "labels": int(row["labels"])}
+        for row in rows
+    ]
+
+
+def collate(rows: list[dict[str, Any]], drop: int = 0) -> dict[str, Tensor]:
+    """Pads to the longest of the batch; the last `drop` rows only count for that."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    rows = rows[: len(rows) - drop]
+    padding = [longest - len(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": torch.tensor(
+            [row["input_ids"] + [tiny.PAD] * missing for row, missing in zip(rows, padding, strict=True)]
+        ),
+        "attention_mask": torch.tensor([[1] * (longest - missing) + [0] * missing for missing in padding]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+def arguments(**settings: Any) -> RegularizedTrainingArguments:
+    """One epoch of plain SGD on the CPU, every step logged, nothing saved."""
+    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 1}
+    simple = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    epoch = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "output_dir": tempfile.gettempdir()}
+    return RegularizedTrainingArguments(**{**quiet, **simple, **epoch, **settings})
+
+
+def trainer(
+    reg: str = "plain",
+    kind: type[Trainer] = RegularizedTrainer,
+    model: nn.Module | None = None,
+    count: int = 24,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Trainer:
+    """A trainer of `kind` of a tiny BERT with dropout on `count` examples; `settings` are training arguments."""
+    return kind(
+        model=tiny.tiny_model(dropout=0.1, _attn_implementation="eager") if model is None else model,
+        args=arguments(reg=reg, **settings),
+        train_dataset=examples(count),
+        **{"data_collator": collate, **(options or {})},
+    )
+
+
+@dataclass
+class Ran:
+    """Logs (one per optimizer step) and weights of a run."""
+
+    logs: list[dict[str, float]]
+    weights: dict[str, Tensor]
+
+
+def run(*args: Any, **kwargs: Any) -> Ran:
+    """Build a trainer, train, and return what is left."""
+    one = trainer(*args, **kwargs)
+    one.train()
+    return ran(one)
+
+
+def ran(one: Trainer) -> Ran:
+    logs = [
+        {name: value for name, value in log.items() if name.startswith(("loss", "grad_norm", "nonfinite"))}
+        for log in one.state.log_history
+        if "loss" in log
+    ]
+    return Ran(logs, {name: value.detach().clone() for name, value in one.model.state_dict().items()})
+
+
+def assert_same_logs(ours: list[dict[str, float]], theirs: list[dict[str, float]], relative: float = 1e-5) -> None:
+    assert len(ours) == len(theirs) > 0
+    for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            apart = abs(mine[name] - value)
+            assert apart <= relative * max(abs(value), 1e-2), f"step {step}, {name}: {mine[name]} and {value}"
+
+
+def assert_same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), f"{name} differs by {(ours[name] - value).abs().max():.3g}"

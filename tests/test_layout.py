@@ -1,0 +1,94 @@
+"""The layout as a law: imports go one way, rooms have no grab-bags, files stay readable."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hf_rat"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Room (a folder of hf_rat, or a file at its top) -> the other rooms it may import from.
+ALLOWED = {
+    "regularizers": set(),
+    "regularization": {"regularizers"},
+    "arguments": {"regularizers", "regularization"},
+    "card": {"regularizers", "regularization"},
+    "trainer": {"regularizers", "regularization", "arguments", "card", "checkpoints"},
+    "checkpoints": set(),
+    "data": set(),
+    "commands": {"", "regularizers", "regularization", "arguments", "card", "trainer", "checkpoints", "data"},
+    "": {"regularizers", "regularization", "arguments", "trainer"},  # hf_rat/__init__.py
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def room(module: str) -> str:
+    return [*module.split("."), ""][1]
+
+
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Our modules that a file imports; with ``everywhere`` also those inside functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: line {node.lineno} is a relative import; write the full name"
+            # `from hf_rat.data import tasks` names a module, `from hf_rat.data.tasks import Task` something in one.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return {name for name in found if name.split(".")[0] == PACKAGE.name}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    own = room(module)
+    assert own in ALLOWED, f"{module} opens a room that has no place in the layout yet"
+    for imported in imports(MODULES[module]):
+        assert imported in MODULES, f"{module} imports {imported}, which does not exist"
+        assert room(imported) == own or room(imported) in ALLOWED[own], (
+            f"{module} imports {imported}, against the order"
+        )
+
+
+def test_no_import_circles():
+    graph = {module: imports(path, everywhere=False) - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
+
+
+def test_regularizers_know_torch_only():
+    standard = __import__("sys").stdlib_module_names
+    for path in (path for module, path in MODULES.items() if room(module) == "regularizers"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            foreign = {name.split(".")[0] for name in names} - standard - {"torch", PACKAGE.name}
+            assert not foreign, f"{path.name} imports {', '.join(foreign)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_holds_one_concept(path):
+    assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc"}, (
+        f"{path} is a grab-bag by its name"
+    )
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    # recipes.py is data: one short function with a long card for each published method.
+    assert lines <= 300 or path.name == "recipes.py", f"{path} has {lines} lines, more than 300"
+
+
+def test_run_glue_is_thin():
+    script = PACKAGE.parent / "run_glue.py"
+    assert {room(name) for name in imports(script)} == {"commands"}
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 30
