@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_rat.regularization import rehearse
 from hf_rat.regularizers.recipes import RECIPES, Recipe
 from hf_rat.regularizers.terms import FULL_STRENGTH, Scaled, Sum, Term
+from hf_rat.rehearsal import rehearse
 
 
 def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str, Any]]) -> str:
@@ -32,9 +32,7 @@ def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str,
     for name in dict.fromkeys(_recipes(regularizer)):
         card = inspect.getdoc(RECIPES[name]) or ""
         lines += [f"**{name}**: {' '.join(card.split(chr(10) * 2)[0].split())}", "", *_equation(card), ""]
-    components = next(
-        (log for log in reversed(log_history) if "loss_task" in log or "loss_adversarial_task" in log), {}
-    )
+    components = next((log for log in reversed(log_history) if any(name.startswith("loss_") for name in log)), {})
     rows = [(name, value) for name, value in components.items() if name == "loss" or name.startswith("loss_")]
     if rows:
         lines += [

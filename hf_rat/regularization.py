@@ -10,60 +10,22 @@ group's graphs at a time. Trainers and plain Accelerate loops use the same objec
 
 from __future__ import annotations
 
-import copy
-import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, extract_model_from_parallel
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat.regularizers.divergences import problem_type
-from hf_rat.regularizers.perturbations import Flip, Redrawn
 from hf_rat.regularizers.points import Batch, Point
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site, logits_of
-from hf_rat.regularizers.terms import (
-    FULL_STRENGTH,
-    Adversarial,
-    Consistency,
-    Proximal,
-    Smoothness,
-    TaskLoss,
-    Term,
-    groups,
-    is_plain,
-)
-
-TEACHER_FILE = "teacher.safetensors"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Passes over the batch in one step; plain is one forward and one backward.
-
-    Attributes:
-        forwards: forward passes, those of a search included.
-        backwards: passes that are back-propagated to the parameters.
-        slopes: further traversals, for a slope with respect to the perturbation only.
-        groups: backwards that are made one after the other.
-    """
-
-    forwards: int
-    backwards: int
-    slopes: int
-    groups: int
-
-    def __str__(self) -> str:
-        text = f"{self.forwards} forward and {self.backwards} backward passes"
-        return text + (f" and {self.slopes} for slopes" if self.slopes else "")
+from hf_rat.regularizers.terms import FULL_STRENGTH, Proximal, Term, all_terms, groups, is_plain
+from hf_rat.rehearsal import Cost, rehearse
+from hf_rat.requirements import require
+from hf_rat.teacher import Teacher
 
 
 class Regularization:
@@ -101,14 +63,11 @@ class Regularization:
         self._run = run or self._call_model
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        self._terms = list(_walk(regularizer))
-        self._site_names = sorted({term.perturb.site for term in self._terms if term.perturb and term.perturb.site})
-        self._refuse()
-        proximal = [term for term in self._terms if isinstance(term, Proximal)]
-        self._beta = proximal[0].beta if proximal else None
-        # Copied before any hook of ours is on the model.
-        self.teacher = copy.deepcopy(self.unwrapped).eval().requires_grad_(False) if proximal else None
-        self._warn_without_dropout()
+        require(regularizer, self.unwrapped)
+        terms = list(all_terms(regularizer))
+        self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
+        betas = [term.beta for term in terms if isinstance(term, Proximal)]
+        self.teacher = Teacher(self.unwrapped, betas[0]) if betas else None
         for name in self._site_names:
             self._open_site(name)
 
@@ -176,15 +135,8 @@ class Regularization:
 
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` stays near."""
-        if self.teacher is None or self._beta is None:
-            return
-        with torch.no_grad():
-            mine = self.unwrapped.state_dict()
-            for name, averaged in self.teacher.state_dict().items():
-                if averaged.is_floating_point():
-                    averaged.lerp_(mine[name].to(averaged.dtype), 1 - self._beta)
-                else:
-                    averaged.copy_(mine[name])
+        if self.teacher is not None:
+            self.teacher.follow(self.unwrapped)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
@@ -202,20 +154,6 @@ class Regularization:
         if isinstance(site, EmbeddingSite) and state.get("embedding_norm") is not None:
             site.embedding_norm = float(state["embedding_norm"])
         self.nonfinite_steps = int(state.get("nonfinite_steps", 0))
-
-    def save_teacher(self, folder: str | Path) -> None:
-        """Write the averaged model, where there is one, as `teacher.safetensors`."""
-        if self.teacher is not None:
-            save_model(self.teacher, str(Path(folder) / TEACHER_FILE))
-
-    def load_teacher(self, folder: str | Path) -> None:
-        """Read what `save_teacher` wrote."""
-        if self.teacher is None:
-            return
-        path = Path(folder) / TEACHER_FILE
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: this checkpoint was not made with {self.regularizer!r}")
-        load_model(self.teacher, str(path))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -255,7 +193,7 @@ class Regularization:
             streaming=streaming,
             no_sync=self._no_sync,
             scale=scaler.scale if scaler is not None else lambda loss: loss,
-            teacher=self._ask_teacher,
+            teacher=None if self.teacher is None else self.teacher.logits,
         )
 
     def _finite(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -292,12 +230,6 @@ class Regularization:
         logits = logits_of(outputs, type(self.unwrapped).__name__)
         return outputs.get("loss"), logits
 
-    def _ask_teacher(self, inputs: dict[str, Any]) -> Tensor:
-        if self.teacher is None:
-            raise ValueError("there is no teacher: the regularizer has no proximal term")
-        with torch.no_grad():
-            return logits_of(self.teacher(**inputs), type(self.unwrapped).__name__)
-
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
             self._sites[name] = SITES[name](self.unwrapped)
@@ -310,97 +242,6 @@ class Regularization:
         """Whether training is plain at every step."""
         return is_plain(self.regularizer)
 
-    def _refuse(self) -> None:
-        if not self._terms:
-            raise ValueError(f"{self.regularizer!r} leaves no loss to train on: its factor of 0 takes everything away")
-        changes_rate = any(
-            (isinstance(term, TaskLoss) and term.dropouts is not None)
-            or (isinstance(term.perturb, Redrawn) and term.perturb.rate is not None)
-            for term in self._terms
-        )
-        if not changes_rate:
-            return
-        if getattr(self.unwrapped, "is_activation_checkpointing", False):
-            raise ValueError(
-                f"{self.regularizer!r} gives a pass its own dropout rate, and activation checkpointing would "
-                "recompute it at another one; switch checkpointing off or use equal rates"
-            )
-        attention = getattr(getattr(self.unwrapped, "config", None), "_attn_implementation", None)
-        if attention not in (None, "eager", "sdpa"):
-            raise ValueError(
-                f'{self.regularizer!r} gives a pass its own dropout rate, which attn_implementation="{attention}" '
-                'does not obey; use "sdpa" or "eager"'
-            )
-
-    def _warn_without_dropout(self) -> None:
-        if any(_compares_dropout(term) for term in self._terms) and not _has_dropout(self.unwrapped):
-            warnings.warn(
-                f"{type(self.unwrapped).__name__} has no dropout: the passes that {self.regularizer!r} compares are "
-                "identical, and their divergence is zero",
-                stacklevel=3,
-            )
-
-
-def rehearse(regularizer: Term, step: int) -> Cost:
-    """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were."""
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        return _rehearse(regularizer, step, _Stage())
-
-
-def _rehearse(regularizer: Term, step: int, stage: _Stage) -> Cost:
-    batch = Batch(
-        inputs={"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])},
-        run=stage.run,
-        open_site=stage.site,
-        problem="single_label_classification",
-        step=step,
-        teacher=lambda inputs: stage.run(inputs)[1].detach(),
-    )
-    backwards = count = 0
-    for group in groups(regularizer, Point(batch)):
-        before = batch.forwards - batch.searches
-        losses = group()
-        backwards += batch.forwards - batch.searches - before
-        count += 1
-        if losses:
-            torch.stack(list(losses.values())).sum().backward()
-    return Cost(batch.forwards, backwards, batch.slopes, count)
-
-
-class _Stage(nn.Module):
-    """The smallest model with a word embedding and a layer that makes logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding.from_pretrained(torch.eye(2), freeze=False)
-        self.output = nn.Linear(2, 2)
-        self._sites: dict[str, Site] = {}
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embedding
-
-    def site(self, name: str) -> Site:
-        if name not in self._sites:
-            self._sites[name] = SITES[name](self)
-        return self._sites[name]
-
-    def run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        outputs = self(**inputs)
-        return outputs.loss, outputs.logits
-
-    def forward(self, input_ids: Tensor, labels: Tensor) -> SequenceClassifierOutput:
-        logits = self.output(self.embedding(input_ids).mean(1))
-        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
-
-
-def _walk(term: Term) -> Iterator[Term]:
-    """The term's parts at full strength, and the terms inside them."""
-    for weight, part in term.parts(FULL_STRENGTH):
-        if weight > 0:
-            yield part
-            if isinstance(part, Adversarial):
-                yield from _walk(part.term)
-
 
 def _accumulate(named: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
     for name, value in losses.items():
@@ -409,24 +250,3 @@ def _accumulate(named: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
 
 def _is_deepspeed(accelerator: Accelerator | None) -> bool:
     return accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
-
-
-def _compares_dropout(term: Term) -> bool:
-    """Whether the passes that a term compares differ by their dropout masks alone."""
-    at = term.perturb
-    return isinstance(term, Consistency) or (
-        isinstance(term, Smoothness)
-        and (isinstance(at, Redrawn) or (isinstance(at, Flip) and at.start_mask == "base"))
-    )
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    if any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout)):
-        return True
-    config = getattr(model, "config", None)
-    settings = config.to_dict() if hasattr(config, "to_dict") else {}
-    return any(
-        isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-        for name, value in settings.items()
-        if "dropout" in name or "pdrop" in name
-    )

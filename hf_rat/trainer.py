@@ -180,7 +180,8 @@ class RegularizationMixin(_Base):
             saved = self.state.stateful_callbacks.get(STATE_KEY)
             if isinstance(saved, dict):
                 regularization.load_state(saved["attributes"])
-            regularization.load_teacher(self._resumed_from)
+            if regularization.teacher is not None:
+                regularization.teacher.load(self._resumed_from)
         self._store_state()
         if self.is_world_process_zero():
             logger.info(
@@ -211,8 +212,8 @@ class RegularizationMixin(_Base):
             )
         if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
             raise ValueError(
-                f"--optim {args.optim} updates the weights inside each backward, and {regularizer!r} makes several "
-                "per step; use adamw_torch"
+                f"--optim {OptimizerNames(args.optim).value} updates the weights inside each backward, and "
+                f"{regularizer!r} makes several per step; use adamw_torch"
             )
         checkpointing = {
             **(getattr(args, "gradient_checkpointing_kwargs", None) or {}),
@@ -255,9 +256,10 @@ class _Bookkeeping(TrainerCallback):
         self._trainer._store_state()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:
+        teacher = self._trainer.regularization.teacher
+        if teacher is not None and args.should_save:
             folder = Path(self._trainer._get_output_dir(self._trainer._trial)) / f"checkpoint-{state.global_step}"
-            self._trainer.regularization.save_teacher(folder)
+            teacher.save(folder)
 
 
 class RegularizedTrainer(RegularizationMixin, Trainer):

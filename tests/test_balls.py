@@ -9,7 +9,7 @@ from tiny import tiny_batch
 from torch import nn
 
 from hf_rat.regularizers.balls import L2, Hamming, Linf
-from hf_rat.regularizers.sites import Place
+from hf_rat.regularizers.places import Place
 
 DIM = 5
 NORM = 3.0  # of the embeddings: what unit="embedding" multiplies by

@@ -11,13 +11,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Room (a folder of hf_rat, or a file at its top) -> the other rooms it may import from.
 ALLOWED = {
     "regularizers": set(),
-    "regularization": {"regularizers"},
+    "rehearsal": {"regularizers"},
+    "requirements": {"regularizers"},
+    "teacher": {"regularizers"},
+    "regularization": {"regularizers", "rehearsal", "requirements", "teacher"},
     "arguments": {"regularizers", "regularization"},
-    "card": {"regularizers", "regularization"},
+    "card": {"regularizers", "rehearsal"},
     "trainer": {"regularizers", "regularization", "arguments", "card", "checkpoints"},
     "checkpoints": set(),
     "data": set(),
-    "commands": {"", "regularizers", "regularization", "arguments", "card", "trainer", "checkpoints", "data"},
+    "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer", "checkpoints", "data"},
     "": {"regularizers", "regularization", "arguments", "trainer"},  # hf_rat/__init__.py
 }
 

@@ -56,7 +56,7 @@ def counted(expression, how):
     model, batch = tiny_model(dropout=0.1), tiny_batch()
     regularization = Regularization(parse(expression), model)
     seen = Counter(model, 4)
-    teacher = Counter(regularization.teacher, 4) if regularization.teacher is not None else None
+    teacher = Counter(regularization.teacher.model, 4) if regularization.teacher is not None else None
     for site in regularization._site_names:  # looking at the model once is no pass
         regularization._open_site(site).place(batch)
     seen.forwards = 0.0
@@ -390,25 +390,24 @@ def test_the_average_of_smart_survives_a_checkpoint(tmp_path):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
     first.after_step()
-    first.save_teacher(tmp_path)
+    first.teacher.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
     second = Regularization(smart(), tiny_model(dropout=0.1))
-    second.load_teacher(tmp_path)
-    for name, value in first.teacher.state_dict().items():
-        assert torch.equal(second.teacher.state_dict()[name], value)
+    second.teacher.load(tmp_path)
+    for name, value in first.teacher.model.state_dict().items():
+        assert torch.equal(second.teacher.model.state_dict()[name], value)
 
 
 def test_a_checkpoint_without_the_average_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"teacher\.safetensors is missing") as error:
-        Regularization(smart(), tiny_model(dropout=0.1)).load_teacher(tmp_path)
+        Regularization(smart(), tiny_model(dropout=0.1)).teacher.load(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
-    Regularization(fgm(), tiny_model()).load_teacher(tmp_path)  # nothing to load
 
 
 def test_the_average_is_not_trained_has_no_hook_of_ours_and_no_dropout():
     regularization = Regularization(smart() + fgm(), tiny_model(dropout=0.1))
-    teacher = regularization.teacher
+    teacher = regularization.teacher.model
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module._forward_hooks for module in teacher.modules())

@@ -107,6 +107,31 @@ def test_encoder_decoders_are_moved_in_the_encoder_alone(family):
     assert torch.equal(seen["decoder"], clean["decoder"])
 
 
+def test_an_embedding_that_runs_twice_is_moved_in_its_first_run_alone():
+    class Shared(nn.Module):
+        """An encoder and a decoder with one embedding module."""
+
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.output = nn.Embedding(60, 8), nn.Linear(8, 3)
+
+        def get_input_embeddings(self):
+            return self.embedding
+
+        def forward(self, input_ids, **inputs):
+            self.encoded = self.embedding(input_ids)
+            self.decoded = self.embedding(input_ids.flip(1))
+            return SequenceClassifierOutput(logits=self.output((self.encoded + self.decoded).mean(1)))
+
+    model, batch = Shared(), tiny_batch(kind="none")
+    site = EmbeddingSite(model)
+    with site.entered(torch.ones(site.place(batch).shape)):
+        model(**batch)
+    table = model.embedding.weight
+    torch.testing.assert_close(model.encoded, table[batch["input_ids"]] + 1)
+    torch.testing.assert_close(model.decoded, table[batch["input_ids"].flip(1)])
+
+
 def test_a_perturbation_of_bf16_embeddings_is_added_in_fp32():
     model, batch = tiny_model().bfloat16(), tiny_batch()
     site = EmbeddingSite(model)

@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "do_train": True,
     "do_eval": True,
     "learning_rate": 1e-3,
-    "num_train_epochs": 12,
+    "num_train_epochs": 20,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 128,
     "warmup_steps": 0.1,
@@ -59,14 +59,9 @@ def run_embedded(flags: Flags, stem: str) -> dict[str, float]:
         f"{len(rows['validation'])} validation pairs, and a small model."
     )
     lines = [["regularizer", "train accuracy", "validation accuracy", "validation loss", "seconds"]]
-    baseline = dataclasses.replace(
-        flags.training,
-        **{name: None for name in vars(flags.training) if name.startswith("reg_") and name != "reg_single_backward"},
-        reg="plain",
-        output_dir=str(folder / _BASELINE),
-        save_strategy="no",
-        push_to_hub=False,
-    )
+    changes: dict[str, Any] = {f"reg_{name}": None for name in flags.training.reg_overrides()}
+    changes |= {"reg": "plain", "output_dir": str(folder / _BASELINE), "save_strategy": "no", "push_to_hub": False}
+    baseline = dataclasses.replace(flags.training, **changes)
     if repr(regularizer) != repr(baseline.regularizer()):
         results = read_results(folder / _BASELINE)
         if results is None:

@@ -21,8 +21,8 @@ from hf_rat.data.loading import require_rows
 from hf_rat.data.metrics import TaskMetric
 from hf_rat.data.submission import missing_files, pack, problems, write_answers
 from hf_rat.data.tasks import HeldOut, Task
-from hf_rat.regularization import rehearse
 from hf_rat.regularizers.terms import FULL_STRENGTH
+from hf_rat.rehearsal import rehearse
 from hf_rat.trainer import RegularizedTrainer
 
 T = TypeVar("T")

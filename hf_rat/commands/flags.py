@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,8 +95,8 @@ class DataTrainingArguments:
     validation_from_train: float | None = field(
         default=None,
         metadata={
-            "help": "Evaluate on this share of the training examples (always the same ones), which are then not trained "
-            "on, instead of the validation split: for choosing hyperparameters without looking at it."
+            "help": "Evaluate on this share of the training examples (always the same), which are then not trained on, "
+            "instead of the validation split: for choosing hyperparameters without looking at it."
         },
     )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
@@ -169,7 +169,7 @@ class _Parser(HfArgumentParser):
         raise ValueError(message.removeprefix("argument "))
 
 
-_DATACLASSES = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
+_DATACLASSES: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
 
 
 def given_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def given_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
     Raises:
         ValueError: a flag is not known or its value does not parse, or the file does not.
     """
-    parser = _Parser(_DATACLASSES, prog=program)
+    parser = _Parser(list(_DATACLASSES), prog=program)
     known = [f.name for dataclass_ in _DATACLASSES for f in dataclasses.fields(dataclass_) if f.init]
     given: dict[str, Any] = {}
     argv = list(argv)
@@ -226,17 +226,18 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = No
         ValueError: a value is not acceptable.
     """
     values = {**(defaults or {}), **given}
-    built = []
+    built: list[Any] = []
     for dataclass_ in _DATACLASSES:
         names = {f.name for f in dataclasses.fields(dataclass_) if f.init}
         try:
             built.append(dataclass_(**{name: value for name, value in values.items() if name in names}))
         except (ValueError, TypeError, ImportError) as error:
             raise ValueError(" ".join(str(error).split())) from error
-    return Flags(*built, given=frozenset(given))
+    model, data, training = built
+    return Flags(model, data, training, frozenset(given))
 
 
-def reported(main, argv: Sequence[str] | None = None) -> int:
+def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
     """Run a command and turn an error of the user's into one line; the exit status.
 
     Args:

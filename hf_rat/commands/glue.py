@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
 from hf_rat.commands.embedded import DEFAULTS, run_embedded
@@ -143,7 +143,7 @@ def _prepare(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> Job
     if flags.model.lora_r is not None:
         model = add_lora(model, flags.model)
 
-    def encoded(split: str, labelled: bool, limit: int | None, of: Task = task, within: DatasetDict = rows):
+    def encoded(split: str, labelled: bool, limit: int | None, of: Task = task, within: DatasetDict = rows) -> Dataset:
         what = f"task {of.name!r}, split {split}"
         return encode(flags, within[split], of, labels if labelled else None, tokenizer, limit, what)
 

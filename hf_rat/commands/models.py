@@ -85,12 +85,13 @@ def _number_labels(config: PretrainedConfig, labels: Labels) -> Labels:
         config.problem_type = "regression"
         return labels
     config.problem_type = "single_label_classification"
-    named = config.label2id != PretrainedConfig(num_labels=len(labels.names)).label2id
-    in_order = labels.in_order_of(config.label2id) if named else labels
+    own = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+    named = own != {f"LABEL_{number}": number for number in range(len(labels.names))}
+    in_order = labels.in_order_of(own) if named else labels
     if in_order is None:
         logger.warning(
             "The model's labels %s are not those of the data, %s: the data's are used.",
-            sorted(config.label2id),
+            sorted(own),
             sorted(labels.names),
         )
     labels = in_order or labels
@@ -139,12 +140,11 @@ def add_lora(model: PreTrainedModel, flags: ModelArguments) -> Any:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise ValueError(f"--lora_r {flags.lora_r} needs PEFT: pip install 'hf-rat[lora]'") from error
-    modules: str | list[str] | None = flags.lora_target_modules
-    if modules is not None and modules != "all-linear":
-        modules = [module.strip() for module in modules.split(",")]
+    asked = flags.lora_target_modules
+    modules = asked if asked in (None, "all-linear") else [module.strip() for module in asked.split(",")]
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
-        r=flags.lora_r,
+        r=flags.lora_r or 0,
         lora_alpha=flags.lora_alpha,
         lora_dropout=flags.lora_dropout,
         target_modules=modules,

@@ -107,7 +107,7 @@ class Labels:
         return rows.remove_columns(column).add_column("label", numbers, feature=Value(kind))
 
 
-def _number(value, index: int, what: str) -> float:
+def _number(value: object, index: int, what: str) -> float:
     if not isinstance(value, int | float) or not np.isfinite(value):
         raise ValueError(f"{what}: row {index} has the label {value!r}, a regression needs a finite number")
     return float(value)

@@ -65,7 +65,7 @@ def _split(rows: int, noise: float, rng: random.Random) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
-def generated_pairs(train: int = 500, validation: int = 500, noise: float = 0.2, seed: int = 0) -> DatasetDict:
+def generated_pairs(train: int = 500, validation: int = 1000, noise: float = 0.2, seed: int = 0) -> DatasetDict:
     """Training and validation pairs of remarks.
 
     Args:

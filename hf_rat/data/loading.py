@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict
@@ -32,7 +33,7 @@ def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Data
         cache_dir: where `datasets` keeps its converted copy; None is its own default.
 
     Raises:
-        ValueError: no such file, an ending that is not known, or a content that does not parse.
+        ValueError: no such file, an ending that is not known, a content that does not parse, or no rows.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,13 +42,14 @@ def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Data
         raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(_READERS)}")
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
-        return datasets.load_dataset(
-            _READERS[path.suffix], data_files=str(path), split="train", cache_dir=cache_dir, **options
-        )
+        found = datasets.load_dataset(_READERS[path.suffix], data_files=str(path), cache_dir=cache_dir, **options)
     except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
         raise ValueError(
             f"{flag} {str(path)!r} does not parse as {_READERS[path.suffix]} ({one_line(error)})"
         ) from error
+    if "train" not in found or len(found["train"]) == 0:
+        raise ValueError(f"{flag} {str(path)!r}: the file is empty, it must have at least one row")
+    return found["train"]
 
 
 def load_task(
@@ -110,7 +112,7 @@ def load_dataset(
     return _from_hub(name, config, what, instead, cache_dir=cache_dir, token=token, revision=revision)
 
 
-def _from_hub(name: str, config: str | None, what: str, instead: str, **options) -> DatasetDict:
+def _from_hub(name: str, config: str | None, what: str, instead: str, **options: Any) -> DatasetDict:
     if not Path(name).is_dir():
         require_hub(what, instead)
     try:

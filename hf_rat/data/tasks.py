@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Validation(NamedTuple):
@@ -80,7 +80,7 @@ _ENTAILMENT = ("entailment", "not_entailment")
 _NLI = ("entailment", "neutral", "contradiction")
 
 
-def _glue(name: str, **row) -> Task:
+def _glue(name: str, **row: Any) -> Task:
     return Task(name=name, hub=("nyu-mll/glue", name), folder=f"glue/{name}", **row)
 
 

@@ -7,7 +7,7 @@ A ball is a frozen value. Given a slope (the gradient of what the adversary clim
     project(move, place)     the nearest point inside the ball
     noise(size, place)       a random point
 
-`place` tells what the geometry must know of where it is: shapes, padding, token ids (see sites.Place). Everything is
+`place` tells what the geometry must know of where it is: shapes, padding, token ids (see places.Place). Everything is
 fp32. A slope that is zero or not finite gives a zero move, never a NaN; norms are taken after division by the largest
 entry, so that the tiny gradients of saturated losses neither underflow nor overflow.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hf_rat.regularizers.sites import Place
+    from hf_rat.regularizers.places import Place
 
 SCOPES = ("example", "table")
 UNITS = ("absolute", "embedding")
@@ -78,6 +78,7 @@ class L2:
         return unit_vectors(slope, _inner(slope))
 
     def project(self, move: Tensor, place: Place) -> Tensor:
+        assert not isinstance(self.radius, tuple)
         radius = self.length(self.radius, place)
         if self.scope == "table":
             # Every occurrence of a token carries the same move: the row is the mean over its occurrences.

@@ -63,14 +63,14 @@ class DropoutRate(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is F.dropout:
-            names = ("input", "p", "training", "inplace")
-            kwargs = {"p": 0.5, "training": True, **dict(zip(names, args, strict=False)), **kwargs}
+            positional = dict(zip(("input", "p", "training", "inplace"), args, strict=False))
+            kwargs = {"p": 0.5, "training": True, **positional, **kwargs}
             args = ()
             if kwargs["p"] > 0 and kwargs["training"]:
                 kwargs["p"] = self.p
         elif func is F.scaled_dot_product_attention:
-            names = ("query", "key", "value", "attn_mask", "dropout_p")
-            kwargs = {**dict(zip(names, args[:5], strict=False)), **kwargs}
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
             args = ()
             if kwargs.get("dropout_p", 0.0) > 0:
                 kwargs["dropout_p"] = self.p

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hf_rat.regularizers.divergences import diverge
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
-from hf_rat.regularizers.sites import Place, Site
+from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.sites import Site
 
 Run = Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]]
 

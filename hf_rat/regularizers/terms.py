@@ -207,6 +207,15 @@ class Scheduled(Term):
         yield from Scaled(ramp, self.term).parts(step)
 
 
+def all_terms(term: Term) -> Iterator[Term]:
+    """The primitive terms that `term` is made of at full strength, those asked at perturbed points included."""
+    for weight, part in term.parts(FULL_STRENGTH):
+        if weight > 0:
+            yield part
+            if isinstance(part, Adversarial):
+                yield from all_terms(part.term)
+
+
 def is_plain(term: Term) -> bool:
     """Whether `term` asks for one clean task loss and nothing else, at every step."""
     parts = [part for weight, part in term.parts(FULL_STRENGTH) if weight > 0]

@@ -1,0 +1,87 @@
+"""What a regularizer costs, found by running it once on the smallest model there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from hf_rat.regularizers.points import Batch, Point
+from hf_rat.regularizers.sites import SITES, Site
+from hf_rat.regularizers.terms import Term, groups
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes over the batch in one step; plain is one forward and one backward.
+
+    Attributes:
+        forwards: forward passes, those of a search included.
+        backwards: passes that are back-propagated to the parameters.
+        slopes: further traversals, for a slope with respect to the perturbation only.
+        groups: backwards that are made one after the other.
+    """
+
+    forwards: int
+    backwards: int
+    slopes: int
+    groups: int
+
+    def __str__(self) -> str:
+        text = f"{self.forwards} forward and {self.backwards} backward passes"
+        return text + (f" and {self.slopes} for slopes" if self.slopes else "")
+
+
+def rehearse(regularizer: Term, step: int) -> Cost:
+    """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        return _rehearse(regularizer, step, _Stage())
+
+
+def _rehearse(regularizer: Term, step: int, stage: _Stage) -> Cost:
+    batch = Batch(
+        inputs={"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])},
+        run=stage.run,
+        open_site=stage.site,
+        problem="single_label_classification",
+        step=step,
+        teacher=lambda inputs: stage.run(inputs)[1].detach(),
+    )
+    backwards = count = 0
+    for group in groups(regularizer, Point(batch)):
+        before = batch.forwards - batch.searches
+        losses = group()
+        backwards += batch.forwards - batch.searches - before
+        count += 1
+        if losses:
+            torch.stack(list(losses.values())).sum().backward()
+    return Cost(batch.forwards, backwards, batch.slopes, count)
+
+
+class _Stage(nn.Module):
+    """The smallest model with a word embedding and a layer that makes logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(torch.eye(2), freeze=False)
+        self.output = nn.Linear(2, 2)
+        self._sites: dict[str, Site] = {}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def site(self, name: str) -> Site:
+        if name not in self._sites:
+            self._sites[name] = SITES[name](self)
+        return self._sites[name]
+
+    def run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+        outputs = self(**inputs)
+        return outputs.loss, outputs.logits
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> SequenceClassifierOutput:
+        logits = self.output(self.embedding(input_ids).mean(1))
+        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)

@@ -1,0 +1,72 @@
+"""What a model must be to carry a regularizer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from torch import nn
+
+from hf_rat.regularizers.perturbations import Flip, Redrawn
+from hf_rat.regularizers.terms import Consistency, Smoothness, TaskLoss, Term, all_terms
+
+
+def require(regularizer: Term, model: nn.Module) -> None:
+    """Refuse a model (unwrapped) that the regularizer would be silently wrong on; warn where it would do nothing.
+
+    Raises:
+        ValueError: a pass has a dropout rate of its own, and activation checkpointing or an attention kernel would not
+            obey it; or the regularizer leaves no loss at all.
+    """
+    terms = list(all_terms(regularizer))
+    if not terms:
+        raise ValueError(f"{regularizer!r} leaves no loss to train on: its factor of 0 takes everything away")
+    _require_obeyed_rates(regularizer, terms, model)
+    if any(_compares_dropout(term) for term in terms) and not _has_dropout(model):
+        warnings.warn(
+            f"{type(model).__name__} has no dropout: the passes that {regularizer!r} compares are identical, and "
+            "their divergence is zero",
+            stacklevel=3,
+        )
+
+
+def _require_obeyed_rates(regularizer: Term, terms: list[Term], model: nn.Module) -> None:
+    changes_rate = any(
+        (isinstance(term, TaskLoss) and term.dropouts is not None)
+        or (isinstance(term.perturb, Redrawn) and term.perturb.rate is not None)
+        for term in terms
+    )
+    if not changes_rate:
+        return
+    if getattr(model, "is_activation_checkpointing", False):
+        raise ValueError(
+            f"{regularizer!r} gives a pass its own dropout rate, and activation checkpointing would recompute it at "
+            "another one; switch checkpointing off or use equal rates"
+        )
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if attention not in (None, "eager", "sdpa"):
+        raise ValueError(
+            f'{regularizer!r} gives a pass its own dropout rate, which attn_implementation="{attention}" does not '
+            'obey; use "sdpa" or "eager"'
+        )
+
+
+def _compares_dropout(term: Term) -> bool:
+    """Whether the passes that a term compares differ by their dropout masks alone."""
+    at = term.perturb
+    return isinstance(term, Consistency) or (
+        isinstance(term, Smoothness)
+        and (isinstance(at, Redrawn) or (isinstance(at, Flip) and at.start_mask == "base"))
+    )
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    if any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout)):
+        return True
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else {}
+    return any(
+        isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+        for name, value in settings.items()
+        if "dropout" in name or "pdrop" in name
+    )

@@ -1,0 +1,86 @@
+"""`--reg` and the `--reg_*` flags: what they parse to, and each wrong use in one line."""
+
+from dataclasses import fields, replace
+
+import pytest
+import runs
+from transformers import HfArgumentParser
+
+from hf_rat import RegularizedTrainingArguments, fgm, freelb, parse, pgd, plain, rat, rdrop, vat
+from hf_rat.regularizers import RECIPES
+
+
+def parsed(*flags, **settings):
+    parser = HfArgumentParser(RegularizedTrainingArguments)
+    (arguments,) = parser.parse_args_into_dataclasses(["--output_dir", "out", "--use_cpu", *flags])
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("flags", "regularizer"),
+    [
+        ([], plain()),
+        (["--reg", "rat"], rat()),
+        (["--reg", "rat(epsilon=0.1, alpha=0.8)"], rat(epsilon=0.1, alpha=0.8)),
+        (["--reg", "rdrop + 0.5*vat"], rdrop() + 0.5 * vat()),
+        (["--reg", "rat", "--reg_epsilon", "0.1", "--reg_passes", "3"], rat(epsilon=0.1, passes=3)),
+        (["--reg", "rat + rdrop", "--reg_alpha", "0.5"], rat(alpha=0.5) + rdrop(alpha=0.5)),
+        (["--reg", "rdrop + fgm", "--reg_epsilon", "2"], rdrop() + fgm(epsilon=2.0)),
+        (["--reg", "pgd", "--reg_step", "0.1", "--reg_steps", "2", "--reg_start", "0.3"], pgd(1.0, 0.1, 2, 0.3)),
+        (["--reg", "rat", "--reg_scope", "table", "--reg_divergence", "js"], rat(scope="table", divergence="js")),
+        (["--reg", "freelb", "--reg_begin", "10", "--reg_unit", "embedding"], freelb(begin=10, unit="embedding")),
+        (["--reg", "rat", "--reg_warmup", "7"], rat(warmup=7)),
+        (
+            ["--reg", "adversarial_dropout", "--reg_rate", "0.1", "--reg_start_mask", "random"],
+            parse("adversarial_dropout(rate=0.1, start_mask='random')"),
+        ),
+    ],
+    ids=str,
+)
+def test_flags_make_the_regularizer(flags, regularizer):
+    assert parsed(*flags).regularizer() == regularizer
+
+
+def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
+    assert parsed("--reg", "rat").reg_overrides() == {}
+    arguments = {name for call in RECIPES.values() for name, _ in call().arguments}
+    flags = {f.name.removeprefix("reg_") for f in fields(RegularizedTrainingArguments) if f.name.startswith("reg_")}
+    assert flags - {"single_backward"} <= arguments
+    # What the flags leave to expressions: values per pass, and SMART's own two.
+    assert arguments - flags == {"epsilons", "dropouts", "mu", "beta"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"reg": "rta"}, "'rta'.*rat"),
+        ({"reg": "rat(epsilom=1)"}, "'epsilom'.*epsilon"),
+        ({"reg": "rat("}, "rat\\("),
+        ({"reg": "__import__('os')"}, "__import__"),
+        ({"reg": ""}, "--reg ''"),
+        ({"reg": "plain", "reg_epsilon": 0.1}, "reg_epsilon=0.1"),
+        ({"reg": "rdrop", "reg_scope": "table"}, "reg_scope='table'"),
+        ({"reg": "rat(epsilon=0.1)", "reg_epsilon": 0.2}, "epsilon=0.1.*reg_epsilon=0.2"),
+        ({"reg": "rat", "reg_epsilon": -1.0}, "epsilon=-1.0"),
+        ({"reg": "rat", "reg_epsilon": float("nan")}, "epsilon=nan"),
+        ({"reg": "rat", "reg_alpha": float("inf")}, "alpha=inf"),
+        ({"reg": "pgd", "reg_steps": 0}, "steps=0"),
+        ({"reg": "adversarial_dropout", "reg_rate": 1.0}, "rate=1.0"),
+        ({"reg": "rat", "reg_passes": 1}, "passes=1"),
+        ({"reg": "rat", "reg_scope": "batch"}, "scope='batch'.*example, table"),
+        ({"reg": "rat", "reg_divergence": "KL"}, "divergence='KL'"),
+        ({"reg": "-1 * rat"}, "-1"),
+    ],
+    ids=str,
+)
+def test_wrong_flags_stop_the_trainer_in_one_line(settings, named):
+    with pytest.raises(ValueError, match=named) as error:
+        runs.trainer(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_are_ordinary_training_arguments():
+    arguments = replace(parsed("--reg", "rat", "--reg_epsilon", "0.1"), learning_rate=1e-3)
+    assert arguments.regularizer() == rat(epsilon=0.1)
+    assert arguments.to_dict()["reg_epsilon"] == 0.1
+    assert parsed("--reg_single_backward").reg_single_backward

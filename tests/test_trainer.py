@@ -1,0 +1,506 @@
+"""The trainer: what it adds to the stock one, what it leaves alone, what it refuses."""
+
+import contextlib
+import math
+import tempfile
+
+import keyed
+import pytest
+import runs
+import tiny
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
+from two_processes import BadPass
+
+from hf_rat import Regularization, RegularizationMixin, RegularizedTrainer, fgm, parse, plain, rat, rdrop
+from hf_rat.regularizers.sites import EMBEDDINGS
+
+REGULARIZED = [expression for name, expression in runs.SETTINGS.items() if name != "plain"]
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1.0}
+SEQUENTIAL = {"train_sampling_strategy": "sequential"}
+
+
+class Corrected(Trainer):
+    """The stock Trainer without its mis-scaling of classification losses."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+
+def without_dropout():
+    return tiny.tiny_model(dropout=0.0, _attn_implementation="eager")
+
+
+# -- plain, and the stock Trainer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing_factor": 0.1}, {"bf16": True}], ids=str)
+def test_plain_is_the_corrected_trainer_bit_for_bit(settings):
+    settings = {"count": 22, "gradient_accumulation_steps": 2, "num_train_epochs": 2, **ADAM, **settings}
+    ours, theirs = runs.run("plain", **settings), runs.run("plain", Corrected, **settings)
+    assert ours.logs == theirs.logs
+    assert len(ours.logs) == 6
+    runs.assert_same_weights(ours.weights, theirs.weights)
+
+
+def test_the_stock_trainer_scales_gradients_with_the_accumulation_and_ours_does_not():
+    whole = {"count": 16, "per_device_train_batch_size": 16}
+    cut = {"count": 16, "gradient_accumulation_steps": 4}
+
+    def norm(kind, settings):
+        return runs.run("plain", kind, model=without_dropout(), **settings).logs[0]["grad_norm"]
+
+    assert norm(Trainer, cut) == pytest.approx(4 * norm(Trainer, whole), rel=1e-5)
+    assert norm(RegularizedTrainer, cut) == pytest.approx(norm(RegularizedTrainer, whole), rel=1e-5)
+    assert norm(RegularizedTrainer, whole) == pytest.approx(norm(Trainer, whole), rel=1e-6)
+
+
+# -- against training loops written by hand --------------------------------------------------------------------------
+
+
+def hand_fgm(model, batch, epsilon, loss=None):
+    """(clean loss, adversarial loss) of FGM; `loss` is a function of logits and labels."""
+    labels = batch["labels"]
+    loss = loss or F.cross_entropy
+    words = model.get_input_embeddings()(batch["input_ids"])
+    clean = loss(model(inputs_embeds=words, attention_mask=batch["attention_mask"]).logits, labels)
+    (slope,) = torch.autograd.grad(clean, words, retain_graph=True)
+    move = epsilon * slope / slope.square().sum((1, 2), keepdim=True).sqrt()
+    adversarial = loss(model(inputs_embeds=words + move, attention_mask=batch["attention_mask"]).logits, labels)
+    return clean, adversarial
+
+
+def test_short_windows_and_small_last_batches_are_means_of_means():
+    """19 examples in micro-batches of 4, two per step: 4+4, 4+4, and 3 alone; the first epoch of a loop by hand."""
+    ours = runs.run("fgm(epsilon=0.5)", model=without_dropout(), count=19, gradient_accumulation_steps=2, **SEQUENTIAL)
+    model, rows = without_dropout(), runs.examples(19)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for window in ([0, 4], [8, 12], [16]):
+        optimizer.zero_grad()
+        total = sum(sum(hand_fgm(model, runs.collate(rows[first : first + 4]), 0.5)) for first in window) / len(window)
+        total.backward()
+        optimizer.step()
+        losses.append(total.item())
+    assert [log["loss"] for log in ours.logs] == pytest.approx(losses, rel=1e-5)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(ours.weights[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_smaller_last_micro_batch_in_a_window():
+    ours = runs.run("fgm(epsilon=0.5)", model=without_dropout(), count=6, gradient_accumulation_steps=2, **SEQUENTIAL)
+    model, rows = without_dropout(), runs.examples(6)
+    halves = [sum(hand_fgm(model, runs.collate(part), 0.5)) for part in (rows[:4], rows[4:])]
+    assert ours.logs[0]["loss"] == pytest.approx((sum(halves) / 2).item(), rel=1e-5)
+
+
+WEIGHTS = torch.tensor([0.2, 1.0, 3.0])
+
+
+def smoothed(logits, labels):
+    return F.cross_entropy(logits, labels, label_smoothing=0.2)
+
+
+def weighted(logits, labels):
+    return F.cross_entropy(logits, labels, weight=WEIGHTS, reduction="sum") / len(labels)
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "options"),
+    [
+        (smoothed, {"label_smoothing_factor": 0.2}, {}),
+        (
+            weighted,
+            {},
+            {
+                "compute_loss_func": lambda outputs, labels, num_items_in_batch: (
+                    F.cross_entropy(outputs.logits, labels, weight=WEIGHTS, reduction="sum") / num_items_in_batch
+                )
+            },
+        ),
+    ],
+    ids=["label smoothing", "class weights"],
+)
+def test_every_pass_has_the_task_loss_that_was_asked_for(loss, settings, options):
+    ours = runs.run("fgm(epsilon=0.5)", model=without_dropout(), count=4, options=options, **settings)
+    model = without_dropout()
+    clean, adversarial = hand_fgm(model, runs.collate(runs.examples(4)), 0.5, loss)
+    (clean + adversarial).backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
+    assert ours.logs[0]["loss_task"] == pytest.approx(clean.item(), rel=1e-5)
+    assert ours.logs[0]["loss_adversarial_task"] == pytest.approx(adversarial.item(), rel=1e-5)
+    assert ours.logs[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert loss(torch.eye(3), torch.arange(3)) != F.cross_entropy(torch.eye(3), torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("expression", "passes"), [("plain", [4]), ("fgm", [4, 4]), ("rdrop", [8]), ("rat(passes=3)", [4, 12])]
+)
+def test_a_loss_function_gets_the_label_count_of_its_own_pass(expression, passes):
+    seen = []
+
+    def loss_function(outputs, labels, num_items_in_batch):
+        seen.append((outputs.logits.shape[0], labels.shape[0], int(num_items_in_batch)))
+        return F.cross_entropy(outputs.logits, labels)
+
+    options = {"compute_loss_func": loss_function}
+    runs.run(expression, count=16, gradient_accumulation_steps=2, options=options)
+    assert seen == [(count, count, count) for count in passes] * 4
+
+
+# -- what is logged --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expression", [*REGULARIZED, *runs.COMPOSED])
+def test_components_sum_to_the_loss_and_are_averaged_as_it_is(expression):
+    settings = {"count": 20, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    every, third = runs.run(expression, **settings), runs.run(expression, logging_steps=3, **settings)
+    assert (len(every.logs), len(third.logs)) == (6, 2)
+    for log in every.logs + third.logs:
+        components = [value for name, value in log.items() if name.startswith("loss_")]
+        assert sum(components) == pytest.approx(log["loss"], rel=1e-6)
+        assert log["nonfinite_steps"] == 0
+    for block, log in enumerate(third.logs):
+        for name in (name for name in log if name.startswith("loss")):
+            steps = [step.get(name, 0.0) for step in every.logs[3 * block : 3 * block + 3]]
+            assert log[name] == pytest.approx(sum(steps) / 3, rel=1e-5)
+
+
+def test_plain_logs_what_the_stock_trainer_logs():
+    assert set(runs.run("plain").logs[0]) == {"loss", "grad_norm"}
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compute_loss_func": lambda o, labels, num_items_in_batch: F.cross_entropy(o.logits, labels, weight=WEIGHTS)},
+    ],
+    ids=["the model's loss", "compute_loss_func"],
+)
+def test_evaluation_is_the_stock_one_and_runs_each_batch_once(options):
+    theirs = runs.trainer("plain", Corrected, options={**options, "eval_dataset": runs.examples(10, seed=5)})
+    ours = runs.trainer("rat", options={**options, "eval_dataset": runs.examples(10, seed=5)})
+    passes = []
+    ours.model.classifier.register_forward_hook(lambda *_: passes.append(1))
+    mine, stock = ours.evaluate(), theirs.evaluate()
+    assert mine.keys() == stock.keys()
+    assert mine["eval_loss"] == stock["eval_loss"]
+    assert len(passes) == 2, "10 examples in batches of 8"
+    assert torch.equal(
+        torch.tensor(ours.predict(runs.examples(10)).predictions),
+        torch.tensor(theirs.predict(runs.examples(10)).predictions),
+    )
+
+
+def test_evaluating_while_training_changes_nothing():
+    options = {"eval_dataset": runs.examples(10, seed=5)}
+    with keyed.noise():  # evaluation draws from torch's generator, also in the stock Trainer
+        without = runs.run("rat", keyed.KeyedTrainer, count=16)
+        one = runs.trainer("rat", keyed.KeyedTrainer, count=16, options=options, eval_strategy="steps", eval_steps=1)
+        one.train()
+    assert runs.ran(one).logs == without.logs
+    runs.assert_same_weights(runs.ran(one).weights, without.weights)
+    assert sum("eval_loss" in log for log in one.state.log_history) == 4
+
+
+# -- what is not finite ----------------------------------------------------------------------------------------------
+
+
+def test_a_bad_adversarial_pass_is_left_out():
+    with keyed.noise():
+        one = runs.trainer("rat", keyed.KeyedTrainer, count=4)
+        BadPass(one.model, 2)
+        one.train()
+        (log,) = runs.ran(one).logs
+        reference = runs.run("plain", keyed.KeyedTrainer, count=4)
+    assert set(log) == {"loss", "loss_task", "grad_norm", "nonfinite_steps"}
+    assert log["nonfinite_steps"] == 1
+    assert log["loss"] == reference.logs[0]["loss"]
+    for name, weight in reference.weights.items():
+        torch.testing.assert_close(runs.ran(one).weights[name], weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("expression", ["plain", "rat"])
+def test_a_bad_gradient_skips_the_step(expression, optimizer):
+    """Step 2 of 3 has a NaN gradient: the run is that of a skipped update, and weight decay does not act either."""
+    weights = []
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            weights.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
+
+    settings = {"optim": optimizer, "weight_decay": 0.1, "max_grad_norm": 1.0}
+    one = runs.trainer(expression, count=12, options={"callbacks": [Remember()]}, **settings)
+    BadPass(one.model, 2 if expression == "plain" else 3, gradient=True)
+    one.train()
+    first, second, third = weights
+    assert torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert third.isfinite().all()
+    assert [log["nonfinite_steps"] for log in runs.ran(one).logs[1:]] == [1, 1]
+
+
+# -- fp16: the scaler's arithmetic -----------------------------------------------------------------------------------
+
+
+class HalfPrecision:
+    """The part of an fp16 Accelerator that a regularization uses, on the CPU. `scale` 1 is no loss scaling at all."""
+
+    num_processes = 1
+    distributed_type = "DistributedType.NO"
+
+    def __init__(self, scale):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    def backward(self, loss):
+        self.scaler.scale(loss).backward()
+
+    def no_sync(self, model):
+        return contextlib.nullcontext()
+
+
+class FaintLoss(nn.Module):
+    """A classifier whose loss is so small that its slopes underflow fp16 unless the loss is scaled."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(tiny.VOCABULARY, 16)
+        self.output = nn.Linear(16, 3)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.output(torch.tanh(self.embedding(input_ids)).mean(1))
+        return {"loss": 1e-7 * F.cross_entropy(logits.float(), labels), "logits": logits}
+
+
+def moves_of(regularization, batch):
+    """The perturbations under which the passes of a step ran, zeros left out."""
+    site, moves = regularization._open_site(EMBEDDINGS), []
+    site.module.register_forward_hook(lambda *_: None if site.move is None else moves.append(site.move.detach()))
+    regularization.backward(batch)
+    return [move for move in moves if move.any()]
+
+
+@pytest.mark.parametrize(
+    "expression", ["fgm(epsilon=0.5)", "rat(epsilon=0.5, passes=2)", "pgd(epsilon=0.5, step=0.5)", "freelb(start=0)"]
+)
+def test_slopes_survive_fp16(expression):
+    batch = tiny.tiny_batch()
+    with pytest.warns() if "rat" in expression else contextlib.nullcontext():
+        exact = moves_of(Regularization(parse(expression), FaintLoss()), batch)
+        half = FaintLoss().half()
+        accelerator = HalfPrecision(2.0**24)
+        scaled = moves_of(Regularization(parse(expression), half, accelerator=accelerator), batch)
+        lost = moves_of(Regularization(parse(expression), FaintLoss().half(), accelerator=HalfPrecision(1.0)), batch)
+    assert not lost, "the loss is not faint enough for this test"
+    assert len(scaled) == len(exact) > 0
+    for mine, reference in zip(scaled, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert F.cosine_similarity(mine.flatten(1), reference.flatten(1)).min() > 0.999
+        torch.testing.assert_close(mine.flatten(1).norm(dim=1), reference.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
+    assert half.output.weight.grad.float().abs().max() > 2.0**10 * 1e-7, "the gradients carry the scaler's factor"
+
+
+def test_norms_are_taken_in_fp32():
+    """Slopes of 3e4 are finite in fp16; their squares are not."""
+    half, batch = FaintLoss().half(), tiny.tiny_batch()
+    moves = moves_of(Regularization(fgm(epsilon=0.5), half, accelerator=HalfPrecision(2.0**36)), batch)
+    assert half.embedding.weight.grad.abs().max() > 256
+    for move in moves:
+        torch.testing.assert_close(move.flatten(1).norm(dim=1), torch.full((4,), 0.5))
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+REENTRANT = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+
+
+def several_gpus(**settings):
+    args = runs.arguments(**settings)
+    args._n_gpu = 2
+    return args
+
+
+REFUSED = [
+    (lambda reg: runs.arguments(reg=reg, **REENTRANT), "reentrant"),
+    (lambda reg: several_gpus(reg=reg), "2 GPUs"),
+    (lambda reg: runs.arguments(reg=reg, optim="lomo"), "--optim lomo"),
+    (lambda reg: runs.arguments(reg=reg, optim="adalomo"), "--optim adalomo"),
+]
+
+
+@pytest.mark.parametrize("expression", REGULARIZED)
+@pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[named for _, named in REFUSED])
+def test_what_cannot_be_right_is_refused(arguments, named, expression):
+    with pytest.raises(ValueError, match=named) as error:
+        RegularizedTrainer(without_dropout(), arguments(expression), train_dataset=[])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[named for _, named in REFUSED])
+def test_plain_is_never_refused(arguments, named):
+    RegularizedTrainer(without_dropout(), arguments("plain"), train_dataset=[])
+
+
+@pytest.mark.parametrize("settings", [{"reg": "rat"}, {"reg": "rdrop", "reg_alpha": 0.5}], ids=str)
+def test_two_descriptions_of_the_regularizer_are_refused(settings):
+    with pytest.raises(ValueError, match="keep one") as error:
+        runs.trainer(options={"regularizer": fgm()}, **settings)
+    assert "fgm" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unequal_rate_under_checkpointing_is_refused():
+    one = runs.trainer("rat(dropouts=(0.1, 0.3))", activation_checkpointing=True)
+    with pytest.raises(ValueError, match="activation checkpointing") as error:
+        one.train()
+    assert "\n" not in str(error.value)
+    runs.run("rat(epsilons=(0.1, 0.3))", count=4, activation_checkpointing=True)
+
+
+def test_labels_that_are_missing_are_named():
+    one = runs.trainer("rat", options={"data_collator": lambda rows: {"input_ids": torch.ones(4, 3, dtype=int)}})
+    with pytest.raises(ValueError, match="labels"):
+        one.train()
+
+
+# -- other ways to build it ------------------------------------------------------------------------------------------
+
+
+def bare_arguments(kind=TrainingArguments, **settings):
+    return kind(output_dir=tempfile.gettempdir(), use_cpu=True, report_to="none", max_steps=2, **settings)
+
+
+def test_plain_training_arguments_and_a_regularizer():
+    one = RegularizedTrainer(
+        tiny.tiny_model(dropout=0.1),
+        bare_arguments(logging_steps=1, save_strategy="no"),
+        train_dataset=runs.examples(16),
+        data_collator=runs.collate,
+        regularizer=rdrop(alpha=0.5),
+    )
+    one.train()
+    assert one.regularizer == rdrop(alpha=0.5)
+    assert "loss_consistency" in one.state.log_history[0]
+
+
+def test_without_a_regularizer_plain_training_arguments_mean_plain():
+    one = RegularizedTrainer(without_dropout(), bare_arguments(), train_dataset=[])
+    assert one.regularizer == plain()
+
+
+def test_the_mixin_goes_in_front_of_other_trainers():
+    class Seq2Seq(RegularizationMixin, Seq2SeqTrainer):
+        pass
+
+    model = tiny.tiny_model("t5", dropout=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    one = Seq2Seq(
+        model=model,
+        args=bare_arguments(Seq2SeqTrainingArguments, logging_steps=1, save_strategy="no"),
+        train_dataset=runs.examples(16),
+        eval_dataset=runs.examples(8),
+        data_collator=runs.collate,
+        regularizer=rat(epsilon=0.5),
+    )
+    one.train()
+    assert {"loss_task", "loss_adversarial_task", "loss_adversarial_consistency"} <= set(one.state.log_history[0])
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert math.isfinite(one.evaluate()["eval_loss"])
+
+
+# -- runs that begin again -------------------------------------------------------------------------------------------
+
+
+class CountHooks(TrainerCallback):
+    """Notes, at each step, the regularizer and the hooks on the word embeddings."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        hooks = len(model.get_input_embeddings()._forward_hooks)
+        self.seen.append((repr(self.trainer.regularization.regularizer), hooks))
+
+
+def hooks_left(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_a_search_builds_each_trial_its_regularizer_and_hooks_never_pile_up():
+    pytest.importorskip("optuna")
+    notes, models = CountHooks(), []
+
+    def model_init():
+        models.append(tiny.tiny_model(dropout=0.1))
+        return models[-1]
+
+    notes.trainer = one = RegularizedTrainer(
+        args=runs.arguments(reg="fgm", max_steps=2, learning_rate=1e-2),
+        model_init=model_init,
+        train_dataset=runs.examples(16),
+        eval_dataset=runs.examples(8),
+        data_collator=runs.collate,
+        callbacks=[notes],
+    )
+    tried = []
+
+    def space(trial):
+        tried.append(trial.suggest_float("reg_epsilon", 0.1, 0.9))
+        return {"reg_epsilon": tried[-1]}
+
+    best = one.hyperparameter_search(
+        hp_space=space, n_trials=3, direction="minimize", backend="optuna", compute_objective=lambda m: m["eval_loss"]
+    )
+    assert len(set(tried)) == 3
+    assert best.hyperparameters["reg_epsilon"] in tried
+    assert notes.seen == [(repr(fgm(epsilon=epsilon)), 1) for epsilon in tried for _ in range(2)]
+    assert [hooks_left(model) for model in models] == [0] * len(models)
+
+
+def test_training_twice_leaves_no_hooks():
+    notes = CountHooks()
+    notes.trainer = one = runs.trainer("rat + adversarial_dropout", count=4, options={"callbacks": [notes]})
+    for _ in range(2):
+        one.train()
+        assert hooks_left(one.model) == 0
+    assert [hooks for _, hooks in notes.seen] == [1, 1]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_running_out_of_memory_leaves_nothing_behind(failing):
+    """The clean or the adversarial pass of the first step fails, and the run begins again with smaller batches."""
+    settings = {"count": 8, **SEQUENTIAL}
+    passes = []
+
+    def out_of_memory(*_):
+        passes.append(1)
+        if len(passes) == failing:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    one = runs.trainer(
+        "fgm(epsilon=0.5)",
+        model=without_dropout(),
+        auto_find_batch_size=True,
+        per_device_train_batch_size=8,
+        **settings,
+    )
+    one.model.classifier.register_forward_hook(out_of_memory)
+    one.train()
+    smaller = one._train_batch_size
+    assert smaller < 8
+    reference = runs.run("fgm(epsilon=0.5)", model=without_dropout(), per_device_train_batch_size=smaller, **settings)
+    assert runs.ran(one).logs == reference.logs
+    runs.assert_same_weights(runs.ran(one).weights, reference.weights)
+    assert hooks_left(one.model) == 1, "only the hook of this test is left"
