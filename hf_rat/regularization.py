@@ -67,6 +67,8 @@ class Regularization:
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
         betas = [term.beta for term in terms if isinstance(term, Proximal)]
+        if len(set(betas)) > 1:
+            raise ValueError(f"{regularizer!r} asks for averages with beta {betas}; one model keeps one average")
         self.teacher = Teacher(self.unwrapped, betas[0]) if betas else None
         for name in self._site_names:
             self._open_site(name)
@@ -91,7 +93,7 @@ class Regularization:
     def losses(self, inputs: Mapping[str, Any], *, step: int = 0) -> dict[str, Tensor]:
         """The named losses with their graphs, for a loop that makes its own single backward of their sum."""
         named: dict[str, Tensor] = {}
-        for _, losses in self._groups(inputs, step, streaming=False):
+        for _, losses in self._groups(self._batch(inputs, step, streaming=False)):
             _accumulate(named, losses)
         return named
 
@@ -105,7 +107,8 @@ class Regularization:
         """
         named: dict[str, Tensor] = {}
         done = pending = None
-        for last, losses in self._groups(inputs, step, streaming=not self.single_backward):
+        batch = self._batch(inputs, step, streaming=not self.single_backward)
+        for last, losses in self._groups(batch):
             _accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
                 continue
@@ -119,6 +122,7 @@ class Regularization:
         if pending is None:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
+        pending = pending + self._owed(batch, accumulation)
         return (pending if done is None else pending + done), named
 
     def cost(self, step: int | None = None) -> Cost:
@@ -163,12 +167,9 @@ class Regularization:
 
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 
-    def _groups(
-        self, inputs: Mapping[str, Any], step: int, streaming: bool
-    ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
+    def _groups(self, batch: Batch) -> Iterator[tuple[bool, dict[str, Tensor]]]:
         """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
-        count = self.cost(step).groups
-        batch = self._batch(inputs, step, streaming)
+        count = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
         stream = groups(self.regularizer, Point(batch))
@@ -177,7 +178,7 @@ class Regularization:
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self._no_sync():
                 losses = next(stream)()
-            yield last, (losses if self.is_plain else self._finite(losses, step))
+            yield last, (losses if self.is_plain else self._finite(losses, batch.step))
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         scaler = None if self.accelerator is None else self.accelerator.scaler
@@ -191,10 +192,27 @@ class Regularization:
             ),
             step=step,
             streaming=streaming,
+            # A table that FSDP shards can be looked up inside the model's own forward only.
+            may_cut=self.accelerator is None or self.accelerator.distributed_type != DistributedType.FSDP,
             no_sync=self._no_sync,
             scale=scaler.scale if scaler is not None else lambda loss: loss,
             teacher=None if self.teacher is None else self.teacher.logits,
         )
+
+    def _owed(self, batch: Batch, accumulation: int) -> Tensor | float:
+        """The gradients that passes withheld from the embeddings, as a scalar of value zero that gives them back."""
+        # A leaf's gradient is that of a loss that was divided and scaled as the returned one is going to be.
+        divided = float(accumulation)
+        if self.accelerator is not None:
+            divided *= self.accelerator.gradient_accumulation_steps
+            if self.accelerator.scaler is not None:
+                divided /= self.accelerator.scaler.get_scale()
+        owed: Tensor | float = 0.0
+        for name, leaf in batch.owing:
+            site = self._open_site(name)
+            if leaf.grad is not None and isinstance(site, EmbeddingSite):
+                owed = owed + site.owed(batch.inputs, leaf.grad * divided)
+        return owed
 
     def _finite(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """The losses that are finite on every process: others are never back-propagated, as 0 x NaN is NaN."""

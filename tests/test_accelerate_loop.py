@@ -127,3 +127,21 @@ def test_closing_takes_the_hooks_off():
     assert model.get_input_embeddings()._forward_hooks
     regularization.close()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_pass_that_fails_leaves_no_perturbation_behind():
+    model, batch = tiny.tiny_model(), tiny.tiny_batch()
+    clean = model(**batch).logits
+    regularization = Regularization(fgm(epsilon=5.0), model)
+    passes = []
+
+    def fail_second(*_):
+        passes.append(1)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    handle = model.classifier.register_forward_hook(fail_second)
+    with pytest.raises(KeyboardInterrupt):
+        regularization.backward(batch)
+    handle.remove()
+    assert torch.equal(model(**batch).logits, clean)

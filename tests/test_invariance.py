@@ -194,14 +194,20 @@ def two(tmp_path_factory):
     here = Path(__file__).parent
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
+    launched = subprocess.Popen(
         [*launch, "--nproc-per-node", "2", str(here / "two_processes.py"), str(result)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    try:
+        _, errors = launched.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        launched.terminate()  # not kill: the launcher then ends its two processes
+        _, errors = launched.communicate()
+        pytest.fail(f"the two processes wait for each other\n{errors[-4000:]}")
+    assert launched.returncode == 0, errors[-4000:]
     return json.loads(result.read_text(encoding="utf-8"))
 
 

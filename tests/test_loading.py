@@ -98,6 +98,16 @@ def test_files_that_do_not_parse(tmp_path, ending, content, message):
     assert str(path) in _message(error)
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_file_without_rows(tmp_path, ending):
+    path = tmp_path / f"none.{ending}"
+    rows = Dataset.from_dict({"text": [], "label": []})
+    rows.to_csv(path) if ending == "csv" else rows.to_parquet(path)
+    with pytest.raises(ValueError, match=r"--test_file .*: the file is empty, it must have at least one row") as error:
+        loading.load_files({"test": str(path)})
+    _message(error)
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"--train_file '.*none.csv': no such file"):
         loading.load_files({"train": str(tmp_path / "none.csv")})

@@ -409,7 +409,7 @@ def test_two_processes_make_the_model_of_one(tmp_path, data, model):
             "--use_cpu",
         ]
         command += ["--per_device_train_batch_size", str(size), "--dropout", "0", "--reg", "fgm(epsilon=0.1)"]
-        command += ["--optim", "sgd", "--learning_rate", "1", "--submission_dir", str(out / "submission")]
+        command += ["--use_cpu", "--optim", "sgd", "--learning_rate", "1", "--submission_dir", str(out / "submission")]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True

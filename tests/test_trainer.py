@@ -173,6 +173,23 @@ def test_plain_logs_what_the_stock_trainer_logs():
     assert set(runs.run("plain").logs[0]) == {"loss", "grad_norm"}
 
 
+def test_schedules_count_optimizer_steps():
+    """begin=2, warmup=1: two plain steps, one at half strength, then the whole; two micro-batches make a step."""
+    settings = {"count": 32, "gradient_accumulation_steps": 2}
+    with keyed.noise():
+        late = runs.run("rdrop(begin=2, warmup=1)", keyed.KeyedTrainer, **settings).logs
+        plainly = runs.run("plain", keyed.KeyedTrainer, **settings).logs
+        half = runs.run("0.5 * rdrop(begin=2)", keyed.KeyedTrainer, **settings).logs
+        full = runs.run("rdrop(begin=2)", keyed.KeyedTrainer, **settings).logs
+    for step in (0, 1):
+        assert set(late[step]) == {"loss", "loss_task", "grad_norm", "nonfinite_steps"}
+        assert late[step]["loss"] == pytest.approx(plainly[step]["loss"], rel=1e-6)
+        assert late[step]["grad_norm"] == pytest.approx(plainly[step]["grad_norm"], rel=1e-5)
+    runs.assert_same_logs(late[2:3], half[2:3])
+    assert late[2]["loss_consistency"] == pytest.approx(full[2]["loss_consistency"] / 2, rel=1e-5)
+    assert late[3]["loss_consistency"] > 0
+
+
 # -- evaluation ------------------------------------------------------------------------------------------------------
 
 
@@ -292,17 +309,20 @@ def moves_of(regularization, batch):
     return [move for move in moves if move.any()]
 
 
+@pytest.mark.parametrize("single_backward", [False, True], ids=["riding slopes", "slopes of their own"])
 @pytest.mark.parametrize(
-    "expression", ["fgm(epsilon=0.5)", "rat(epsilon=0.5, passes=2)", "pgd(epsilon=0.5, step=0.5)", "freelb(start=0)"]
+    "expression", ["fgm(epsilon=0.5)", "rat(epsilon=0.5)", "pgd(epsilon=0.5, step=0.5)", "freelb(start=0)"]
 )
-def test_slopes_survive_fp16(expression):
-    batch = tiny.tiny_batch()
-    with pytest.warns() if "rat" in expression else contextlib.nullcontext():
-        exact = moves_of(Regularization(parse(expression), FaintLoss()), batch)
+def test_slopes_survive_fp16(expression, single_backward):
+    def moves(model, accelerator=None):
+        how = {"accelerator": accelerator, "single_backward": single_backward}
+        return moves_of(Regularization(parse(expression), model, **how), tiny.tiny_batch())
+
+    with pytest.warns(match="no dropout") if "rat" in expression else contextlib.nullcontext():
+        exact = moves(FaintLoss())
         half = FaintLoss().half()
-        accelerator = HalfPrecision(2.0**24)
-        scaled = moves_of(Regularization(parse(expression), half, accelerator=accelerator), batch)
-        lost = moves_of(Regularization(parse(expression), FaintLoss().half(), accelerator=HalfPrecision(1.0)), batch)
+        scaled = moves(half, HalfPrecision(2.0**24))
+        lost = moves(FaintLoss().half(), HalfPrecision(1.0))
     assert not lost, "the loss is not faint enough for this test"
     assert len(scaled) == len(exact) > 0
     for mine, reference in zip(scaled, exact, strict=True):

@@ -95,7 +95,7 @@ class DataTrainingArguments:
     validation_from_train: float | None = field(
         default=None,
         metadata={
-            "help": "Evaluate on this share of the training examples (always the same), which are then not trained on, "
+            "help": "Evaluate on this share of the training examples (always the same), which are not trained on, "
             "instead of the validation split: for choosing hyperparameters without looking at it."
         },
     )

@@ -41,15 +41,13 @@ def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Data
     if path.suffix not in _READERS:
         raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(_READERS)}")
     options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    kind = _READERS[path.suffix]
     try:
-        found = datasets.load_dataset(_READERS[path.suffix], data_files=str(path), cache_dir=cache_dir, **options)
+        return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache_dir, **options)
     except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
-        raise ValueError(
-            f"{flag} {str(path)!r} does not parse as {_READERS[path.suffix]} ({one_line(error)})"
-        ) from error
-    if "train" not in found or len(found["train"]) == 0:
-        raise ValueError(f"{flag} {str(path)!r}: the file is empty, it must have at least one row")
-    return found["train"]
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{flag} {str(path)!r}: the file is empty, it must have at least one row") from error
+        raise ValueError(f"{flag} {str(path)!r} does not parse as {kind} ({one_line(error)})") from error
 
 
 def load_task(

@@ -38,10 +38,13 @@ class Batch:
         no_sync: passes of a search run inside this context (gradients of parameters are not computed there).
         scale: multiplies a loss before a slope is taken (the fp16 loss scale; slopes are used for direction only).
         teacher: inputs -> logits of the averaged model, for SMART's proximal term.
+        may_cut: passes at which a slope rides may withhold the gradient of the embeddings; whoever makes the backwards
+            then owes it to them (`owing`).
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
         slopes: passes traversed so far for a slope alone.
+        owing: (site, leaf) of the passes that withheld a gradient; it lies in the leaf's `grad`.
     """
 
     inputs: dict[str, Any]
@@ -53,9 +56,11 @@ class Batch:
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Callable[[dict[str, Any]], Tensor] | None = None
+    may_cut: bool = False
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
+    owing: list[tuple[str, Tensor]] = field(default_factory=list)
     _places: dict[str, Place] = field(default_factory=dict)
 
     @cached_property
@@ -72,6 +77,9 @@ class Batch:
             if isinstance(value, Tensor) and value.dim() > 0:
                 return value
         raise ValueError(f"the batch holds no tensors (its keys: {', '.join(self.inputs) or 'none'})")
+
+    def cuts(self, site: str) -> bool:
+        return self.may_cut and self.streaming and self.open_site(site).can_cut
 
     def place(self, site: str) -> Place:
         if site not in self._places:
@@ -132,7 +140,9 @@ class Point:
         self._count = 1
         self._rates: tuple[float, ...] | None = None
         self._climbed = frozenset(climbed)
+        self._searching = False
         self._leaves: dict[str, Tensor] = {}
+        self._cut: set[str] = set()
         self._slopes: dict[str, Tensor] = {}
 
     # -- what will be asked ------------------------------------------------------------------------------------------
@@ -190,6 +200,9 @@ class Point:
             place = batch.place(site)
             origin = moves[site] if site in moves else torch.zeros(place.shape, device=place.device)
             moves[site] = self._leaves[site] = origin.detach().clone().requires_grad_()
+            if not self._searching and batch.cuts(site):
+                self._cut.add(site)
+                batch.owing.append((site, self._leaves[site]))
         batch.forwards += count
         if count > 1 and self._rates is None and self.masks is None:
             # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
@@ -219,7 +232,7 @@ class Point:
     def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
         with ExitStack() as contexts:
             for site, move in moves.items():
-                contexts.enter_context(self.batch.open_site(site).entered(move))
+                contexts.enter_context(self.batch.open_site(site).entered(move, site in self._cut))
             return self.batch.run(inputs)
 
     # -- slopes ------------------------------------------------------------------------------------------------------
@@ -247,10 +260,10 @@ class Point:
                 ridden = self._leaves[site].grad
                 # No gradient: the group was not finite on some process and was never back-propagated.
                 self._slopes[site] = torch.zeros_like(self._leaves[site]) if ridden is None else ridden
-                self._leaves.clear()
             return self._slopes[site]
         with self.batch.no_sync():
             search = Point(self.batch, self.moves, self.masks, self.rate, [site])
+            search._searching = True
             self.batch.searches += 1
             loss = search.task if climb is None else climb(search.logits[0])
             return self.batch.gradient(loss, [search._leaves[site]], keep_graph=False)[0]

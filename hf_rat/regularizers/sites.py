@@ -39,6 +39,7 @@ class EmbeddingSite:
         self.module = _input_embeddings(model)
         self.move: Tensor | None = None
         self.fired = False
+        self._cut = False
         self._time_first: bool | None = None
         self._looked: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None
         self._looking = False
@@ -56,13 +57,19 @@ class EmbeddingSite:
         if self.move is None or self.fired:
             return None
         self.fired = True
+        if self._cut:
+            output = output.detach()
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
         return (output + self.move).to(output.dtype)
 
     @contextmanager
-    def entered(self, move: Tensor | None) -> Iterator[None]:
-        """Forwards inside run with `move` (batch, time, dim) added to the embeddings; None leaves them alone."""
+    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
+        """Forwards inside run with `move` (batch, time, dim) added to the embeddings; None leaves them alone.
+
+        With `cut` no gradient flows into the embeddings themselves: see `owed`.
+        """
         self.fired = False
+        self._cut = cut
         self.move = move.transpose(0, 1) if move is not None and self._time_first else move
         try:
             yield
@@ -73,6 +80,20 @@ class EmbeddingSite:
                 )
         finally:
             self.move = None
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether `owed` can make up for a cut: the embeddings are a trained look-up and nothing else."""
+        return isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad
+
+    def owed(self, inputs: Mapping[str, Any], slope: Tensor) -> Tensor:
+        """A scalar of value zero whose backward gives the embeddings the gradient that a cut pass withheld.
+
+        The table's gradient is as large as the table. Withheld in the clean pass and given back together with the last
+        one, it does not take up memory while the adversarial passes hold their activations.
+        """
+        product = (self.module(inputs["input_ids"]).float() * slope).sum().nan_to_num(0.0, 0.0, 0.0)
+        return product - product.detach()
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
         """The geometry of a batch. The first call looks at the model to learn its batch axis and the width."""
@@ -173,7 +194,7 @@ class LogitsInputSite:
         return ((x * mask).to(x.dtype), *args[1:])
 
     @contextmanager
-    def entered(self, move: Tensor | None) -> Iterator[None]:
+    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
         """Forwards inside run with the mask `1 + move`, move (batch, units) in {-1, 0}; None means no mask."""
         self.fired, self.move = False, move
         try:
@@ -182,6 +203,8 @@ class LogitsInputSite:
                 raise RuntimeError(f"the dropout mask never reached the output layer of {type(self.model).__name__}")
         finally:
             self.move = None
+
+    can_cut = False
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
         first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
