@@ -107,6 +107,7 @@ class Regularization:
         """
         named: dict[str, Tensor] = {}
         done = pending = None
+        owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, streaming=not self.single_backward)
         for last, losses in self._groups(batch):
             _accumulate(named, {name: value.detach() for name, value in losses.items()})
@@ -119,10 +120,13 @@ class Regularization:
                 with self._no_sync():
                     self._backward(total / accumulation)
                 done = total.detach() if done is None else done + total.detach()
+                # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
+                # comes when that group's activations are gone.
+                owed = owed + self._owed(batch, accumulation)
         if pending is None:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
-        pending = pending + self._owed(batch, accumulation)
+        pending = pending + owed
         return (pending if done is None else pending + done), named
 
     def cost(self, step: int | None = None) -> Cost:
@@ -208,7 +212,8 @@ class Regularization:
             if self.accelerator.scaler is not None:
                 divided /= self.accelerator.scaler.get_scale()
         owed: Tensor | float = 0.0
-        for name, leaf in batch.owing:
+        while batch.owing:
+            name, leaf = batch.owing.pop()
             site = self._open_site(name)
             if leaf.grad is not None and isinstance(site, EmbeddingSite):
                 owed = owed + site.owed(batch.inputs, leaf.grad * divided)

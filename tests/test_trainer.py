@@ -1,6 +1,5 @@
 """The trainer: what it adds to the stock one, what it leaves alone, what it refuses."""
 
-import contextlib
 import math
 import tempfile
 
@@ -9,13 +8,10 @@ import pytest
 import runs
 import tiny
 import torch
-from torch import nn
 from torch.nn import functional as F
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
-from two_processes import BadPass
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
-from hf_rat import Regularization, RegularizationMixin, RegularizedTrainer, fgm, parse, plain, rat, rdrop
-from hf_rat.regularizers.sites import EMBEDDINGS
+from hf_rat import RegularizationMixin, RegularizedTrainer, plain, rat, rdrop
 
 REGULARIZED = [expression for name, expression in runs.SETTINGS.items() if name != "plain"]
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1.0}
@@ -34,7 +30,7 @@ def without_dropout():
     return tiny.tiny_model(dropout=0.0, _attn_implementation="eager")
 
 
-# -- plain, and the stock Trainer ------------------------------------------------------------------------------------
+# -- plain, and the stock Trainer -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [{}, {"label_smoothing_factor": 0.1}, {"bf16": True}], ids=str)
@@ -58,7 +54,7 @@ def test_the_stock_trainer_scales_gradients_with_the_accumulation_and_ours_does_
     assert norm(RegularizedTrainer, whole) == pytest.approx(norm(Trainer, whole), rel=1e-6)
 
 
-# -- against training loops written by hand --------------------------------------------------------------------------
+# -- against training loops written by hand ---------------------------------------------------------------------------
 
 
 def hand_fgm(model, batch, epsilon, loss=None):
@@ -151,7 +147,7 @@ def test_a_loss_function_gets_the_label_count_of_its_own_pass(expression, passes
     assert seen == [(count, count, count) for count in passes] * 4
 
 
-# -- what is logged --------------------------------------------------------------------------------------------------
+# -- what is logged ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("expression", [*REGULARIZED, *runs.COMPOSED])
@@ -190,7 +186,7 @@ def test_schedules_count_optimizer_steps():
     assert late[3]["loss_consistency"] > 0
 
 
-# -- evaluation ------------------------------------------------------------------------------------------------------
+# -- evaluation -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,175 +223,7 @@ def test_evaluating_while_training_changes_nothing():
     assert sum("eval_loss" in log for log in one.state.log_history) == 4
 
 
-# -- what is not finite ----------------------------------------------------------------------------------------------
-
-
-def test_a_bad_adversarial_pass_is_left_out():
-    with keyed.noise():
-        one = runs.trainer("rat", keyed.KeyedTrainer, count=4)
-        BadPass(one.model, 2)
-        one.train()
-        (log,) = runs.ran(one).logs
-        reference = runs.run("plain", keyed.KeyedTrainer, count=4)
-    assert set(log) == {"loss", "loss_task", "grad_norm", "nonfinite_steps"}
-    assert log["nonfinite_steps"] == 1
-    assert log["loss"] == reference.logs[0]["loss"]
-    for name, weight in reference.weights.items():
-        torch.testing.assert_close(runs.ran(one).weights[name], weight, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
-@pytest.mark.parametrize("expression", ["plain", "rat"])
-def test_a_bad_gradient_skips_the_step(expression, optimizer):
-    """Step 2 of 3 has a NaN gradient: the run is that of a skipped update, and weight decay does not act either."""
-    weights = []
-
-    class Remember(TrainerCallback):
-        def on_step_end(self, args, state, control, model, **kwargs):
-            weights.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
-
-    settings = {"optim": optimizer, "weight_decay": 0.1, "max_grad_norm": 1.0}
-    one = runs.trainer(expression, count=12, options={"callbacks": [Remember()]}, **settings)
-    BadPass(one.model, 2 if expression == "plain" else 3, gradient=True)
-    one.train()
-    first, second, third = weights
-    assert torch.equal(first, second)
-    assert not torch.equal(second, third)
-    assert third.isfinite().all()
-    assert [log["nonfinite_steps"] for log in runs.ran(one).logs[1:]] == [1, 1]
-
-
-# -- fp16: the scaler's arithmetic -----------------------------------------------------------------------------------
-
-
-class HalfPrecision:
-    """The part of an fp16 Accelerator that a regularization uses, on the CPU. `scale` 1 is no loss scaling at all."""
-
-    num_processes = 1
-    distributed_type = "DistributedType.NO"
-
-    def __init__(self, scale):
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-
-    def backward(self, loss):
-        self.scaler.scale(loss).backward()
-
-    def no_sync(self, model):
-        return contextlib.nullcontext()
-
-
-class FaintLoss(nn.Module):
-    """A classifier whose loss is so small that its slopes underflow fp16 unless the loss is scaled."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(tiny.VOCABULARY, 16)
-        self.output = nn.Linear(16, 3)
-
-    def get_input_embeddings(self):
-        return self.embedding
-
-    def forward(self, input_ids, attention_mask, labels):
-        logits = self.output(torch.tanh(self.embedding(input_ids)).mean(1))
-        return {"loss": 1e-7 * F.cross_entropy(logits.float(), labels), "logits": logits}
-
-
-def moves_of(regularization, batch):
-    """The perturbations under which the passes of a step ran, zeros left out."""
-    site, moves = regularization._open_site(EMBEDDINGS), []
-    site.module.register_forward_hook(lambda *_: None if site.move is None else moves.append(site.move.detach()))
-    regularization.backward(batch)
-    return [move for move in moves if move.any()]
-
-
-@pytest.mark.parametrize("single_backward", [False, True], ids=["riding slopes", "slopes of their own"])
-@pytest.mark.parametrize(
-    "expression", ["fgm(epsilon=0.5)", "rat(epsilon=0.5)", "pgd(epsilon=0.5, step=0.5)", "freelb(start=0)"]
-)
-def test_slopes_survive_fp16(expression, single_backward):
-    def moves(model, accelerator=None):
-        how = {"accelerator": accelerator, "single_backward": single_backward}
-        return moves_of(Regularization(parse(expression), model, **how), tiny.tiny_batch())
-
-    with pytest.warns(match="no dropout") if "rat" in expression else contextlib.nullcontext():
-        exact = moves(FaintLoss())
-        half = FaintLoss().half()
-        scaled = moves(half, HalfPrecision(2.0**24))
-        lost = moves(FaintLoss().half(), HalfPrecision(1.0))
-    assert not lost, "the loss is not faint enough for this test"
-    assert len(scaled) == len(exact) > 0
-    for mine, reference in zip(scaled, exact, strict=True):
-        assert mine.dtype == torch.float32
-        assert F.cosine_similarity(mine.flatten(1), reference.flatten(1)).min() > 0.999
-        torch.testing.assert_close(mine.flatten(1).norm(dim=1), reference.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
-    assert half.output.weight.grad.float().abs().max() > 2.0**10 * 1e-7, "the gradients carry the scaler's factor"
-
-
-def test_norms_are_taken_in_fp32():
-    """Slopes of 3e4 are finite in fp16; their squares are not."""
-    half, batch = FaintLoss().half(), tiny.tiny_batch()
-    moves = moves_of(Regularization(fgm(epsilon=0.5), half, accelerator=HalfPrecision(2.0**36)), batch)
-    assert half.embedding.weight.grad.abs().max() > 256
-    for move in moves:
-        torch.testing.assert_close(move.flatten(1).norm(dim=1), torch.full((4,), 0.5))
-
-
-# -- refusals --------------------------------------------------------------------------------------------------------
-
-REENTRANT = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
-
-
-def several_gpus(**settings):
-    args = runs.arguments(**settings)
-    args._n_gpu = 2
-    return args
-
-
-REFUSED = [
-    (lambda reg: runs.arguments(reg=reg, **REENTRANT), "reentrant"),
-    (lambda reg: several_gpus(reg=reg), "2 GPUs"),
-    (lambda reg: runs.arguments(reg=reg, optim="lomo"), "--optim lomo"),
-    (lambda reg: runs.arguments(reg=reg, optim="adalomo"), "--optim adalomo"),
-]
-
-
-@pytest.mark.parametrize("expression", REGULARIZED)
-@pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[named for _, named in REFUSED])
-def test_what_cannot_be_right_is_refused(arguments, named, expression):
-    with pytest.raises(ValueError, match=named) as error:
-        RegularizedTrainer(without_dropout(), arguments(expression), train_dataset=[])
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[named for _, named in REFUSED])
-def test_plain_is_never_refused(arguments, named):
-    RegularizedTrainer(without_dropout(), arguments("plain"), train_dataset=[])
-
-
-@pytest.mark.parametrize("settings", [{"reg": "rat"}, {"reg": "rdrop", "reg_alpha": 0.5}], ids=str)
-def test_two_descriptions_of_the_regularizer_are_refused(settings):
-    with pytest.raises(ValueError, match="keep one") as error:
-        runs.trainer(options={"regularizer": fgm()}, **settings)
-    assert "fgm" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_an_unequal_rate_under_checkpointing_is_refused():
-    one = runs.trainer("rat(dropouts=(0.1, 0.3))", activation_checkpointing=True)
-    with pytest.raises(ValueError, match="activation checkpointing") as error:
-        one.train()
-    assert "\n" not in str(error.value)
-    runs.run("rat(epsilons=(0.1, 0.3))", count=4, activation_checkpointing=True)
-
-
-def test_labels_that_are_missing_are_named():
-    one = runs.trainer("rat", options={"data_collator": lambda rows: {"input_ids": torch.ones(4, 3, dtype=int)}})
-    with pytest.raises(ValueError, match="labels"):
-        one.train()
-
-
-# -- other ways to build it ------------------------------------------------------------------------------------------
+# -- other ways to build it -------------------------------------------------------------------------------------------
 
 
 def bare_arguments(kind=TrainingArguments, **settings):
@@ -438,89 +266,3 @@ def test_the_mixin_goes_in_front_of_other_trainers():
     assert {"loss_task", "loss_adversarial_task", "loss_adversarial_consistency"} <= set(one.state.log_history[0])
     assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert math.isfinite(one.evaluate()["eval_loss"])
-
-
-# -- runs that begin again -------------------------------------------------------------------------------------------
-
-
-class CountHooks(TrainerCallback):
-    """Notes, at each step, the regularizer and the hooks on the word embeddings."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        hooks = len(model.get_input_embeddings()._forward_hooks)
-        self.seen.append((repr(self.trainer.regularization.regularizer), hooks))
-
-
-def hooks_left(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
-
-
-def test_a_search_builds_each_trial_its_regularizer_and_hooks_never_pile_up():
-    pytest.importorskip("optuna")
-    notes, models = CountHooks(), []
-
-    def model_init():
-        models.append(tiny.tiny_model(dropout=0.1))
-        return models[-1]
-
-    notes.trainer = one = RegularizedTrainer(
-        args=runs.arguments(reg="fgm", max_steps=2, learning_rate=1e-2),
-        model_init=model_init,
-        train_dataset=runs.examples(16),
-        eval_dataset=runs.examples(8),
-        data_collator=runs.collate,
-        callbacks=[notes],
-    )
-    tried = []
-
-    def space(trial):
-        tried.append(trial.suggest_float("reg_epsilon", 0.1, 0.9))
-        return {"reg_epsilon": tried[-1]}
-
-    best = one.hyperparameter_search(
-        hp_space=space, n_trials=3, direction="minimize", backend="optuna", compute_objective=lambda m: m["eval_loss"]
-    )
-    assert len(set(tried)) == 3
-    assert best.hyperparameters["reg_epsilon"] in tried
-    assert notes.seen == [(repr(fgm(epsilon=epsilon)), 1) for epsilon in tried for _ in range(2)]
-    assert [hooks_left(model) for model in models] == [0] * len(models)
-
-
-def test_training_twice_leaves_no_hooks():
-    notes = CountHooks()
-    notes.trainer = one = runs.trainer("rat + adversarial_dropout", count=4, options={"callbacks": [notes]})
-    for _ in range(2):
-        one.train()
-        assert hooks_left(one.model) == 0
-    assert [hooks for _, hooks in notes.seen] == [1, 1]
-
-
-@pytest.mark.parametrize("failing", [1, 2])
-def test_running_out_of_memory_leaves_nothing_behind(failing):
-    """The clean or the adversarial pass of the first step fails, and the run begins again with smaller batches."""
-    settings = {"count": 8, **SEQUENTIAL}
-    passes = []
-
-    def out_of_memory(*_):
-        passes.append(1)
-        if len(passes) == failing:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB.")
-
-    one = runs.trainer(
-        "fgm(epsilon=0.5)",
-        model=without_dropout(),
-        auto_find_batch_size=True,
-        per_device_train_batch_size=8,
-        **settings,
-    )
-    one.model.classifier.register_forward_hook(out_of_memory)
-    one.train()
-    smaller = one._train_batch_size
-    assert smaller < 8
-    reference = runs.run("fgm(epsilon=0.5)", model=without_dropout(), per_device_train_batch_size=smaller, **settings)
-    assert runs.ran(one).logs == reference.logs
-    runs.assert_same_weights(runs.ran(one).weights, reference.weights)
-    assert hooks_left(one.model) == 1, "only the hook of this test is left"
