@@ -32,7 +32,9 @@ def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str,
     for name in dict.fromkeys(_recipes(regularizer)):
         card = inspect.getdoc(RECIPES[name]) or ""
         lines += [f"**{name}**: {' '.join(card.split(chr(10) * 2)[0].split())}", "", *_equation(card), ""]
-    components = next((log for log in reversed(log_history) if any(name.startswith("loss_") for name in log)), {})
+    components: Mapping[str, Any] = next(
+        (log for log in reversed(log_history) if any(name.startswith("loss_") for name in log)), {}
+    )
     rows = [(name, value) for name, value in components.items() if name == "loss" or name.startswith("loss_")]
     if rows:
         lines += [

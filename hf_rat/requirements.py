@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 from torch import nn
 
@@ -63,7 +64,7 @@ def _compares_dropout(term: Term) -> bool:
 def _has_dropout(model: nn.Module) -> bool:
     if any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout)):
         return True
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     return any(
         isinstance(value, (int, float)) and math.isfinite(value) and value > 0

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class RegularizationMixin(_Base):
         """One pass through the wrapped model: (task loss, a mean over the micro-batch; outputs)."""
         inputs = dict(inputs)  # the Trainer's own compute_loss takes the labels out
         if self.compute_loss_func is None or "labels" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs=True)
+            return cast(tuple[Tensor, Any], super().compute_loss(model, inputs, return_outputs=True))
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         count = (labels != -100).sum()
@@ -177,7 +177,7 @@ class RegularizationMixin(_Base):
         self._components_logged_at = self.state.global_step
         regularization = self.regularization
         if self._resumed_from is not None:
-            saved = self.state.stateful_callbacks.get(STATE_KEY)
+            saved = self._callback_states.get(STATE_KEY)
             if isinstance(saved, dict):
                 regularization.load_state(saved["attributes"])
             if regularization.teacher is not None:
@@ -191,9 +191,14 @@ class RegularizationMixin(_Base):
                 self.args.device,
             )
 
+    @property
+    def _callback_states(self) -> dict[str, Any]:
+        # Handed over as a list of callbacks, kept as a dict of their states.
+        return cast(dict[str, Any], self.state.stateful_callbacks)
+
     def _store_state(self) -> None:
         if self._regularization is not None:
-            self.state.stateful_callbacks[STATE_KEY] = {"args": {}, "attributes": self._regularization.state()}
+            self._callback_states[STATE_KEY] = {"args": {}, "attributes": self._regularization.state()}
 
     def _close_regularization(self) -> None:
         if self._regularization is not None:
@@ -217,7 +222,7 @@ class RegularizationMixin(_Base):
             )
         checkpointing = {
             **(getattr(args, "gradient_checkpointing_kwargs", None) or {}),
-            **(args.activation_checkpointing_kwargs or {}),
+            **cast(dict[str, Any], args.activation_checkpointing_kwargs or {}),
         }
         if checkpointing.get("use_reentrant"):
             raise ValueError(

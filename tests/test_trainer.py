@@ -1,4 +1,4 @@
-"""The trainer: what it adds to the stock one, what it leaves alone, what it refuses."""
+"""The trainer: what it adds to the stock one, what it leaves alone, and how it is built."""
 
 import math
 import tempfile
