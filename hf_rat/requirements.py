@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hf_rat.regularizers.perturbations import Flip, Redrawn
-from hf_rat.regularizers.terms import Consistency, Smoothness, TaskLoss, Term, all_terms
+from hf_rat.regularizers.terms import Consistency, Smoothness, TaskLoss, Term, all_terms, is_plain
 
 
 def require(regularizer: Term, model: nn.Module) -> None:
@@ -17,12 +17,17 @@ def require(regularizer: Term, model: nn.Module) -> None:
 
     Raises:
         ValueError: a pass has a dropout rate of its own, and activation checkpointing or an attention kernel would not
-            obey it; or the regularizer leaves no loss at all.
+            obey it; activation checkpointing is reentrant; or the regularizer leaves no loss at all.
     """
     terms = list(all_terms(regularizer))
     if not terms:
         raise ValueError(f"{regularizer!r} leaves no loss to train on: its factor of 0 takes everything away")
     _require_obeyed_rates(regularizer, terms, model)
+    if not is_plain(regularizer) and any(map(_checkpoints_reentrantly, model.modules())):
+        raise ValueError(
+            f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; enable it with "
+            "use_reentrant=False"
+        )
     if any(_compares_dropout(term) for term in terms) and not _has_dropout(model):
         warnings.warn(
             f"{type(model).__name__} has no dropout: the passes that {regularizer!r} compares are identical, and "
@@ -50,6 +55,12 @@ def _require_obeyed_rates(regularizer: Term, terms: list[Term], model: nn.Module
             f'{regularizer!r} gives a pass its own dropout rate, which attn_implementation="{attention}" does not '
             'obey; use "sdpa" or "eager"'
         )
+
+
+def _checkpoints_reentrantly(module: nn.Module) -> bool:
+    checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+    switched_on = getattr(module, "gradient_checkpointing", False)
+    return bool(switched_on and getattr(checkpoint, "keywords", {}).get("use_reentrant"))
 
 
 def _compares_dropout(term: Term) -> bool:

@@ -5,7 +5,7 @@ import runs
 import tiny
 import torch
 
-from hf_rat import RegularizedTrainer, fgm
+from hf_rat import Regularization, RegularizedTrainer, fgm, parse
 
 REGULARIZED = [expression for name, expression in runs.SETTINGS.items() if name != "plain"]
 
@@ -64,3 +64,12 @@ def test_labels_that_are_missing_are_named():
     one = runs.trainer("rat", options={"data_collator": lambda rows: {"input_ids": torch.ones(4, 3, dtype=int)}})
     with pytest.raises(ValueError, match="labels"):
         one.train()
+
+
+@pytest.mark.parametrize("expression", REGULARIZED)
+def test_reentrant_checkpointing_that_the_model_brings_along_is_refused(expression):
+    model = tiny.tiny_model(dropout=0.1)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+    Regularization(parse("plain"), model)
+    with pytest.raises(ValueError, match="checkpoint"):
+        Regularization(parse(expression), model)
