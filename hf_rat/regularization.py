@@ -73,6 +73,11 @@ class Regularization:
         for name in self._site_names:
             self._open_site(name)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether training is plain at every step."""
+        return is_plain(self.regularizer)
+
     # -- what a loop calls -------------------------------------------------------------------------------------------
 
     def backward(self, inputs: Mapping[str, Any], *, step: int = 0, accumulation: int = 1) -> dict[str, Tensor]:
@@ -257,13 +262,6 @@ class Regularization:
         if name not in self._sites:
             self._sites[name] = SITES[name](self.unwrapped)
         return self._sites[name]
-
-    # -- what the model must be --------------------------------------------------------------------------------------
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether training is plain at every step."""
-        return is_plain(self.regularizer)
 
 
 def _accumulate(named: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
