@@ -22,7 +22,7 @@ def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str,
     lines = [
         "## Regularization",
         "",
-        f"Trained with [hf-rat](https://pypi.org/project/hf-rat/) {importlib.metadata.version('hf-rat')}, regularizer",
+        f"Trained with hf-rat {importlib.metadata.version('hf-rat')}, regularizer",
         "",
         f"    {regularizer!r}",
         "",

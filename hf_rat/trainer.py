@@ -160,9 +160,17 @@ class RegularizationMixin(_Base):
         self._components = {}
         return {f"loss_{name}": value for name, value in zip(names, means.tolist(), strict=True)}
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's model card, and a section on the regularizer."""
-        super().create_model_card(*args, **kwargs)
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """The Trainer's model card with the tag hf-rat, and a section on the regularizer."""
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        super().create_model_card(language, license, [*tags, "hf-rat"], *args, **kwargs)
         card = Path(str(self.args.output_dir)) / "README.md"
         if self.is_world_process_zero() and card.is_file():
             section = regularization_section(self.regularizer, self.state.log_history)
