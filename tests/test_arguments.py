@@ -26,7 +26,7 @@ def parsed(*flags, **settings):
         (["--reg", "rat", "--reg_epsilon", "0.1", "--reg_passes", "3"], rat(epsilon=0.1, passes=3)),
         (["--reg", "rat + rdrop", "--reg_alpha", "0.5"], rat(alpha=0.5) + rdrop(alpha=0.5)),
         (["--reg", "rdrop + fgm", "--reg_epsilon", "2"], rdrop() + fgm(epsilon=2.0)),
-        (["--reg", "pgd", "--reg_step", "0.1", "--reg_steps", "2", "--reg_start", "0.3"], pgd(1.0, 0.1, 2, 0.3)),
+        (["--reg", "pgd", "--reg_step", "0.1", "--reg_steps", "2", "--reg_start", "0.3"], pgd(step=0.1, steps=2, start=0.3)),
         (["--reg", "rat", "--reg_scope", "table", "--reg_divergence", "js"], rat(scope="table", divergence="js")),
         (["--reg", "freelb", "--reg_begin", "10", "--reg_unit", "embedding"], freelb(begin=10, unit="embedding")),
         (["--reg", "rat", "--reg_warmup", "7"], rat(warmup=7)),
