@@ -239,9 +239,10 @@ def freelb(
     L = 1/K sum_t L(x + r_t),  r_{t+1} = Proj_{||r|| <= epsilon} (r_t + step g_t / ||g_t||_2),
     r_1 = U(-1, 1) start / sqrt(tokens * dim), zero on padding.
 
-    Arguments: paper (RoBERTa-large): step 0.025 to 0.2, start 0.1 to 1, epsilon 0.15 to 0.7. A radius of 0 means "no
-        projection" in the official code; here pass a large epsilon instead. begin: start-up without it (the authors
-        report NaN when it is on from the first step).
+    Arguments: paper (RoBERTa-large, from which ours are): step 0.025 to 0.2, start 0.1 to 1, epsilon 0.15 to 0.7. A
+        radius of 0 means "no projection" in the official code; here pass a large epsilon instead. begin: plain training
+        until then (the authors report NaN when it is on from the first step; a small model trained from scratch needs
+        it, as there is no clean task loss).
     Relations: replaces the task loss; in a sum it counts as an added adversarial task loss. steps=1, start=0 is plain.
     Cost: K F + K B: each backward gives the gradient and the slope.
     Reference: Zhu et al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language Understanding".
@@ -379,7 +380,7 @@ def expectation_linear(alpha: float = 0.25, begin: int = 0, warmup: int = 0) -> 
 
 @recipe
 def vat(
-    epsilon: float = 1.0,
+    epsilon: float = 0.1,
     alpha: float = 1.0,
     start: float = 0.1,
     steps: int = 1,
@@ -392,8 +393,9 @@ def vat(
     L = L(x) + alpha KL(sg p(x) || p(x + r)),  r = epsilon d / ||d||_2,  d = grad_d KL(sg p(x) || p(x + start d)),
     d at first random, `steps` power iterations.
 
-    Arguments: epsilon: paper 5 on frequency-normalised embeddings; start is the paper's xi, 0.1 on text; steps 1.
-        start must be positive: the divergence is flat at its minimum. alpha 1 in the paper, mean per example.
+    Arguments: epsilon: 0.1 by our measurement (results/defaults); paper 5 on frequency-normalised embeddings. start is
+        the paper's xi, 0.1 on text, and must be positive: the divergence is flat at its minimum. steps 1 and alpha 1
+        in the paper, a mean per example.
     Relations: needs no labels; fgm climbing a divergence. smart bounds single entries and trains both predictions.
     Cost: (2 + steps)F + 2B + steps S.
     Reference: Miyato et al. 2017 (text); Miyato et al. 2018, "Virtual Adversarial Training".
