@@ -240,7 +240,7 @@ def freelb(
     r_1 = U(-1, 1) start / sqrt(tokens * dim), zero on padding.
 
     Arguments: paper (RoBERTa-large, from which ours are): step 0.025 to 0.2, start 0.1 to 1, epsilon 0.15 to 0.7. A
-        radius of 0 means "no projection" in the official code; here pass a large epsilon instead. begin: plain training
+        radius of 0 means "no projection" in the official code; here pass a large epsilon. begin: plain training
         until then (the authors report NaN when it is on from the first step; a small model trained from scratch needs
         it, as there is no clean task loss).
     Relations: replaces the task loss; in a sum it counts as an added adversarial task loss. steps=1, start=0 is plain.
