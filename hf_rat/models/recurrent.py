@@ -312,7 +312,9 @@ class _Recurrence(torch.autograd.Function):
         sizes, size = rows.sizes, w.size(1)
         lstm, gru = mode == "LSTM", mode == "GRU"
         # At once, for all steps: slopes (rows, n, hidden), by which the state's gradient becomes that of the gates.
-        h_before = rows.before(h0, hs) if gru or needs[5] else None
+        h_before = None
+        if gru or needs[5]:
+            h_before = inner if m.hidden is None else rows.before(h0, hs)
         parts = act.view(-1, act.size(1) // size, size).unbind(1)
         slopes = act.new_empty(act.size(0), 4 if lstm or gru else 1, size)
         slope = slopes.unbind(1)
@@ -345,22 +347,25 @@ class _Recurrence(torch.autograd.Function):
             assert extra is not None
             r, z, g = parts
             update = g if m.update is None else g * _over_rows(m.update, rows)
-            torch.mul(torch.addcmul(z, z, z, value=-1), h_before - update, out=slope[1])
+            # Four slopes in the order (inner, r, z, outer) of g's two halves, so that the first three are those of the
+            # product with h and the last three those of x.
+            torch.mul(torch.addcmul(z, z, z, value=-1), h_before - update, out=slope[2])
             torch.mul(1 - z, torch.addcmul(g.new_ones(()), g, g, value=-1), out=slope[3])
             kept = z
             if m.update is not None:
                 slope[3].mul_(_over_rows(m.update, rows))
             if m.cell is not None:
                 cell = _over_rows(m.cell, rows)
-                slopes[:, 1::2] *= cell.unsqueeze(1)
+                slopes[:, 2:] *= cell.unsqueeze(1)
                 kept = z * cell
             if m.hold_hidden is not None:
                 hold = _over_rows(m.hold_hidden, rows)
-                slopes[:, 1::2] *= (1 - hold).unsqueeze(1)
+                slopes[:, 2:] *= (1 - hold).unsqueeze(1)
                 kept = torch.lerp(kept, hold.new_ones(()), hold)
-            torch.mul(slope[3], r, out=slope[2])
-            torch.mul(slope[2] * extra, 1 - r, out=slope[0])
+            torch.mul(slope[3], r, out=slope[0])
+            torch.mul(slope[0] * extra, 1 - r, out=slope[1])
             d_gates, kept_t = slopes.view(-1, 4 * size)[:, : 3 * size], kept.split(sizes)
+            w = w.roll(size, 0)
         else:
             a = parts[0]
             if mode == "RNN_TANH":
@@ -416,7 +421,10 @@ class _Recurrence(torch.autograd.Function):
                 d += carry
         d_w = d_gates.t() @ inner if needs[1] else None
         d_b = d_gates.sum(0) if needs[2] else None
-        d_x = torch.cat([slopes[:, :2], slopes[:, 3:]], 1).view(act.shape) if gru else d_gates
+        d_x = d_gates
+        if gru:
+            d_x = slopes.view(-1, 4 * size)[:, size:]
+            d_w, d_b = (None if d is None else d.roll(-size, 0) for d in (d_w, d_b))
         return None, None, d_x, d_w, d_b, dh, dc, d_mask, None, None, None, None
 
 
