@@ -1,7 +1,9 @@
 """Recurrent layers: torch's when nothing drops; each dropout as its paper's equation, written here for one example."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -437,6 +439,7 @@ def test_deepcopy_pickle_and_state_dict_after_a_step(rates):
     for _ in range(2):
         layer(x)[0].sum().backward()
         assert set(dict(layer.named_parameters())) == set(layer.state_dict()) == names
+        copy.deepcopy(layer)
     layer.eval()
     expected = layer(x)[0]
     assert torch.equal(layer.train().eval()(x)[0], expected)
@@ -471,6 +474,21 @@ def test_dropconnect_runs_in_torchs_layer_with_its_gradient(monkeypatch):
     for name, mask in zip(hidden, recorder.drawn, strict=True):
         theirs[name] = theirs[name] * 2 * mask
     assert_all_close(list(ours.values()), list(theirs.values()))
+
+
+def test_dropped_weights_are_freed(monkeypatch):
+    layer = make("LSTM", dropout={"dropconnect": 0.5})
+    dropped, connect = [], layer._connected
+
+    def connected(*args):
+        weights = connect(*args)
+        dropped.append(weakref.ref(weights))
+        return weights
+
+    monkeypatch.setattr(layer, "_connected", connected)
+    layer(make_input(layer)[0])
+    gc.collect()
+    assert [weights() for weights in dropped] == [None, None]
 
 
 @pytest.mark.parametrize("cell", CELLS)
