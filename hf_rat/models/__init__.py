@@ -1,0 +1,1 @@
+"""Companion models and the recurrent layers that they stand on."""
