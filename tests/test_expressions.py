@@ -154,7 +154,7 @@ def test_an_unknown_argument_is_answered_with_those_there_are():
 
 MALICIOUS = [
     "__import__('os')",
-    "__import__('os').system('touch /tmp/owned')",
+    "__import__('os').system('touch owned')",
     "().__class__.__bases__",
     "rat.__globals__",
     "rat().body",
