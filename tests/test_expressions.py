@@ -43,7 +43,7 @@ def test_sums_and_factors_read_back_as_themselves(regularizer):
 
 
 def test_a_repr_leaves_out_what_is_off():
-    assert repr(vat()) == "vat(epsilon=1.0, alpha=1.0, start=0.1, steps=1, unit='absolute')"
+    assert repr(vat(epsilon=2.0)) == "vat(epsilon=2.0, alpha=1.0, start=0.1, steps=1, unit='absolute')"
     assert "begin=2" in repr(vat(begin=2))
     assert "warmup=2" in repr(vat(warmup=2))
 
