@@ -4,7 +4,7 @@
 back-propagates each group as soon as it is final, so that R-AT costs three forwards and three backwards and holds one
 group's graphs at a time. Trainers and plain Accelerate loops use the same object:
 
-    regularization = Regularization(rat(epsilon=1.0), model, accelerator=accelerator)
+    regularization = Regularization(rat(epsilon=0.1), model, accelerator=accelerator)
     losses = regularization.backward(batch, step=step)      # {"task": ..., "adversarial_task": ...}, detached
 """
 

@@ -279,6 +279,6 @@ class RegularizedTrainer(RegularizationMixin, Trainer):
     """The Trainer with a regularizer: change the import, set one flag.
 
     >>> from hf_rat import RegularizedTrainer, rat
-    >>> trainer = RegularizedTrainer(model, args, train_dataset=train, regularizer=rat(epsilon=1.0))  # doctest: +SKIP
+    >>> trainer = RegularizedTrainer(model, args, train_dataset=train, regularizer=rat(epsilon=0.1))  # doctest: +SKIP
     >>> trainer.train()  # logs loss, loss_task, loss_adversarial_task, loss_adversarial_consistency  # doctest: +SKIP
     """
