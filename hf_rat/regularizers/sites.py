@@ -41,7 +41,6 @@ class EmbeddingSite:
         self.fired = False
         self._cut = False
         self._time_first: bool | None = None
-        self._looked: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None
         self._looking = False
         self._norm: float | None = None
         self._handle = self.module.register_forward_hook(self._hook)
@@ -117,7 +116,7 @@ class EmbeddingSite:
 
     @property
     def embedding_norm(self) -> float:
-        """Mean L2 norm of the table's rows when it was first asked for (training keeps this length, see load_norm)."""
+        """Mean L2 norm of the table's rows when it was first asked for; training keeps this length."""
         if self._norm is None:
             weight = getattr(self.module, "weight", None)
             if weight is None:
