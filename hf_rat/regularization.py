@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hf_rat.regularizers.divergences import problem_type
 from hf_rat.regularizers.points import Batch, Point
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site, logits_of
-from hf_rat.regularizers.terms import FULL_STRENGTH, Proximal, Term, all_terms, groups, is_plain
+from hf_rat.regularizers.terms import FULL_STRENGTH, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require
 from hf_rat.teacher import Teacher
@@ -99,7 +99,7 @@ class Regularization:
         """The named losses with their graphs, for a loop that makes its own single backward of their sum."""
         named: dict[str, Tensor] = {}
         for _, losses in self._groups(self._batch(inputs, step, streaming=False)):
-            _accumulate(named, losses)
+            accumulate(named, losses)
         return named
 
     def all_but_last_backward(
@@ -115,7 +115,7 @@ class Regularization:
         owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, streaming=not self.single_backward)
         for last, losses in self._groups(batch):
-            _accumulate(named, {name: value.detach() for name, value in losses.items()})
+            accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
                 continue
             total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
@@ -262,11 +262,6 @@ class Regularization:
         if name not in self._sites:
             self._sites[name] = SITES[name](self.unwrapped)
         return self._sites[name]
-
-
-def _accumulate(named: dict[str, Tensor], losses: Mapping[str, Tensor]) -> None:
-    for name, value in losses.items():
-        named[name] = named[name] + value if name in named else value
 
 
 def _is_deepspeed(accelerator: Accelerator | None) -> bool:

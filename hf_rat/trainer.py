@@ -19,7 +19,7 @@ from hf_rat.card import regularization_section
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.sites import logits_of
-from hf_rat.regularizers.terms import Term, is_plain
+from hf_rat.regularizers.terms import Term, accumulate, is_plain
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,7 @@ class RegularizationMixin(_Base):
         loss, named = self.regularization.all_but_last_backward(
             inputs, step=self.state.global_step, accumulation=accumulation
         )
-        for name, value in named.items():
-            value = value / accumulation
-            self._components[name] = self._components[name] + value if name in self._components else value
+        accumulate(self._components, {name: value / accumulation for name, value in named.items()})
         return loss
 
     def _task(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -159,6 +157,16 @@ class RegularizationMixin(_Base):
         means = self.accelerator.reduce(sums, reduction="mean") / steps
         self._components = {}
         return {f"loss_{name}": value for name, value in zip(names, means.tolist(), strict=True)}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's, and in a checkpoint the averaged model too.
+
+        It must be there before the Trainer writes the state that makes a checkpoint whole, and deletes older ones.
+        """
+        super().save_model(output_dir, _internal_call)
+        teacher = None if self._regularization is None else self._regularization.teacher
+        if teacher is not None and _internal_call and output_dir is not None and self.args.should_save:
+            teacher.save(output_dir)
 
     def create_model_card(
         self,
@@ -267,12 +275,6 @@ class _Bookkeeping(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.regularization.after_step()
         self._trainer._store_state()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        teacher = self._trainer.regularization.teacher
-        if teacher is not None and args.should_save:
-            folder = Path(self._trainer._get_output_dir(self._trainer._trial)) / f"checkpoint-{state.global_step}"
-            teacher.save(folder)
 
 
 class RegularizedTrainer(RegularizationMixin, Trainer):

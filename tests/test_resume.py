@@ -9,6 +9,7 @@ import runs
 import tiny
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 from two_processes import BadPass
 
 from hf_rat import RegularizedTrainer, parse
@@ -77,6 +78,20 @@ def test_weights_are_safetensors(tmp_path):
     assert not [name for name in files - theirs if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
     trainer("rat", tmp_path / "rat", max_steps=3).train()
     assert "teacher.safetensors" not in {path.name for path in (tmp_path / "rat" / "checkpoint-3").iterdir()}
+
+
+def test_the_average_is_written_before_what_makes_a_checkpoint_whole(tmp_path, monkeypatch):
+    there = []
+    write = TrainerState.save_to_json
+
+    def look_and_write(state, path):
+        there.append((Path(path).parent / "teacher.safetensors").is_file())
+        write(state, path)
+
+    monkeypatch.setattr(TrainerState, "save_to_json", look_and_write)
+    trainer("smart", tmp_path, max_steps=3).train()
+    assert there
+    assert all(there)
 
 
 def test_the_average_is_that_of_the_weights_after_each_step(tmp_path):

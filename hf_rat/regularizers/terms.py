@@ -216,6 +216,12 @@ def all_terms(term: Term) -> Iterator[Term]:
                 yield from all_terms(part.term)
 
 
+def accumulate(total: Losses, more: Losses) -> None:
+    """Add named losses to others, name by name."""
+    for name, value in more.items():
+        total[name] = total[name] + value if name in total else value
+
+
 def is_plain(term: Term) -> bool:
     """Whether `term` asks for one clean task loss and nothing else, at every step."""
     parts = [part for weight, part in term.parts(FULL_STRENGTH) if weight > 0]
@@ -246,9 +252,9 @@ def groups(term: Term, point: Point) -> Iterator[Group]:
         losses = dict(task.here(point)) if task else {}
         alone = True
         for weight, part in others:
-            for name, value in part.here(point).items():
-                alone = False
-                losses[name] = losses[name] + weight * value if name in losses else weight * value
+            more = part.here(point)
+            alone = alone and not more
+            accumulate(losses, {name: weight * value for name, value in more.items()})
         point.settle(alone and bool(losses))
         return losses
 
