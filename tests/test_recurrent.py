@@ -8,9 +8,11 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from hf_rat.models import recurrent
 from hf_rat.models.recurrent import GRU, LSTM, RNN, Dropouts
+from hf_rat.regularizers.dropout import DropoutRate
 
 CELLS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -180,14 +182,15 @@ class Recorder:
 
     def __init__(self, monkeypatch):
         self.drawn = []
-        draw = recurrent._draw
+        dropout = F.dropout
 
-        def record(*args):
-            mask = draw(*args)
-            self.drawn.append(mask.clone())
-            return mask
+        def record(x, rate):
+            dropped = dropout(x, rate)
+            if rate:
+                self.drawn.append((dropped != 0).to(x.dtype))
+            return dropped
 
-        monkeypatch.setattr(recurrent, "_draw", record)
+        monkeypatch.setattr(F, "dropout", record)
 
     def of(self, dropouts, direction, lengths, given=None):
         on = [name for name in self.ORDER if getattr(dropouts, name)]
@@ -211,8 +214,6 @@ class Recorder:
                 assert drawn.size(0) == len(rows)
                 example = rows.index((step, example))
             drawn = drawn[example]
-            if name.startswith("zoneout"):
-                return 1 - drawn  # drawn where the old state stays
             if name.startswith("variational") and drawn.dim() == 1:
                 drawn = drawn.unsqueeze(0)  # the same for all gates
             return scale * drawn
@@ -364,9 +365,21 @@ def test_masks_have_their_rate_and_are_drawn_for_each_forward(monkeypatch):
     x = torch.randn(32, 20, 8)
     first, second = layer(x)[0], layer(x)[0]
     assert not torch.equal(first, second)
-    for drawn, rate in zip(recorder.drawn[:3], [0.6, 0.25, 0.9], strict=True):
+    for drawn, rate in zip(recorder.drawn[:3], [0.6, 0.25, 0.1], strict=True):
         assert set(drawn.unique().tolist()) == {0.0, 1.0}
         assert drawn.mean().item() == pytest.approx(1 - rate, abs=0.03)
+
+
+def test_a_forced_rate_reaches_every_mask():
+    rates = {"variational": 0.3, "variational_x": 0.2, "recurrent": 0.3, "rnndrop": 0.2, "zoneout": 0.3}
+    layer = make("LSTM", num_layers=2, dropout=rates | {"dropconnect": 0.5, "input": 0.2, "hidden": 0.2, "layers": 0.1})
+    x, _ = make_input(layer)
+    with DropoutRate(0.0):
+        first, second = layer(x)[0], layer(x)[0]
+    plain = make("LSTM", num_layers=2)
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first, plain(x)[0])
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -173,14 +173,17 @@ class _Masks(NamedTuple):
     hold_hidden: Tensor | None = None  # where h stays
 
 
-def _draw(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
-    """A 0/1 mask with the probability of a 1. All masks are drawn here, except `layers`, torch's own dropout."""
-    return like.new_empty(shape).bernoulli_(probability)
-
-
 def _inverted(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
-    """A mask that keeps the mean: 0 with probability `rate`, else 1 / (1 - rate)."""
-    return _draw(shape, 1.0 - rate, like).div_(1.0 - rate)
+    """A mask that keeps the mean: 0 with probability `rate`, else 1 / (1 - rate).
+
+    All masks come from torch's own dropout, so whoever intercepts that one has them all.
+    """
+    return F.dropout(like.new_ones(shape), rate)
+
+
+def _kept(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
+    """A 0/1 mask: 0 with probability `rate`."""
+    return (_inverted(shape, rate, like) > 0).to(like.dtype)
 
 
 def _by_step(mask: Tensor | None, sizes: list[int], gated: bool = False) -> Sequence[Tensor | None]:
@@ -659,7 +662,7 @@ class _Recurrent(nn.RNNBase):
 
     def _connected(self, w: Tensor, batch: int | None = None) -> Tensor:
         """Recurrent weights with dropped entries, (gates * hidden, hidden) or (batch, gates * hidden, hidden)."""
-        return w * _inverted((batch, *w.shape) if batch else tuple(w.shape), self.dropouts.dropconnect, w.detach())
+        return F.dropout(w.expand(batch, *w.shape) if batch else w, self.dropouts.dropconnect)
 
     @torch.compiler.disable
     def _own(
@@ -743,22 +746,21 @@ class _Recurrent(nn.RNNBase):
         """Draw the masks of one layer and direction; also whether the mask on h is per gate."""
         p, size = self.dropouts, self.hidden_size
 
-        def draw(one: float, step: bool, inner: tuple[int, ...] = ()) -> Tensor:
-            """(batch, *inner, hidden) sorted, or (1, rows, *inner, hidden): 1 with the probability `one`."""
+        def draw(kind: Any, rate: float, step: bool, inner: tuple[int, ...] = ()) -> Tensor:
+            """(batch, *inner, hidden) sorted, or (1, rows, *inner, hidden)."""
             if step:
-                return _draw((1, rows.count, *inner, size), one, like)
-            return rows.sort(_draw((rows.batch, *inner, size), one, like))
+                return kind((1, rows.count, *inner, size), rate, like)
+            return rows.sort(kind((rows.batch, *inner, size), rate, like))
 
-        def mean(one: float, step: bool) -> Tensor:
-            """What stands for the mask in evaluation, (batch, 1)."""
-            return like.new_full((rows.batch, 1), one)
+        def kept(rate: float, step: bool) -> Tensor:
+            """The 0/1 mask, in evaluation its mean, (batch, 1)."""
+            return draw(_kept, rate, step) if self.training else like.new_full((rows.batch, 1), 1.0 - rate)
 
         gated = bool(self.training and p.variational and p.per_gate and gates > 1)
         inner = (gates,) if gated else ()
         hidden = None
         if self.training and p.variational:
-            keep = 1.0 - p.variational
-            hidden = draw(keep, "variational" in p.per_step, inner).div_(keep)
+            hidden = draw(_inverted, p.variational, "variational" in p.per_step, inner)
         if recurrent_mask is not None:
             given = rows.sort(recurrent_mask.to(like.dtype))
             if hidden is None:
@@ -766,13 +768,12 @@ class _Recurrent(nn.RNNBase):
             else:
                 given = given.unsqueeze(1) if gated else given
                 hidden = hidden * (rows.spread(given) if hidden.dim() == 3 + gated else given)
-        unscaled = draw if self.training else mean
         return _Masks(
             hidden,
-            unscaled(1.0 - p.recurrent, "recurrent" in p.per_step) if p.recurrent else None,
-            unscaled(1.0 - p.rnndrop, "rnndrop" in p.per_step) if p.rnndrop else None,
-            unscaled(p.zoneout_cell, True) if p.zoneout_cell else None,
-            unscaled(p.zoneout, True) if p.zoneout else None,
+            kept(p.recurrent, "recurrent" in p.per_step) if p.recurrent else None,
+            kept(p.rnndrop, "rnndrop" in p.per_step) if p.rnndrop else None,
+            1.0 - kept(p.zoneout_cell, True) if p.zoneout_cell else None,
+            1.0 - kept(p.zoneout, True) if p.zoneout else None,
         ), gated
 
 
