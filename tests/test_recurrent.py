@@ -190,7 +190,14 @@ class Recorder:
                 self.drawn.append((dropped != 0).to(x.dtype))
             return dropped
 
+        bernoulli = torch.Tensor.bernoulli_
+
+        def draw(mask, keep):
+            self.drawn.append(bernoulli(mask, keep).clone())
+            return mask
+
         monkeypatch.setattr(F, "dropout", record)
+        monkeypatch.setattr(torch.Tensor, "bernoulli_", draw)
 
     def of(self, dropouts, direction, lengths, given=None):
         on = [name for name in self.ORDER if getattr(dropouts, name)]

@@ -1,4 +1,4 @@
-"""Word embeddings with word dropout and Miyato's normalisation. One file on torch alone: it travels with a checkpoint."""
+"""Word embeddings with word dropout and Miyato's normalisation. On torch alone: it travels with a checkpoint."""
 
 from __future__ import annotations
 
