@@ -27,12 +27,26 @@ class HeldOut(NamedTuple):
         file: name of the submission file; None when no leaderboard takes this split.
         rows: number of predictions the leaderboard expects in that file.
         suffix: added to the task's name in the name of its predictions; empty for the first split of a task.
+        labelled: whether the split carries its labels, so that it is scored too.
     """
 
     split: str
     file: str | None = None
     rows: int | None = None
     suffix: str = ""
+    labelled: bool = False
+
+
+class Carve(NamedTuple):
+    """How splits are made that the data set does not come with: drawn from a pool by a fixed seed.
+
+    Args:
+        pool: the data set's own splits that are put together and shuffled (seed 0, whatever the run's seed is).
+        shares: (split, share of the pool) of each split that is drawn; what remains is the training split.
+    """
+
+    pool: tuple[str, ...]
+    shares: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class Task:
         submit_names: whether the leaderboard wants the label's name (True) or its number (False).
         bounds: lowest and highest value of a regression label, inclusive.
         also_predicts: name of a test-only task that this task's model answers too (AX for MNLI).
+        carve: splits that are drawn from the data set's own.
+        script: "latin" (words between spaces) or "chinese" (each character a token), for word-level tokenizers.
     """
 
     name: str
@@ -68,6 +84,8 @@ class Task:
     submit_names: bool = False
     bounds: tuple[float, float] | None = None
     also_predicts: str | None = None
+    carve: Carve | None = None
+    script: str = "latin"
 
     @property
     def regression(self) -> bool:
@@ -168,8 +186,13 @@ GLUE: tuple[Task, ...] = (
 )
 
 
-def find(name: str, tasks: tuple[Task, ...] = GLUE) -> Task:
+def find(name: str, tasks: tuple[Task, ...] = GLUE, flag: str = "--task_name") -> Task:
     """The row called `name`, whatever its case.
+
+    Args:
+        name: of the data set.
+        tasks: the rows to look in.
+        flag: the flag that gave the name, for the error.
 
     Raises:
         ValueError: no row has that name; the message has the nearest names and the whole list.
@@ -179,4 +202,4 @@ def find(name: str, tasks: tuple[Task, ...] = GLUE) -> Task:
         return by_name[name.lower()]
     near = difflib.get_close_matches(name.lower(), by_name, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"--task_name {name!r} is not known; {hint}The tasks are {', '.join(by_name)}")
+    raise ValueError(f"{flag} {name!r} is not known; {hint}The tasks are {', '.join(by_name)}")
