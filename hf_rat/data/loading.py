@@ -77,6 +77,8 @@ def load_task(
         splits = [split for split in splits if split not in made]
         splits += task.carve.pool if len(splits) < len(wanted) else ()
     if data_dir is None:
+        if not task.hub[0]:
+            raise ValueError(f"{what} is not on the Hub: give --data_dir DIR with DIR/{task.folder}/<split>.parquet")
         loaded = _from_hub(
             *task.hub,
             what=what,

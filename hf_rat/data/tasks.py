@@ -186,6 +186,54 @@ GLUE: tuple[Task, ...] = (
 )
 
 
+_SENTIMENT = ("negative", "positive")
+
+TEXTS: tuple[Task, ...] = (
+    # 40k / 5k / 5k as in the R-AT paper, from both labelled splits: their known duplicates end up on both sides.
+    Task(
+        name="imdb",
+        text_columns=("text",),
+        labels=_SENTIMENT,
+        metrics=("accuracy",),
+        hub=("stanfordnlp/imdb", None),
+        folder="imdb",
+        test=(HeldOut("test", labelled=True),),
+        carve=Carve(("train", "test"), (("validation", 0.1), ("test", 0.1))),
+    ),
+    # 110k / 10k / 7.6k as in the R-AT paper.
+    Task(
+        name="ag_news",
+        text_columns=("text",),
+        labels=("World", "Sports", "Business", "Sci/Tech"),
+        metrics=("accuracy",),
+        hub=("fancyzhx/ag_news", None),
+        folder="ag_news",
+        test=(HeldOut("test", labelled=True),),
+        carve=Carve(("train",), (("validation", 1 / 12),)),
+    ),
+    # Johnson and Zhang's electronics reviews, 25k / 25k; the last 15 % are the seed's validation, here drawn.
+    Task(
+        name="elec",
+        text_columns=("text",),
+        labels=_SENTIMENT,
+        metrics=("accuracy",),
+        hub=("", None),
+        folder="elec",
+        test=(HeldOut("test", labelled=True),),
+        carve=Carve(("train",), (("validation", 0.15),)),
+    ),
+    Task(
+        name="semeval2015",
+        text_columns=("text",),
+        labels=("negative", "neutral", "positive"),
+        metrics=("polar_f1", "accuracy"),
+        hub=("", None),
+        folder="semeval2015_task10b",
+        test=(HeldOut("test", labelled=True),),
+    ),
+)
+
+
 def find(name: str, tasks: tuple[Task, ...] = GLUE, flag: str = "--task_name") -> Task:
     """The row called `name`, whatever its case.
 
