@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -231,6 +232,27 @@ TEXTS: tuple[Task, ...] = (
         folder="semeval2015_task10b",
         test=(HeldOut("test", labelled=True),),
     ),
+)
+
+
+def _clue(name: str, codes: Iterable[int], file: str, rows: int) -> Task:
+    return Task(
+        name=f"clue/{name}",
+        text_columns=("sentence",),
+        labels=tuple(map(str, codes)),  # the Hub's label names are the leaderboard's codes
+        metrics=("accuracy",),
+        hub=("clue/clue", name),
+        folder=f"clue/{name}",
+        test=(HeldOut("test", file, rows),),
+        submit_names=True,
+        script="chinese",
+    )
+
+
+CLUE: tuple[Task, ...] = (
+    # Version 1.1; the codes 105 and 111 of the news categories are not used.
+    _clue("tnews", [code for code in range(100, 117) if code not in (105, 111)], "tnews11_predict.json", 10000),
+    _clue("iflytek", range(119), "iflytek_predict.json", 2600),
 )
 
 
