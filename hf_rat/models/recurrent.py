@@ -2,8 +2,8 @@
 
 The layers are torch's own classes: same weights, names, shapes and results. Without dropout they call torch's layer
 (but for padded batches on a CPU); with it they run here, on the valid steps only, packed step by step with the longest
-examples first, so that padding costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state, r acts
-after the product with h.
+examples first, so that padding costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state, r
+acts after the product with h.
 """
 
 from __future__ import annotations
