@@ -1,4 +1,4 @@
-"""Companion models and the recurrent layers that they stand on; `import hf_rat` makes Transformers' Auto classes find them."""
+"""Companion models and the recurrent layers that they stand on; `import hf_rat` lets the Auto classes find them."""
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -47,11 +47,12 @@ class HANConfig(WordConfig):
             raise ValueError(f"recurrent_dropouts={self.recurrent_dropouts!r} is not a mapping of rates by name")
         rates = Dropouts.of(self.recurrent_dropouts)
         if idle := [f"{name}={getattr(rates, name)}" for name in ("hidden", "layers") if getattr(rates, name)]:
-            raise ValueError(f"recurrent_dropouts {', '.join(idle)} acts between stacked layers, and there is one layer")
+            raise ValueError(
+                f"recurrent_dropouts {', '.join(idle)} acts between stacked layers, and there is one layer"
+            )
         self.check_word("sentence_separator_token_id")
         if self.sentence_level and self.sentence_separator_token_id is None:
             raise ValueError("sentence_level=True needs sentence_separator_token_id, the word that ends a sentence")
         if self.sentence_separator_token_id is not None and not self.sentence_level:
-            raise ValueError(
-                f"sentence_separator_token_id={self.sentence_separator_token_id} cuts nothing without sentence_level=True"
-            )
+            separator = self.sentence_separator_token_id
+            raise ValueError(f"sentence_separator_token_id={separator} cuts nothing without sentence_level=True")

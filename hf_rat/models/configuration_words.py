@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -35,7 +35,7 @@ class WordConfig(PreTrainedConfig):
     initializer_range: float = 0.1
     pad_token_id: int | None = 0
 
-    sizes = ("vocab_size", "embedding_size")
+    sizes: ClassVar[tuple[str, ...]] = ("vocab_size", "embedding_size")
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -50,7 +50,9 @@ class WordConfig(PreTrainedConfig):
             if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
                 raise ValueError(f"{name}={value!r} is not a rate in [0, 1)")
         if self.embedding_dropout_per not in DROPOUT_PER:
-            raise ValueError(f"embedding_dropout_per={self.embedding_dropout_per!r} is none of {', '.join(DROPOUT_PER)}")
+            raise ValueError(
+                f"embedding_dropout_per={self.embedding_dropout_per!r} is none of {', '.join(DROPOUT_PER)}"
+            )
         if not isinstance(self.initializer_range, (int, float)) or not 0.0 <= self.initializer_range < float("inf"):
             raise ValueError(f"initializer_range={self.initializer_range!r} is not a number of at least 0")
         self.check_word("pad_token_id")

@@ -1,4 +1,4 @@
-"""A bidirectional GRU with attention over words, and with sentence_level another one over sentences (Yang et al. 2016).
+"""A bidirectional GRU with attention over words, and another one over sentences if asked for (Yang et al. 2016).
 
 It travels with a checkpoint beside flat siblings.
 """
@@ -50,7 +50,7 @@ class HANForSequenceClassification(WordModel):
         self.words = _Level(config.embedding_size, config)
         self.sentences = _Level(2 * config.hidden_size, config) if config.sentence_level else None
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(2 * config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -78,10 +78,13 @@ class HANForSequenceClassification(WordModel):
             ValueError: inputs that are missing or of wrong shapes.
         """
         if self.sentences is not None and input_ids is None:
-            raise ValueError("inputs_embeds alone with sentence_level=True: input_ids say where sentences end, pass both")
+            raise ValueError(
+                "inputs_embeds alone with sentence_level=True: input_ids say where sentences end, pass both"
+            )
         given = None if self.sentences is not None and inputs_embeds is not None else input_ids
         x, mask = self.embed(given, attention_mask, inputs_embeds)
         x, front = to_front(x, mask)
+        attentions: tuple[Tensor, ...]
         if self.sentences is None:
             pooled, weights = self.words(x, front)
             attentions = (_at(mask, weights[front]),)

@@ -65,7 +65,7 @@ class _LargestAnswer(torch.autograd.Function):
 class LargestConvolution(nn.Conv1d):
     """`torch.nn.Conv1d` followed by the maximum over time, of the windows that touch no padding."""
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         """(batch, time, in_channels), zero after the `lengths` (batch,) valid steps -> (batch, out_channels).
 
         An example shorter than the kernel is padded by zeros to one window.
@@ -93,7 +93,7 @@ class TextCNNForSequenceClassification(WordModel):
             LargestConvolution(config.embedding_size, config.num_filters, width) for width in config.kernel_sizes
         )
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.num_filters * len(config.kernel_sizes), config.num_labels)
+        self.classifier = nn.Linear(config.num_filters * len(config.kernel_sizes), self.num_labels)
         self.post_init()
 
     @can_return_tuple

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ class WordModel(PreTrainedModel):
     def __init__(self, config: WordConfig) -> None:
         super().__init__(config)
         config.check()
-        self.num_labels = config.num_labels
-        self.embeddings = WordEmbedding(
+        self.num_labels = cast(int, config.num_labels)
+        self.embeddings: nn.Module = WordEmbedding(
             config.vocab_size,
             config.embedding_size,
             config.pad_token_id,
@@ -89,7 +89,9 @@ class WordModel(PreTrainedModel):
             attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2])
         if attention_mask.shape != inputs_embeds.shape[:2]:
             wanted = tuple(inputs_embeds.shape[:2])
-            raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, time) {wanted}")
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, time) {wanted}"
+            )
         return inputs_embeds, attention_mask.bool()
 
     def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
