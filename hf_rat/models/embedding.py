@@ -32,6 +32,8 @@ class WordEmbedding(nn.Embedding):
         ValueError: a rate outside [0, 1), or an unknown `dropout_per`.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self,
         num_embeddings: int,
