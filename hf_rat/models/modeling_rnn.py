@@ -57,14 +57,14 @@ class RNNPreTrainedModel(PreTrainedModel):
             if module.padding_idx is not None and fresh(module.weight):
                 module.weight[module.padding_idx] = 0.0
             if isinstance(module, WordEmbedding) and module.normalized:
-                init.constant_(module.frequencies, 1.0 / module.num_embeddings)
+                init.constant_(module.get_buffer("frequencies"), 1.0 / module.num_embeddings)
         elif isinstance(module, nn.RNNBase):
             size = module.hidden_size
             for name, weight in module.named_parameters(recurse=False):
                 init.uniform_(weight, -(size**-0.5), size**-0.5)
-                if name.startswith("bias") and isinstance(module, LSTM) and fresh(weight):
-                    if self.config.forget_bias is not None:
-                        weight[size : 2 * size] = self.config.forget_bias if name.startswith("bias_ih") else 0.0
+                forget = self.config.forget_bias if isinstance(module, LSTM) and name.startswith("bias") else None
+                if forget is not None and fresh(weight):
+                    weight[size : 2 * size] = forget if name.startswith("bias_ih") else 0.0
         elif isinstance(module, nn.Linear):
             init.uniform_(module.weight, -(module.in_features**-0.5), module.in_features**-0.5)
             if module.bias is not None:
@@ -74,8 +74,8 @@ class RNNPreTrainedModel(PreTrainedModel):
         embedding = super().resize_token_embeddings(*args, **kwargs)
         if isinstance(embedding, WordEmbedding) and embedding.normalized:
             # A new word was never seen in the training texts.
-            missing = embedding.num_embeddings - embedding.frequencies.numel()
-            embedding.frequencies = F.pad(embedding.frequencies, (0, missing))
+            known = embedding.get_buffer("frequencies")
+            embedding.frequencies = F.pad(known, (0, embedding.num_embeddings - known.numel()))
         return embedding
 
 
@@ -112,7 +112,7 @@ class RNNModel(RNNPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: WordEmbedding) -> None:
         self.embeddings = value
 
     @can_return_tuple
@@ -185,7 +185,7 @@ def valid_first(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     lengths = mask.sum(1)
     if bool((mask[:, :-1] | ~mask[:, 1:]).all()):
         return None, lengths
-    return mask.byte().argsort(1, descending=True, stable=True), lengths
+    return mask.byte().argsort(dim=1, descending=True, stable=True), lengths
 
 
 def permute_steps(x: Tensor, order: Tensor | None) -> Tensor:
@@ -200,11 +200,12 @@ class RNNForSequenceClassification(RNNPreTrainedModel):
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None
         self.num_labels = config.num_labels
         self.rnn = RNNModel(config)
         self.attention = Attention(config.output_size) if config.pooling == "attention" else None
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.output_size, config.num_labels)
+        self.classifier = nn.Linear(config.output_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -258,10 +259,11 @@ class RNNForTokenClassification(RNNPreTrainedModel):
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None
         self.num_labels = config.num_labels
         self.rnn = RNNModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.output_size, config.num_labels)
+        self.classifier = nn.Linear(config.output_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
