@@ -103,7 +103,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             num_items_in_batch: the loss is a sum over this batch divided by this number (the predicted tokens of all
                 batches of a step); AR and TAR are weighted by this batch's share. Default: a mean over the batch.
         """
-        training = self.training and not (labels is None and shift_labels is None)
+        temporal = self.training and self.config.temporal_activation_regularization > 0
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         outputs = self.rnn(
@@ -112,7 +112,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             inputs_embeds,
             state=state,
             use_cache=use_cache,
-            output_hidden_states=output_hidden_states or training,
+            output_hidden_states=output_hidden_states or temporal,
             return_dict=True,
         )
         hidden = outputs.last_hidden_state
@@ -153,16 +153,17 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         """AR + TAR: mean squares of the last outputs after dropout and of their change before it, over valid steps."""
         alpha, beta = self.config.activation_regularization, self.config.temporal_activation_regularization
         assert outputs.last_hidden_state is not None
-        assert outputs.hidden_states is not None
-        dropped, raw = outputs.last_hidden_state.float(), outputs.hidden_states[-1].float()
+        last = outputs.last_hidden_state.float()
+        valid = last.new_ones(last.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
         penalty: Tensor | float = 0.0
-        valid = raw.new_ones(raw.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
         if alpha:
             # Padding is zero there.
-            penalty = alpha * dropped.square().sum() / (valid.sum() * raw.size(2)).clamp(min=1)
+            penalty = alpha * last.square().sum() / (valid.sum() * last.size(2)).clamp(min=1)
         if beta:
+            assert outputs.hidden_states is not None
             order, _ = valid_first(mask)
-            raw, valid = permute_steps(raw, order), valid if order is None else valid.gather(1, order)
+            raw = permute_steps(outputs.hidden_states[-1].float(), order)
+            valid = valid if order is None else valid.gather(1, order)
             change = (raw[:, 1:] - raw[:, :-1]) * valid[:, 1:, None]
             penalty = penalty + beta * change.square().sum() / (valid[:, 1:].sum() * raw.size(2)).clamp(min=1)
         return penalty
