@@ -23,6 +23,7 @@ from hf_rat.commands.models import set_dropout
 from hf_rat.models.configuration_rnn import RNNConfig
 from hf_rat.models.modeling_rnn import RNNForSequenceClassification, RNNForTokenClassification, RNNModel
 from hf_rat.models.modeling_rnn_lm import RNNForCausalLM
+from hf_rat.models.recurrent import _Recurrent
 
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 AUTO = {
@@ -214,7 +215,9 @@ def test_outputs_follow_the_conventions():
 def test_the_embedding_module_runs_once_on_ids_and_makes_the_input():
     model = make()
     calls = []
-    model.get_input_embeddings().register_forward_hook(lambda module, args, output: calls.append(args[0]) or output * 0)
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: calls.append(args[0]) or output * 0
+    )
     ids, mask = padded(make_examples(), "left")
     logits = model(ids, mask).logits
     assert len(calls) == 1
@@ -270,6 +273,23 @@ def test_the_command_lines_dropout_finds_the_rates():
     assert sorted(set_dropout(own, 0.2)) == ["classifier_dropout", "embedding_dropout"]
     model = RNNForSequenceClassification(own)
     assert (model.dropout.p, model.rnn.embeddings.dropout) == (0.2, 0.2)
+
+
+def test_a_hook_can_mask_the_recurrence_of_the_last_layer():
+    model = make(num_hidden_layers=2, bidirectional=True)
+    layer = [module for module in model.modules() if isinstance(module, _Recurrent)][-1]
+    assert layer is model.rnn.layers[-1]
+    ids, mask = padded(make_examples(), "left")
+    plain = model(ids, mask).logits
+    recurrent_mask = torch.ones(3, 5).double().requires_grad_()
+    layer.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | {"recurrent_mask": recurrent_mask}), with_kwargs=True
+    )
+    masked = model(ids, mask).logits
+    torch.testing.assert_close(masked, plain)
+    gain = torch.autograd.grad(masked.sum(), recurrent_mask)[0]
+    assert gain[:2].ne(0).all()
+    assert gain[2].eq(0).all()  # an example of one step has no recurrence
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class RNNConfig(PreTrainedConfig):
     """
 
     model_type = "hf_rat_rnn"
-    keys_to_ignore_at_inference = ("state",)
+    keys_to_ignore_at_inference = ["state"]  # noqa: RUF012 - the Trainer adds a list to it
 
     vocab_size: int = 30000
     embedding_size: int = 300

@@ -88,7 +88,6 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> RNNCausalLMOutput:
@@ -97,11 +96,11 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         Args:
             labels: (batch, time) tokens, shifted here; -100 where there is none. Padding is never predicted, and
                 nothing is predicted from padding.
-            shift_labels: (batch, time) the token after each step, in place of the shift: the last step of a chunk then
-                predicts the first one of the next chunk.
             logits_to_keep: logits of this many last steps only, or of the steps with these indices. Default 0: all.
             num_items_in_batch: the loss is a sum over this batch divided by this number (the predicted tokens of all
                 batches of a step); AR and TAR are weighted by this batch's share. Default: a mean over the batch.
+            kwargs: shift_labels, (batch, time), may take the place of labels: the token after each step, so that the
+                last step of a chunk predicts the first token of the next one.
         """
         temporal = self.training and self.config.temporal_activation_regularization > 0
         if output_hidden_states is None:
@@ -119,6 +118,8 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept])
         loss = None
+        # Not in the signature, where the Trainer would take it for labels that every batch must have.
+        shift_labels = kwargs.pop("shift_labels", None)
         if labels is not None or shift_labels is not None:
             shift_labels = self._targets(labels, shift_labels, attention_mask)[:, kept].contiguous()
             loss = self.loss_function(
@@ -184,8 +185,6 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The new tokens only, unless use_cache=False; the mask of what is passed."""
-        if inputs_embeds is not None and kwargs.get("use_cache") is False:
-            raise ValueError("use_cache=False runs the prompt again, which inputs_embeds has no ids for; leave it out")
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
