@@ -24,6 +24,9 @@ SETTINGS = [
     "rat(passes=3)",
     "rat(dropouts=(0.1, 0.3))",
     "adversarial_dropout(start_mask='base')",
+    "adversarial_dropout(steps=3, fixed=True)",
+    "adversarial_dropout(base='random', steps=2)",
+    "adversarial_dropout(base='random', fixed=True)",
     "rat(alpha=0)",
     "fgm + rdrop",
     "rat + fgm",
@@ -98,6 +101,9 @@ def test_the_cost_is_what_is_seen_at_the_model(expression):
         ("smart(mu=0)", 3, 2, 1),
         ("r3f", 2, 2, 0),
         ("adversarial_dropout", 3, 2, 1),
+        ("adversarial_dropout(fixed=True, steps=3)", 5, 2, 3),
+        ("adversarial_dropout(base='random')", 4, 3, 1),
+        ("adversarial_dropout(base='random', fixed=True, steps=2)", 5, 2, 2),
     ],
 )
 def test_the_cost_is_what_the_card_says(expression, forwards, backwards, slopes):
