@@ -314,6 +314,6 @@ def test_bad_configurations():
         make(bidirectional=True)
     config = RNNConfig(embedding_size=6, hidden_size=5, tie_word_embeddings=True)
     with pytest.raises(
-        ValueError, match="tie_word_embeddings=True needs last_hidden_size=6.*the last layer is 5 wide"
+        ValueError, match=r"tie_word_embeddings=True needs last_hidden_size=6.*the last layer is 5 wide"
     ):
         RNNForCausalLM(config)

@@ -11,7 +11,13 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, default_data_collator
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from hf_rat.checkpoints import fresh_folder, resume_point
 from hf_rat.commands.flags import DataTrainingArguments, Flags
@@ -50,6 +56,7 @@ class Job:
         prediction: test splits; empty without --do_predict.
         named: whether `task` has a name that outputs should carry.
         card: what the model card says of model and data: keyword arguments of `Trainer.create_model_card`.
+        callbacks: of the trainer.
     """
 
     task: Task
@@ -61,6 +68,7 @@ class Job:
     prediction: list[Asked] = field(default_factory=list)
     named: bool = True
     card: dict[str, Any] = field(default_factory=dict)
+    callbacks: list[TrainerCallback] = field(default_factory=list)
 
 
 def on_main(act: Callable[[], T]) -> T:
@@ -173,6 +181,7 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
         compute_metrics=scores,
         processing_class=job.tokenizer,
         data_collator=collator,
+        callbacks=job.callbacks,
     )
 
 
@@ -239,7 +248,7 @@ def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, asked: Asked) 
         trainer.save_metrics("test", scores)
     if not trainer.is_world_process_zero():
         return scores
-    name = "-".join(part for part in (asked.task.name, asked.held_out.suffix) if part)
+    name = "-".join(part for part in (asked.task.name.replace("/", "-"), asked.held_out.suffix) if part)
     folder = Path(str(flags.training.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / (f"predict_results_{name}.txt" if job.named else "predict_results.txt")).open("w") as file:

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
 
 from hf_rat.arguments import RegularizedTrainingArguments
 
+T = TypeVar("T")
 RECIPES = ("paper",)
 DATA_DIR_VARIABLE = "HF_RAT_DATA"
 
@@ -76,7 +77,10 @@ class DataTrainingArguments:
     task_name: str | None = field(
         default=None, metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Any data set on the Hub, or a folder of one."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A data set of run_textcls.py, any on the Hub, or a folder."},
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     data_dir: str | None = field(
         default=None,
@@ -181,19 +185,20 @@ class _Parser(HfArgumentParser):
 _DATACLASSES: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
 
 
-def given_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
+def given_flags(argv: Sequence[str], program: str, more: tuple[Any, ...] = ()) -> dict[str, Any]:
     """The flags that are set, name -> value, without any default.
 
     Args:
         argv: the command line without the program. If it begins with a .json, .yaml or .yml file, that file is read
             first, and the flags after it win.
         program: name of the command, for its help.
+        more: dataclasses of the command's own flags.
 
     Raises:
         ValueError: a flag is not known or its value does not parse, or the file does not.
     """
-    parser = _Parser(list(_DATACLASSES), prog=program)
-    known = [f.name for dataclass_ in _DATACLASSES for f in dataclasses.fields(dataclass_) if f.init]
+    parser = _Parser([*_DATACLASSES, *more], prog=program)
+    known = [f.name for dataclass_ in (*_DATACLASSES, *more) for f in dataclasses.fields(dataclass_) if f.init]
     given: dict[str, Any] = {}
     argv = list(argv)
     if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
@@ -225,7 +230,7 @@ def _read_flag_file(path: Path) -> dict[str, Any]:
 
 
 def read_flags(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Flags:
-    """Build the dataclasses.
+    """Build the dataclasses that every command has.
 
     Args:
         given: the flags that are set, from `given_flags`.
@@ -234,16 +239,18 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = No
     Raises:
         ValueError: a value is not acceptable.
     """
-    values = {**(defaults or {}), **given}
-    built: list[Any] = []
-    for dataclass_ in _DATACLASSES:
-        names = {f.name for f in dataclasses.fields(dataclass_) if f.init}
-        try:
-            built.append(dataclass_(**{name: value for name, value in values.items() if name in names}))
-        except (ValueError, TypeError, ImportError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
-    model, data, training = built
+    model, data, training = (build(dataclass_, given, defaults) for dataclass_ in _DATACLASSES)
     return Flags(model, data, training, frozenset(given))
+
+
+def build(dataclass_: type[T], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> T:
+    """One dataclass of flags, as `read_flags`."""
+    values = {**(defaults or {}), **given}
+    names = {f.name for f in dataclasses.fields(dataclass_) if f.init}  # type: ignore[arg-type]
+    try:
+        return dataclass_(**{name: value for name, value in values.items() if name in names})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_rat.data.tasks import Task
+from hf_rat.data.vocabulary import segment
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ def tokenize(
 
     def encode(batch: Mapping[str, list[str]]) -> Mapping[str, list]:
         texts = [batch[column] for column in columns]
+        if tokenizer.init_kwargs.get("segmentation") == "jieba":
+            texts = [list(segment(column)) for column in texts]
         return tokenizer(*texts, padding="max_length" if pad else False, max_length=max_length, truncation=True)
 
     return rows.map(encode, batched=True, load_from_cache_file=not fresh, desc="Tokenizing")
