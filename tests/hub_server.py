@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +35,10 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.messages: dict[str, list[str]] = {}
         self.requests: list[str] = []
-        self.refused: list[str] = []
+        self.crashes: list[str] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.crashes.append(traceback.format_exc())
 
     def commit_of(self, name: str) -> str:
         """40 hex digits that change with every commit."""
@@ -81,7 +85,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(value).encode(), status, Content_Type="application/json")
 
     def _refuse(self, status: int, message: str, code: str = "") -> None:
-        self.server.refused.append(f"{status} {self.command} {self.path}")
         self._send(json.dumps({"error": message}).encode(), status, X_Error_Code=code, X_Error_Message=message)
 
     def _whoami(self, body: bytes) -> None:
@@ -124,14 +127,14 @@ class _Handler(BaseHTTPRequestHandler):
         files = [{"rfilename": path} for path in self.server.repositories[name]]
         self._json({"id": name, "modelId": name, "sha": self.server.commit_of(name), "siblings": files, "tags": []})
 
-    def _tree(self, body: bytes, name: str, revision: str, folder: str = "") -> None:
+    def _tree(self, body: bytes, name: str, revision: str, folder: str | None = None) -> None:
         if name not in self.server.repositories:
             return self._refuse(404, "no such repository", "RepoNotFound")
         files = self.server.repositories[name].items()
         inside = [
             {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
             for path, content in files
-            if path.startswith(folder and folder + "/")
+            if folder is None or path.startswith(folder + "/")
         ]
         if folder and not inside:
             return self._refuse(404, "no such folder", "EntryNotFound")

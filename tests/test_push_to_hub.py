@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hub_server import TOKEN, serve
 from safetensors.torch import load
 
@@ -60,7 +59,7 @@ assert {one["label"] for one in pipe(["a b", "c c c ."])} <= {"LABEL_0", "LABEL_
 """
 
 
-def run(script: str, hub_url: str, folder: Path, home: str, isolated: bool = False, check: bool = True):
+def run(script: str, hub_url: str, folder: Path, home: str, isolated: bool = False):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
     names = {"HF_ENDPOINT": hub_url, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / home), "OMP_NUM_THREADS": "1"}
     local = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
@@ -68,9 +67,7 @@ def run(script: str, hub_url: str, folder: Path, home: str, isolated: bool = Fal
     done = subprocess.run(
         command, cwd=folder, env={**kept, **names, **local}, capture_output=True, text=True, timeout=300
     )
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +77,11 @@ def pushed(tmp_path_factory):
     with serve() as hub:
         run(PUSH, hub.url, folder, "one")
         yield hub, folder
+        assert not hub.crashes, hub.crashes[0]
 
 
 def test_what_a_model_pushes(pushed):
-    hub, folder = pushed
+    hub, _ = pushed
     files = hub.repositories["somebody/han"]
     assert {"config.json", "model.safetensors", "modeling_han.py", "configuration_han.py", "recurrent.py"} <= set(
         files
@@ -93,7 +91,7 @@ def test_what_a_model_pushes(pushed):
 
 
 def test_what_a_trainer_pushes(pushed):
-    hub, folder = pushed
+    hub, _ = pushed
     files = hub.repositories["somebody/textcnn"]
     assert {"model.safetensors", "modeling_textcnn.py", "configuration_textcnn.py", "tokenizer.json"} <= set(files)
     card = files["README.md"].decode()
@@ -110,12 +108,3 @@ def test_load_elsewhere(pushed):
     asked = hub.requests[before:]
     for name in ("han", "textcnn"):
         assert f"GET /somebody/{name}/resolve/{hub.commit_of('somebody/' + name)}/modeling_{name}.py" in asked
-
-
-def test_without_a_token_nothing_is_pushed(pushed):
-    hub, folder = pushed
-    before = dict(hub.repositories)
-    done = run(f"import os\nos.environ['HF_TOKEN'] = 'hf_wrong'\n{PUSH}", hub.url, folder, "three", check=False)
-    assert done.returncode != 0
-    assert "401" in done.stderr
-    assert hub.repositories == before
