@@ -12,7 +12,7 @@ from hf_rat.commands.flags import reported
 _COMMANDS = {
     "glue": "fine-tune on a GLUE task, a data set of the Hub or files of your own; without data, a small example",
     "compare": "run several regularizers over several seeds of one task, and tabulate mean and standard deviation",
-    "check-submission": "check a folder or zip of GLUE predictions, and make the zip of a folder that is complete",
+    "check-submission": "check a folder or zip of predictions for GLUE or CLUE, and make the zip of a complete folder",
 }
 
 

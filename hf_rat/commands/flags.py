@@ -99,6 +99,10 @@ class DataTrainingArguments:
             "instead of the validation split: for choosing hyperparameters without looking at it."
         },
     )
+    train_size: int | None = field(
+        default=None,
+        metadata={"help": "Train on N examples only, drawn by a fixed seed: for studies of small data."},
+    )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
     train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
@@ -123,7 +127,7 @@ class DataTrainingArguments:
         self.data_dir = self.data_dir or os.environ.get(DATA_DIR_VARIABLE) or None
         if self.recipe is not None and self.recipe not in RECIPES:
             raise ValueError(f"--recipe {self.recipe!r} is not known; the recipes are {', '.join(RECIPES)}")
-        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+        for name in ("max_seq_length", "train_size", "max_train_samples", "max_eval_samples", "max_predict_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: at least 1 is needed")
@@ -131,6 +135,11 @@ class DataTrainingArguments:
         share = self.validation_from_train
         if share is not None and not 0 < share < 1:
             raise ValueError(f"--validation_from_train {share}: a share between 0 and 1 is needed")
+
+    @property
+    def source_flag(self) -> str:
+        """The flag that names the data set."""
+        return "--dataset_name" if self.task_name is None else "--task_name"
 
     @property
     def files(self) -> dict[str, str]:
