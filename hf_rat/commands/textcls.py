@@ -108,7 +108,7 @@ def _check(flags: Flags, words: WordModelArguments, own: bool) -> None:
                 raise ValueError(f"--{name} {value!r} is for --model: --model_name_or_path brings its own")
     elif flags.model.lora_r is not None:
         raise ValueError(
-            f"--lora_r {flags.model.lora_r} needs --model_name_or_path: a new model has no weights to keep"
+            f"--lora_r {flags.model.lora_r} needs --model_name_or_path: an adapter is for trained weights"
         )
     if words.early_stopping_patience is not None and not flags.training.load_best_model_at_end:
         raise ValueError(
@@ -130,9 +130,7 @@ def _add_callbacks(job: Job, words: WordModelArguments) -> None:
 
 def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, float]:
     if words.word_vectors is not None:
-        raise ValueError(
-            f"--word_vectors {words.word_vectors!r} needs a data set: give --dataset_name or --train_file"
-        )
+        raise ValueError(f"--word_vectors {words.word_vectors!r} needs data: give --dataset_name or --train_file")
     defaults = DEFAULTS | {"learning_rate": 1e-3, "num_train_epochs": 10, "per_device_train_batch_size": 16}
     flags = read_flags(given, defaults)
 

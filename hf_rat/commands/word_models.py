@@ -29,7 +29,7 @@ from hf_rat.models import (
 )
 
 # name of --model -> configuration, model, fields of the configuration that make it what its name says
-_MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
+_MODELS: dict[str, tuple[Any, type[PreTrainedModel], dict[str, Any]]] = {
     "textcnn": (TextCNNConfig, TextCNNForSequenceClassification, {}),
     "texthan": (HANConfig, HANForSequenceClassification, {}),
     "bilstm": (RNNConfig, RNNForSequenceClassification, {"cell": "lstm", "bidirectional": True}),
@@ -63,6 +63,7 @@ def build_word_model(
     config = config_class(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
+        num_labels=1 if labels.regression else len(labels.names),
         **fixed,
         **_settings(flags, words, config_class),
     )
