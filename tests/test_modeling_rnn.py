@@ -363,6 +363,22 @@ def test_only_a_missing_head_is_initialised(tmp_path):
     assert all(parameter.eq(7.0).all() for parameter in other.rnn.parameters())
 
 
+def test_a_module_loaded_in_part_keeps_what_was_loaded(tmp_path):
+    model = make(RNNForCausalLM)
+    with torch.no_grad():
+        for parameter in model.rnn.parameters():
+            parameter.fill_(7.0)
+    model.save_pretrained(tmp_path)
+    wider = {"bidirectional": True, "normalize_embeddings": True}
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True, **wider)
+    new = {f"layers.0.{name}_l0_reverse" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    assert set(info["missing_keys"]) == new | {"embeddings.frequencies"}
+    for name, tensor in loaded.state_dict().items():
+        assert (name in info["missing_keys"]) != tensor.eq(7.0).all(), name
+    assert loaded.embeddings.frequencies.eq(1 / VOCABULARY).all()
+    assert loaded.layers[0].bias_ih_l0_reverse[5:10].eq(1.0).all()
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_resized_vocabulary(normalized, tmp_path):
     model = make(normalize_embeddings=normalized)

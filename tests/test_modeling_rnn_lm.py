@@ -221,15 +221,16 @@ def test_greedy_generation_of_padded_prompts(cell):
 def test_the_state_as_cache_changes_nothing(cell, options):
     model = make_talkative(cell)
     ids, mask = make_batch("left")
-    start = model(ids, mask).state
-    prompts = [{"inputs": ids, "attention_mask": mask}, {"inputs": ids[:, -1:], "state": start}]
-    for prompt in prompts:
-        results = []
-        for cached in (True, False):
-            torch.manual_seed(1)
-            results.append(model.generate(**prompt, **options, max_new_tokens=8, eos_token_id=3, use_cache=cached))
-        assert results[0].equal(results[1])
-        assert len(results[0].unique()) > 4
+    whole = {"inputs": ids, "attention_mask": mask}
+    rest = {"inputs": ids[:, 6:], "state": model(ids[:, :6], mask[:, :6]).state}
+    results = []
+    for prompt, cached in itertools.product([whole, rest], [True, False]):
+        torch.manual_seed(1)
+        tokens = model.generate(**prompt, **options, max_new_tokens=8, eos_token_id=3, use_cache=cached)
+        results.append(tokens[:, prompt["inputs"].size(1) :])
+    assert len(results[0].unique()) > 4
+    for other in results[1:]:
+        assert other.equal(results[0])
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
