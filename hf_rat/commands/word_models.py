@@ -15,7 +15,7 @@ from hf_rat.commands.finetune import say
 from hf_rat.commands.flags import Flags
 from hf_rat.commands.models import number_labels
 from hf_rat.commands.word_flags import WordModelArguments
-from hf_rat.data.encoding import Labels
+from hf_rat.data.encoding import Labels, require_texts
 from hf_rat.data.tasks import Task
 from hf_rat.data.vectors import load_vectors
 from hf_rat.data.vocabulary import segment, word_tokenizer
@@ -113,8 +113,9 @@ def _settings(flags: Flags, words: WordModelArguments, config_class: type[PreTra
 def _vocabulary(
     flags: Flags, words: WordModelArguments, task: Task, rows: DatasetDict
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
-    kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
     assert task.train is not None
+    require_texts(rows[task.train], task.text_columns, f"task {task.name!r}, split {task.train}")
+    kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
 
     texts: Iterable[str] = chain.from_iterable(rows[task.train][column] for column in task.text_columns)
     return word_tokenizer(

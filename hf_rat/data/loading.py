@@ -40,8 +40,10 @@ def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Data
         raise ValueError(f"{flag} {str(path)!r}: no such file")
     if path.suffix not in _READERS:
         raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(_READERS)}")
-    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     kind = _READERS[path.suffix]
+    # An empty text is a text, and so are "NA" and "null", which pandas would take for nothing.
+    options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
+    options |= {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
         return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache_dir, **options)
     except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
