@@ -8,12 +8,17 @@ import keyed
 import pytest
 import runs
 import torch
-from tiny import VOCABULARY, assert_same_gradients, gradients, tiny_batch
+from tiny import FIRST, VOCABULARY, assert_same_gradients, gradients, tiny_batch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from hf_rat import Regularization, adversarial_dropout, parse, vat
+from hf_rat.models.configuration_han import HANConfig
+from hf_rat.models.configuration_rnn import RNNConfig
+from hf_rat.models.modeling_han import HANForSequenceClassification
+from hf_rat.models.modeling_rnn import RNNForSequenceClassification, RNNForTokenClassification
+from hf_rat.models.modeling_rnn_lm import RNNForCausalLM
 from hf_rat.models.recurrent import GRU, LSTM, Dropouts
 from hf_rat.regularizers import perturbations
 from hf_rat.regularizers.sites import SITES
@@ -345,6 +350,32 @@ def test_the_inequality_of_fraternal_expectation_linear_and_adversarial_dropout(
     assert max(gaps) > 1.5, "the first bound is far from tight, and proves nothing"
 
 
+@quiet
+@pytest.mark.parametrize("name", ["fraternal", "expectation_linear"])
+def test_on_a_recurrent_layer_the_two_recipes_are_the_two_expectations(name):
+    """The mean over many drawn masks, within four standard errors of the sum over all 2^12 masks."""
+    rate, copies = 0.3, 1500
+    model = classifier("GRU", dropout=0.0)
+    model.rnn.dropouts = Dropouts(variational=rate)
+    one = {key: value[1:2] for key, value in tiny_batch().items()}
+    masks = torch.tensor(list(itertools.product([0.0, 1.0], repeat=UNITS)), dtype=torch.float64)
+    weights = torch.where(masks > 0, 1 - rate, rate).prod(-1)
+    every = torch.cat([masks / (1 - rate), torch.ones(1, UNITS).double()])
+    with torch.no_grad():
+        x = model.embedding(one["input_ids"][:, : int(one["attention_mask"].sum())])
+        z = model.output(model.rnn.eval()(x.expand(len(every), -1, -1), recurrent_mask=every)[1][-1])
+    model.rnn.train()
+    gaps = torch.cdist(z, z[:-1] if name == "fraternal" else z[-1:]).square()[:-1] / CLASSES
+    pairs = weights[:, None] * weights if name == "fraternal" else weights[:, None]
+    mean = (pairs * gaps).sum()
+    spread = ((pairs * gaps.square()).sum() - mean**2).sqrt() / math.sqrt(copies)
+    batch = {key: value.expand(copies, *value.shape[1:]) for key, value in one.items()}
+    losses, _ = backward(f"{name}(alpha=1)", model, batch)
+    drawn = float(losses["consistency" if name == "fraternal" else "smoothness"])
+    assert abs(drawn - mean) < 4 * spread
+    assert spread < mean / 10
+
+
 # -- padding, noise, other layers ------------------------------------------------------------------------------------
 
 
@@ -423,6 +454,37 @@ def test_in_stacked_and_two_way_layers_the_mask_is_that_of_the_last_layer(option
     assert losses["smoothness"] > 0
     assert float(losses["smoothness"]) == pytest.approx(kl(clean, worst).mean().item(), rel=1e-5)
     assert all(gradient.any() for name, gradient in gradients(model).items() if "reverse" in name or "l1" in name)
+
+
+WORDS = {"vocab_size": VOCABULARY, "embedding_size": 6, "hidden_size": 5, "initializer_range": 1.0}
+LAYERS = {"num_hidden_layers": 2, "recurrent_dropouts": {"variational": 0.2, "hidden": 0.1, "dropconnect": 0.1}}
+MODELS = {
+    "RNN": lambda: RNNForSequenceClassification(RNNConfig(num_labels=3, bidirectional=True, **WORDS, **LAYERS)),
+    "GRU": lambda: RNNForSequenceClassification(RNNConfig(num_labels=3, cell="gru", pooling="mean", **WORDS)),
+    "tagger": lambda: RNNForTokenClassification(RNNConfig(num_labels=3, last_hidden_size=4, **WORDS, **LAYERS)),
+    "language model": lambda: RNNForCausalLM(RNNConfig(cell="rnn", **WORDS, **LAYERS)),
+    "HAN": lambda: HANForSequenceClassification(HANConfig(num_labels=3, **WORDS)),
+    "HAN of sentences": lambda: HANForSequenceClassification(
+        HANConfig(num_labels=3, sentence_level=True, sentence_separator_token_id=FIRST + 20, **WORDS)
+    ),
+}
+
+
+@pytest.mark.parametrize("base", ["ones", "random"])
+@pytest.mark.parametrize("name", MODELS)
+def test_on_every_recurrent_model(name, base):
+    torch.manual_seed(0)
+    model, batch = MODELS[name]().train(), tiny_batch(8, 14)
+    batch["input_ids"][:, [2, 5, 8]] = FIRST + 20  # sentences end here
+    if name in ("tagger", "language model"):
+        labels = batch["input_ids"] if name == "language model" else batch["input_ids"] % 3
+        batch["labels"] = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    recipe = adversarial_dropout(site="recurrent", rate=0.4, base=base)
+    losses = Regularization(recipe, model).backward(batch)
+    assert losses["noisy_smoothness" if base == "random" else "smoothness"] > 1e-6
+    found = gradients(model)
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    assert all(gradient.any() for name, gradient in found.items() if "weight_hh" in name)
 
 
 def test_the_last_layer_that_takes_a_mask_is_the_one():
