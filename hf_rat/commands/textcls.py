@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     known = KNOWN.get((flags.data.dataset_name or "").lower())
     if known is not None and training.load_best_model_at_end and training.metric_for_best_model in (None, "loss"):
         training.metric_for_best_model, training.greater_is_better = known.metrics[0], True
-    task, labels, rows = load(flags, known)
+    task, labels, rows = load(flags, known, unlabeled=words.pretrain_lm)
 
     def make(task: Task, labels: Labels, rows: DatasetDict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
         if own:

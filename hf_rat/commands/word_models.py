@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rat.commands.finetune import say
 from hf_rat.commands.flags import Flags
+from hf_rat.commands.language_model import pretrain
 from hf_rat.commands.models import number_labels
 from hf_rat.commands.word_flags import WordModelArguments
 from hf_rat.data.encoding import Labels, require_texts
@@ -69,17 +70,41 @@ def build_word_model(
     )
     labels = number_labels(config, labels)
     model: Any = model_class(config)
+    _begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
+    if words.pretrain_lm:
+        start = model.get_input_embeddings().state_dict()
+        folder = pretrain(flags, words, config, tokenizer, _texts(task, rows, all_of_them=True), start)
+        model = model_class.from_pretrained(folder, config=config)
+        model.get_input_embeddings().weight.requires_grad_(not words.freeze_word_vectors)
+    say(f"{model_class.__name__}: {len(tokenizer)} words, {model.num_parameters() / 1e6:.1f} million parameters")
+    return model, tokenizer, labels
+
+
+def _begin_embeddings(
+    embeddings: Any, words: WordModelArguments, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray
+) -> None:
+    """Frequencies and vectors of the words, where they are asked for."""
     if words.normalize_embeddings:
-        model.get_input_embeddings().frequencies.copy_(torch.from_numpy(np.maximum(counts, 1)))
+        embeddings.frequencies.copy_(torch.from_numpy(np.maximum(counts, 1)))
     if words.word_vectors is not None:
         special = set(tokenizer.all_special_ids)
         vocabulary = {word: row for word, row in tokenizer.get_vocab().items() if row not in special}
         found = load_vectors(words.word_vectors, vocabulary, words.embedding_size, counts)
-        found.copy_into(model.get_input_embeddings().weight)
-        model.get_input_embeddings().weight.requires_grad_(not words.freeze_word_vectors)
+        found.copy_into(embeddings.weight)
+        embeddings.weight.requires_grad_(not words.freeze_word_vectors)
         say(f"--word_vectors {words.word_vectors!r}: {found}")
-    say(f"{model_class.__name__}: {len(tokenizer)} words, {model.num_parameters() / 1e6:.1f} million parameters")
-    return model, tokenizer, labels
+
+
+def _texts(task: Task, rows: DatasetDict, all_of_them: bool) -> list[Dataset]:
+    """The training texts, and with `all_of_them` the unlabelled ones: a column "text" each."""
+    assert task.train is not None
+    splits = [task.train, *([task.unlabeled] if all_of_them and task.unlabeled is not None else [])]
+    parts = []
+    for split in splits:
+        for column in task.text_columns:
+            require_texts(rows[split], [column], f"task {task.name!r}, split {split}")
+            parts.append(rows[split].select_columns([column]).rename_columns({column: "text"}))
+    return parts
 
 
 def _settings(flags: Flags, words: WordModelArguments, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -113,11 +138,9 @@ def _settings(flags: Flags, words: WordModelArguments, config_class: type[PreTra
 def _vocabulary(
     flags: Flags, words: WordModelArguments, task: Task, rows: DatasetDict
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
-    assert task.train is not None
-    require_texts(rows[task.train], task.text_columns, f"task {task.name!r}, split {task.train}")
     kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
-
-    texts: Iterable[str] = chain.from_iterable(rows[task.train][column] for column in task.text_columns)
+    parts = _texts(task, rows, all_of_them=words.pretrain_lm)
+    texts: Iterable[str] = chain.from_iterable(part["text"] for part in parts)
     return word_tokenizer(
         segment(texts) if kind == "jieba" else texts,
         kind=kind,
@@ -125,4 +148,5 @@ def _vocabulary(
         max_size=words.max_vocabulary,
         lowercase=words.lowercase,
         max_length=flags.data.max_seq_length,
+        end_token=words.pretrain_lm,
     )
