@@ -19,6 +19,7 @@ ALLOWED = {
     "card": {"regularizers", "rehearsal"},
     "trainer": {"regularizers", "regularization", "arguments", "card", "checkpoints"},
     "checkpoints": set(),
+    "curriculum": set(),
     "data": set(),
     "models": set(),
     "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer", "checkpoints", "data"},

@@ -1,19 +1,25 @@
-"""The GLUE submission: one tab-separated file per test split, and the zip once the set is complete."""
+"""Files for the leaderboards, one per test split, and the zip of them.
+
+GLUE takes tab-separated files, and its whole set only. CLUE takes a JSON object per line, and any of its tasks alone.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hf_rat.data.tasks import GLUE, HeldOut, Task
+from hf_rat.data.tasks import CLUE, GLUE, HeldOut, Task
 
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"
 FILES: dict[str, tuple[Task, HeldOut]] = {
-    held_out.file: (task, held_out) for task in GLUE for held_out in task.test if held_out.file is not None
+    held_out.file: (task, held_out) for task in (*GLUE, *CLUE) for held_out in task.test if held_out.file is not None
 }
+_CLUE_FILES = {name for name, (task, _) in FILES.items() if task in CLUE}
 
 
 def answer(task: Task, value: float) -> str:
@@ -50,16 +56,27 @@ def write_answers(directory: Path, task: Task, held_out: HeldOut, values: Sequen
             raise ValueError(f"--submission_dir: prediction {index} of {task.name} is {value}, not a finite number")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / held_out.file
-    lines = (f"{index}\t{answer(task, value)}\n" for index, value in enumerate(values))
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(HEADER + "\n")
-        file.writelines(lines)
+    answers = enumerate(answer(task, value) for value in values)
+    if path.suffix == ".json":
+        lines = [json.dumps({"id": index, "label": text}) for index, text in answers]
+    else:
+        lines = [HEADER, *(f"{index}\t{text}" for index, text in answers)]
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    os.replace(unfinished, path)
     return path
+
+
+def _missing(names: Collection[str]) -> list[str]:
+    """What of a set is not there: GLUE's is required as a whole, unless there are files for CLUE alone."""
+    found = FILES.keys() & set(names)
+    return [] if found and found <= _CLUE_FILES else [name for name in FILES if name not in {*found, *_CLUE_FILES}]
 
 
 def missing_files(directory: Path) -> list[str]:
     """Names of the leaderboard's files that are not in `directory`."""
-    return [name for name in FILES if not (directory / name).is_file()]
+    return _missing([file.name for file in directory.iterdir()] if directory.is_dir() else [])
 
 
 def _allowed(task: Task, text: str) -> bool:
@@ -79,6 +96,8 @@ def _problem(name: str, content: bytes) -> str | None:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         return f"{name}: not UTF-8 text ({error.reason} at byte {error.start})"
+    if name in _CLUE_FILES:
+        return _json_problem(name, lines)
     if not lines or lines[0] != HEADER:
         return f"{name}: the header is {lines[0] if lines else ''!r}, it must be {HEADER!r}"
     for index, line in enumerate(lines[1:]):
@@ -92,6 +111,25 @@ def _problem(name: str, content: bytes) -> str | None:
             return f"{name}: line {index + 2} predicts {fields[1]!r}, which is not {kind}"
     if len(lines) - 1 != held_out.rows:
         return f"{name}: {len(lines) - 1} predictions, the leaderboard expects {held_out.rows}"
+    return None
+
+
+def _json_problem(name: str, lines: list[str]) -> str | None:
+    """The same for a file of CLUE, which reads the labels in the order of the lines."""
+    task, held_out = FILES[name]
+    for index, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return f"{name}: line {index + 1} is not JSON"
+        if not isinstance(row, dict) or not {"id", "label"} <= set(row):
+            return f"{name}: line {index + 1} is not an object with id and label"
+        if str(row["id"]) != str(index):
+            return f"{name}: line {index + 1} has id {row['id']!r}, it must be {index}"
+        if row["label"] not in task.labels:
+            return f"{name}: line {index + 1} predicts {row['label']!r}, which is not one of the task's labels"
+    if len(lines) != held_out.rows:
+        return f"{name}: {len(lines)} predictions, the leaderboard expects {held_out.rows}"
     return None
 
 
@@ -115,8 +153,11 @@ def problems(path: Path) -> list[str]:
             found = {name: archive.read(name) for name in archive.namelist() if name in FILES}
     else:
         raise ValueError(f"submission {str(path)!r} is neither a folder nor a zip archive")
+    other = _CLUE_FILES & found.keys()
+    if other and len(other) < len(found):
+        strange += [f"{name}: a file of CLUE among those of GLUE" for name in sorted(other)]
     wrong = [problem for name, content in found.items() if (problem := _problem(name, content)) is not None]
-    return [f"{name}: missing" for name in FILES if name not in found] + strange + wrong
+    return [f"{name}: missing" for name in _missing(found)] + strange + wrong
 
 
 def pack(directory: Path) -> Path | None:
@@ -125,6 +166,6 @@ def pack(directory: Path) -> Path | None:
         return None
     path = directory / ARCHIVE
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in FILES:
+        for name in (name for name in FILES if (directory / name).is_file()):
             archive.write(directory / name, arcname=name)
     return path

@@ -1,15 +1,28 @@
 """Companion models and the recurrent layers that they stand on; `import hf_rat` lets the Auto classes find them."""
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .configuration_han import HANConfig
+from .configuration_rnn import RNNConfig
 from .configuration_textcnn import TextCNNConfig
 from .modeling_han import HANForSequenceClassification
+from .modeling_rnn import RNNForSequenceClassification, RNNForTokenClassification, RNNModel
+from .modeling_rnn_lm import RNNForCausalLM
 from .modeling_textcnn import TextCNNForSequenceClassification
 
 MODELS = (
     (TextCNNConfig, AutoModelForSequenceClassification, TextCNNForSequenceClassification),
     (HANConfig, AutoModelForSequenceClassification, HANForSequenceClassification),
+    (RNNConfig, AutoModel, RNNModel),
+    (RNNConfig, AutoModelForSequenceClassification, RNNForSequenceClassification),
+    (RNNConfig, AutoModelForTokenClassification, RNNForTokenClassification),
+    (RNNConfig, AutoModelForCausalLM, RNNForCausalLM),
 )
 """(configuration, Auto class, model), one line for each model."""
 
@@ -23,6 +36,11 @@ for _config, _auto, _model in MODELS:
 __all__ = [
     "HANConfig",
     "HANForSequenceClassification",
+    "RNNConfig",
+    "RNNForCausalLM",
+    "RNNForSequenceClassification",
+    "RNNForTokenClassification",
+    "RNNModel",
     "TextCNNConfig",
     "TextCNNForSequenceClassification",
 ]

@@ -1,8 +1,9 @@
 """RNN, LSTM and GRU of torch with every recurrent dropout. One file on torch alone: it travels with a checkpoint.
 
 The layers are torch's own classes: same weights, names, shapes and results. Without dropout they call torch's layer
-(but for padded batches on a CPU); with it they run here, on the valid steps only, packed step by step with the longest examples first, so that padding
-costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state, r acts after the product with h.
+(but for padded batches on a CPU); with it they run here, on the valid steps only, packed step by step with the longest
+examples first, so that padding costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state, r
+acts after the product with h.
 """
 
 from __future__ import annotations
