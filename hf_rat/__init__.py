@@ -1,5 +1,6 @@
 """Regularized fine-tuning for Hugging Face models: one flag, one import."""
 
+from hf_rat import models  # registers the companion models with Transformers' Auto classes
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.expressions import parse
@@ -33,6 +34,7 @@ __all__ = [
     "fgsm",
     "fraternal",
     "freelb",
+    "models",
     "neftune",
     "parse",
     "pgd",

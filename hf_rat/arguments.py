@@ -48,10 +48,16 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=None, metadata={"help": f"What epsilon is measured in: absolute or embedding. {_IN_EXPRESSION}"}
     )
     reg_divergence: str | None = field(
-        default=None, metadata={"help": f"ce, mae, mse, kl, js, bi_kl or logit_mse. {_IN_EXPRESSION}"}
+        default=None, metadata={"help": f"ce, mae, mse, kl, reverse_kl, js, bi_kl or logit_mse. {_IN_EXPRESSION}"}
     )
     reg_start_mask: str | None = field(
         default=None, metadata={"help": f"Adversarial dropout: one_drop, base or random. {_IN_EXPRESSION}"}
+    )
+    reg_site: str | None = field(
+        default=None, metadata={"help": f"Adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"}
+    )
+    reg_base: str | None = field(
+        default=None, metadata={"help": f"Adversarial dropout: ones or random. {_IN_EXPRESSION}"}
     )
     reg_single_backward: bool = field(
         default=False,

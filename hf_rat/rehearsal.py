@@ -62,11 +62,12 @@ def _rehearse(regularizer: Term, step: int, stage: _Stage) -> Cost:
 
 
 class _Stage(nn.Module):
-    """The smallest model with a word embedding and a layer that makes logits."""
+    """The smallest model with a word embedding, a recurrent layer's interface and a layer that makes logits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding.from_pretrained(torch.eye(2), freeze=False)
+        self.recurrent = _Masked()
         self.output = nn.Linear(2, 2)
         self._sites: dict[str, Site] = {}
 
@@ -83,5 +84,14 @@ class _Stage(nn.Module):
         return outputs.loss, outputs.logits
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> SequenceClassifierOutput:
-        logits = self.output(self.embedding(input_ids).mean(1))
+        logits = self.output(self.recurrent(self.embedding(input_ids)).mean(1))
         return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+class _Masked(nn.Module):
+    """Stands for a recurrent layer: it takes a mask, and has no recursion."""
+
+    hidden_size = 2
+
+    def forward(self, x: Tensor, recurrent_mask: Tensor | None = None) -> Tensor:
+        return x if recurrent_mask is None else x * recurrent_mask.unsqueeze(1)

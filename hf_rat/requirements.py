@@ -77,8 +77,7 @@ def _has_dropout(model: nn.Module) -> bool:
         return True
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
-    return any(
-        isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-        for name, value in settings.items()
-        if "dropout" in name or "pdrop" in name
-    )
+    found = [value for name, value in settings.items() if "dropout" in name or "pdrop" in name]
+    # A setting may hold several rates by name: {"variational": 0.3, "per_step": ["variational"]}.
+    rates = [rate for value in found for rate in (value.values() if isinstance(value, dict) else [value])]
+    return any(isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0 for rate in rates)

@@ -35,6 +35,10 @@ def parsed(*flags, **settings):
             ["--reg", "adversarial_dropout", "--reg_rate", "0.1", "--reg_start_mask", "random"],
             parse("adversarial_dropout(rate=0.1, start_mask='random')"),
         ),
+        (
+            ["--reg", "adversarial_dropout", "--reg_site", "recurrent", "--reg_base", "random", "--reg_steps", "2"],
+            parse("adversarial_dropout(site='recurrent', base='random', steps=2)"),
+        ),
     ],
     ids=str,
 )
@@ -47,8 +51,8 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
     arguments = {name for call in RECIPES.values() for name, _ in call().arguments}
     flags = {f.name.removeprefix("reg_") for f in fields(RegularizedTrainingArguments) if f.name.startswith("reg_")}
     assert flags - {"single_backward"} <= arguments
-    # What the flags leave to expressions: values per pass, and SMART's own two.
-    assert arguments - flags == {"epsilons", "dropouts", "mu", "beta"}
+    # What the flags leave to expressions: values per pass, SMART's own two, and whether a gradient is stopped.
+    assert arguments - flags == {"epsilons", "dropouts", "mu", "beta", "fixed"}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,10 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
         ({"reg": "rat", "reg_alpha": float("inf")}, "alpha=inf"),
         ({"reg": "pgd", "reg_steps": 0}, "steps=0"),
         ({"reg": "adversarial_dropout", "reg_rate": 1.0}, "rate=1.0"),
+        ({"reg": "adversarial_dropout", "reg_site": "hidden"}, "site='hidden'.*logits, recurrent"),
+        ({"reg": "adversarial_dropout", "reg_base": "zeros"}, "base='zeros'.*ones, random"),
+        ({"reg": "adversarial_dropout(fixed=1)"}, "fixed=1.*True or False"),
+        ({"reg": "rat", "reg_site": "recurrent"}, "reg_site='recurrent'"),
         ({"reg": "rat", "reg_passes": 1}, "passes=1"),
         ({"reg": "rat", "reg_scope": "batch"}, "scope='batch'.*example, table"),
         ({"reg": "rat", "reg_divergence": "KL"}, "divergence='KL'"),

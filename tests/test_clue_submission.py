@@ -22,7 +22,7 @@ def complete(tmp_path):
 
 
 def test_the_rows_of_the_data_sets():
-    tnews, iflytek = find("tnews", CLUE), find("iflytek", CLUE)
+    tnews, iflytek = find("clue/tnews", CLUE), find("clue/iflytek", CLUE)
     assert tnews.labels == tuple(TNEWS)
     assert iflytek.labels == tuple(str(code) for code in range(119))
     assert [(task.test[0].file, task.test[0].rows) for task in (tnews, iflytek)] == [
@@ -33,7 +33,7 @@ def test_the_rows_of_the_data_sets():
 
 
 def test_what_is_written(tmp_path):
-    tnews = find("tnews", CLUE)
+    tnews = find("clue/tnews", CLUE)
     path = write_answers(tmp_path, tnews, tnews.test[0], [0, 5, 14, 11])
     assert path == tmp_path / "tnews11_predict.json"
     assert path.read_bytes().decode().splitlines() == [
@@ -111,7 +111,7 @@ def test_the_two_leaderboards_do_not_mix(complete):
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    tnews = find("tnews", CLUE)
+    tnews = find("clue/tnews", CLUE)
     path = write_answers(tmp_path, tnews, tnews.test[0], [1])
     before = path.read_text()
 

@@ -27,14 +27,15 @@ def categorical(name, z, w):
         "mae": lambda: np.abs(p - q).mean(),
         "mse": lambda: np.square(p - q).mean(),
         "kl": lambda: entropy(p, q),
+        "reverse_kl": lambda: entropy(q, p),
         "js": lambda: jensenshannon(p, q) ** 2,
         "bi_kl": lambda: (entropy(p, q) + entropy(q, p)) / 2,
         "logit_mse": lambda: np.square(z - w).mean(),
     }[name]()
 
 
-def test_the_seven_names():
-    assert set(NAMES) == {"ce", "mae", "mse", "kl", "js", "bi_kl", "logit_mse"}
+def test_the_eight_names():
+    assert set(NAMES) == {"ce", "mae", "mse", "kl", "reverse_kl", "js", "bi_kl", "logit_mse"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,6 +76,16 @@ def test_zero_on_equals_and_never_negative(name, problem):
     torch.testing.assert_close(diverge(name, z, z, problem), torch.zeros(50), rtol=0, atol=1e-6)
     assert (diverge(name, z, logits(50, 4, seed=2, scale=10), problem) >= 0).all()
     assert (diverge(name, z, z + 1e-4 * logits(50, 4, seed=3), problem) >= -1e-6).all()
+
+
+@pytest.mark.parametrize("problem", PROBLEM_TYPES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ce"])
+def test_no_slope_at_all_on_equals(name, problem):
+    """To the last bit: a search must not climb rounding errors."""
+    z = logits(50, 4, seed=1, scale=10)
+    w = z.clone().requires_grad_()
+    diverge(name, z, w, problem).sum().backward()
+    assert not w.grad.any()
 
 
 def test_soft_cross_entropy_of_equals_is_the_entropy():

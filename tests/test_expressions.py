@@ -237,6 +237,9 @@ BAD = {
     "unit": ["relative", None, 2],
     "divergence": ["kll", "", None, 3, ["kl"]],
     "start_mask": ["two_drop", None],
+    "site": ["logits_input", "hidden", None, 0, ["recurrent"]],
+    "base": ["zeros", None, 1],
+    "fixed": [1, 0, "True", None],
     "epsilons": [(0.1, -0.2), (0.1, float("nan")), 0.5, (), "ab"],
     "dropouts": [(0.1, 1.0), (0.1, -0.1), 0.5, ()],
 }

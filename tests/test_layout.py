@@ -23,7 +23,7 @@ ALLOWED = {
     "data": set(),
     "models": set(),
     "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer", "checkpoints", "data"},
-    "": {"regularizers", "regularization", "arguments", "trainer"},  # hf_rat/__init__.py
+    "": {"regularizers", "regularization", "arguments", "trainer", "models"},  # hf_rat/__init__.py
 }
 
 
@@ -33,6 +33,10 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in FILES}
+
+
+# These files travel with a checkpoint to where hf-rat is not installed: they name their siblings only.
+TRAVELLING = "models"
 
 
 def room(module: str) -> str:
@@ -47,10 +51,20 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: line {node.lineno} is a relative import; write the full name"
+            where = f"{path.name}: line {node.lineno}"
+            source = str(node.module)
+            if room(module_name(path)) == TRAVELLING:
+                ours = node.level > 0 or source.split(".")[0] == PACKAGE.name
+                # Transformers finds the files to copy by the text `from .name import`.
+                assert not ours or (node.level == 1 and node.module and "." not in node.module), (
+                    f"{where} must be `from .name import`: its file travels with a checkpoint, beside its siblings"
+                )
+                source = f"{PACKAGE.name}.{TRAVELLING}.{source}" if ours else source
+            else:
+                assert node.level == 0, f"{where} is a relative import; write the full name"
             # `from hf_rat.data import tasks` names a module, `from hf_rat.data.tasks import Task` something in one.
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else str(node.module) for name in names}
+            names = {f"{source}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else source for name in names}
     return {name for name in found if name.split(".")[0] == PACKAGE.name}
 
 
@@ -73,13 +87,16 @@ def test_no_import_circles():
         pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
 
 
-def test_regularizers_know_torch_only():
+@pytest.mark.parametrize(
+    ("where", "known"), [("regularizers", {"torch", PACKAGE.name}), ("models", {"torch", "transformers"})]
+)
+def test_a_room_knows_few_packages(where, known):
     standard = __import__("sys").stdlib_module_names
-    for path in (path for module, path in MODULES.items() if room(module) == "regularizers"):
+    for path in (path for module, path in MODULES.items() if room(module) == where):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            foreign = {name.split(".")[0] for name in names} - standard - {"torch", PACKAGE.name}
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            foreign = {name.split(".")[0] for name in names} - standard - known
             assert not foreign, f"{path.name} imports {', '.join(foreign)}"
 
 

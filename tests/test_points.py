@@ -7,7 +7,7 @@ from tiny import gradients, tiny_batch, tiny_model
 from hf_rat.regularizers.divergences import PROBLEM_TYPES
 from hf_rat.regularizers.dropout import SharedMasks
 from hf_rat.regularizers.points import Batch, Point
-from hf_rat.regularizers.sites import EMBEDDINGS, SITES
+from hf_rat.regularizers.sites import EMBEDDINGS, LOGITS_INPUT, SITES
 
 
 class Runner:
@@ -16,7 +16,7 @@ class Runner:
     def __init__(self, dropout=0.0, **settings):
         self.model = tiny_model(dropout=dropout)
         self.rows = []
-        sites = {name: site(self.model) for name, site in SITES.items()}
+        sites = {name: SITES[name](self.model) for name in (EMBEDDINGS, LOGITS_INPUT)}
         self.inputs = tiny_batch()
         self.batch = Batch(self.inputs, self.run, sites.__getitem__, PROBLEM_TYPES[0], **settings)
 

@@ -8,9 +8,11 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from hf_rat.models import recurrent
 from hf_rat.models.recurrent import GRU, LSTM, RNN, Dropouts
+from hf_rat.regularizers.dropout import DropoutRate
 
 CELLS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -180,14 +182,22 @@ class Recorder:
 
     def __init__(self, monkeypatch):
         self.drawn = []
-        draw = recurrent._draw
+        dropout = F.dropout
 
-        def record(*args):
-            mask = draw(*args)
-            self.drawn.append(mask.clone())
+        def record(x, rate):
+            dropped = dropout(x, rate)
+            if rate:
+                self.drawn.append((dropped != 0).to(x.dtype))
+            return dropped
+
+        bernoulli = torch.Tensor.bernoulli_
+
+        def draw(mask, keep):
+            self.drawn.append(bernoulli(mask, keep).clone())
             return mask
 
-        monkeypatch.setattr(recurrent, "_draw", record)
+        monkeypatch.setattr(F, "dropout", record)
+        monkeypatch.setattr(torch.Tensor, "bernoulli_", draw)
 
     def of(self, dropouts, direction, lengths, given=None):
         on = [name for name in self.ORDER if getattr(dropouts, name)]
@@ -210,9 +220,9 @@ class Recorder:
                 drawn = drawn[0] if drawn.size(0) == 1 and name != "variational_x" else drawn
                 assert drawn.size(0) == len(rows)
                 example = rows.index((step, example))
+            elif name.startswith("variational") and dropouts.variational_per == "batch":
+                return scale * drawn.squeeze(1)
             drawn = drawn[example]
-            if name.startswith("zoneout"):
-                return 1 - drawn  # drawn where the old state stays
             if name.startswith("variational") and drawn.dim() == 1:
                 drawn = drawn.unsqueeze(0)  # the same for all gates
             return scale * drawn
@@ -230,6 +240,15 @@ KINDS = {
         "variational_x": 0.4,
         "per_gate": True,
         "per_step": ["variational"],
+    },
+    "variational per batch": {"variational": 0.3, "variational_x": 0.4, "variational_per": "batch"},
+    "variational per batch and gate": {
+        "variational": 0.3,
+        "variational_x": 0.4,
+        "variational_per": "batch",
+        "per_gate": True,
+        "recurrent": 0.0,
+        "dropconnect": 0.3,
     },
     "recurrent": {"recurrent": 0.4},
     "recurrent per step": {"recurrent": 0.4, "per_step": ["recurrent"]},
@@ -364,9 +383,23 @@ def test_masks_have_their_rate_and_are_drawn_for_each_forward(monkeypatch):
     x = torch.randn(32, 20, 8)
     first, second = layer(x)[0], layer(x)[0]
     assert not torch.equal(first, second)
-    for drawn, rate in zip(recorder.drawn[:3], [0.6, 0.25, 0.9], strict=True):
+    for drawn, rate in zip(recorder.drawn[:3], [0.6, 0.25, 0.1], strict=True):
         assert set(drawn.unique().tolist()) == {0.0, 1.0}
         assert drawn.mean().item() == pytest.approx(1 - rate, abs=0.03)
+
+
+def test_a_forced_rate_reaches_every_mask():
+    rates = {"variational": 0.3, "variational_x": 0.2, "recurrent": 0.3, "rnndrop": 0.2, "zoneout": 0.3}
+    layer = make(
+        "LSTM", num_layers=2, dropout=rates | {"dropconnect": 0.5, "input": 0.2, "hidden": 0.2, "layers": 0.1}
+    )
+    x, _ = make_input(layer)
+    with DropoutRate(0.0):
+        first, second = layer(x)[0], layer(x)[0]
+    plain = make("LSTM", num_layers=2)
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first, plain(x)[0])
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -457,6 +490,9 @@ def test_deepcopy_pickle_and_state_dict_after_a_step(rates):
 
 def test_dropconnect_runs_in_torchs_layer_with_its_gradient(monkeypatch):
     monkeypatch.setattr(recurrent._Recurrent, "_own", None)
+    make("GRU", dropout={"variational": 0.5, "variational_x": 0.5, "variational_per": "batch"})(
+        torch.ones(1, 1, 3).double()
+    )
     layer = make("LSTM", dropout={"dropconnect": 0.5}, num_layers=2)
     recorder = Recorder(monkeypatch)
     x, _ = make_input(layer)
@@ -478,17 +514,18 @@ def test_dropconnect_runs_in_torchs_layer_with_its_gradient(monkeypatch):
 
 def test_dropped_weights_are_freed(monkeypatch):
     layer = make("LSTM", dropout={"dropconnect": 0.5})
-    dropped, connect = [], layer._connected
+    seen, drop = [], layer._dropped
 
-    def connected(*args):
-        weights = connect(*args)
-        dropped.append(weakref.ref(weights))
+    def dropped(name, *args):
+        weights = drop(name, *args)
+        if name.startswith("weight_hh"):
+            seen.append(weakref.ref(weights))
         return weights
 
-    monkeypatch.setattr(layer, "_connected", connected)
+    monkeypatch.setattr(layer, "_dropped", dropped)
     layer(make_input(layer)[0])
     gc.collect()
-    assert [weights() for weights in dropped] == [None, None]
+    assert [weights() for weights in seen] == [None, None]
 
 
 @pytest.mark.parametrize("cell", CELLS)

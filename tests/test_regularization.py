@@ -8,6 +8,8 @@ from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch import nn
 
 from hf_rat import Regularization, adversarial_dropout, fgm, parse, plain, rat, rdrop, smart
+from hf_rat.models.configuration_rnn import RNNConfig
+from hf_rat.models.modeling_rnn import RNNForSequenceClassification
 from hf_rat.regularizers import L2, RECIPES, Gradient, Smoothness
 
 quiet = pytest.mark.filterwarnings("ignore:.*has no dropout")
@@ -24,6 +26,9 @@ SETTINGS = [
     "rat(passes=3)",
     "rat(dropouts=(0.1, 0.3))",
     "adversarial_dropout(start_mask='base')",
+    "adversarial_dropout(steps=3, fixed=True)",
+    "adversarial_dropout(base='random', steps=2)",
+    "adversarial_dropout(base='random', fixed=True)",
     "rat(alpha=0)",
     "fgm + rdrop",
     "rat + fgm",
@@ -98,6 +103,9 @@ def test_the_cost_is_what_is_seen_at_the_model(expression):
         ("smart(mu=0)", 3, 2, 1),
         ("r3f", 2, 2, 0),
         ("adversarial_dropout", 3, 2, 1),
+        ("adversarial_dropout(fixed=True, steps=3)", 5, 2, 3),
+        ("adversarial_dropout(base='random')", 4, 3, 1),
+        ("adversarial_dropout(base='random', fixed=True, steps=2)", 5, 2, 2),
     ],
 )
 def test_the_cost_is_what_the_card_says(expression, forwards, backwards, slopes):
@@ -321,6 +329,16 @@ def test_dropout_in_attention_alone_is_dropout():
         Regularization(rdrop(), tiny_model("llama", dropout=0.1))
     with pytest.warns(UserWarning, match="LlamaForSequenceClassification has no dropout"):
         Regularization(rdrop(), tiny_model("llama"))
+
+
+def test_dropout_inside_recurrent_layers_is_dropout():
+    rates = {"recurrent_dropouts": {"variational": 0.2, "per_step": []}, "classifier_dropout": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Regularization(rdrop(), RNNForSequenceClassification(RNNConfig(vocab_size=60, hidden_size=4, **rates)))
+    rates["recurrent_dropouts"] = {"variational": 0.0}
+    with pytest.warns(UserWarning, match="RNNForSequenceClassification has no dropout"):
+        Regularization(rdrop(), RNNForSequenceClassification(RNNConfig(vocab_size=60, hidden_size=4, **rates)))
 
 
 def test_a_model_in_plain_torch_needs_no_config():

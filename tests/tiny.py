@@ -28,6 +28,8 @@ from transformers import (
     XLNetConfig,
 )
 
+from hf_rat.models import HANConfig, TextCNNConfig
+
 VOCABULARY = 60
 PAD, EOS, FIRST = 0, 2, 3
 """Every tiny model pads with 0. An example begins with token 3 (a [CLS], so that tokens repeat) and ends with 2."""
@@ -82,6 +84,17 @@ def _config(family: str, dropout: float) -> PreTrainedConfig:
             rates = {"dropout": p, "attention_dropout": p, "activation_dropout": p, "classifier_dropout": p}
             ids = {**_SPECIAL, "decoder_start_token_id": EOS, "forced_eos_token_id": EOS}
             return BartConfig(**sides, **rates, **ids, d_model=16, max_position_embeddings=24, init_std=0.3)
+        case "textcnn":
+            sizes = {"embedding_size": 16, "num_filters": 6}
+            return TextCNNConfig(**sizes, **_SPECIAL, **wide, classifier_dropout=p)
+        case "han":
+            sizes = {"embedding_size": 16, "hidden_size": 8}
+            gru = {"recurrent_dropouts": {"variational": p}}
+            return HANConfig(**sizes, **gru, **_SPECIAL, **wide, classifier_dropout=p)
+        case "han_sentences":
+            cut = {"sentence_level": True, "sentence_separator_token_id": 9}
+            sizes = {"embedding_size": 16, "hidden_size": 8}
+            return HANConfig(**sizes, **cut, **_SPECIAL, **wide, classifier_dropout=p)
     raise ValueError(f"no tiny model of family {family!r}")
 
 
@@ -100,6 +113,9 @@ FAMILIES = (
     "llama",
     "t5",
     "bart",
+    "textcnn",
+    "han",
+    "han_sentences",
 )
 
 

@@ -11,6 +11,7 @@ from hf_rat.commands.flags import reported
 
 _COMMANDS = {
     "glue": "fine-tune on a GLUE task, a data set of the Hub or files of your own; without data, a small example",
+    "textcls": "train a small model on texts with labels, or fine-tune any; without data, a small example",
     "compare": "run several regularizers over several seeds of one task, and tabulate mean and standard deviation",
     "check-submission": "check a folder or zip of predictions for GLUE or CLUE, and make the zip of a complete folder",
 }
@@ -28,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hf_rat.commands.glue import main as glue  # importing it takes seconds, and the help needs none of it
 
         return glue(argv[1:])
+    if argv[0] == "textcls":
+        from hf_rat.commands.textcls import main as textcls
+
+        return textcls(argv[1:])
     if argv[0] == "compare":
         from hf_rat.commands.compare import main as compare
 

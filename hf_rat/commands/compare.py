@@ -42,7 +42,11 @@ Runner = Callable[[Sequence[str], Path], int]
 # Flags that every run is given by this command, and that may therefore not stand after `--`.
 OWN_FLAGS = ("--reg", "--seed", "--output_dir")
 # Entries of all_results.json that begin so (the name of a split may follow) are no scores.
-NO_SCORES = ("eval_runtime", "eval_samples", "eval_steps_per_second", "eval_model_preparation_time")
+NO_SCORES = tuple(
+    f"{prefix}_{name}"
+    for prefix in ("eval", "test")
+    for name in ("runtime", "samples", "steps_per_second", "model_preparation_time")
+)
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def plan(methods: Sequence[Method], seeds: Sequence[int], output: Path, base: Se
 
 
 def aggregate(method: Method, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation of every score over the finished runs of one method.
+    """Mean and sample standard deviation of every validation and test score over a method's finished runs.
 
     A score that some of the runs lack is left out. The standard deviation of a single run is None.
     """
@@ -167,7 +171,7 @@ def aggregate(method: Method, records: Sequence[dict[str, Any]]) -> dict[str, An
     names = [
         name
         for name in (results[0] if results else {})
-        if name.startswith("eval_")
+        if name.startswith(("eval_", "test_"))
         and not name.startswith(NO_SCORES)
         and all(isinstance(result.get(name), (int, float)) for result in results)
     ]

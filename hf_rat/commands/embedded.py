@@ -1,26 +1,27 @@
-"""The embedded default: no data and no model were named, so generated pairs train a small model, twice."""
+"""The embedded default: no data and no model were named, so generated rows train a small model, twice."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import BertForSequenceClassification, set_seed
+from datasets import DatasetDict
+from transformers import set_seed
 
-from hf_rat.commands.finetune import Job, encode, prepare_folder, read_results, run_job, say, table
+from hf_rat.commands.classify import Build, encoded
+from hf_rat.commands.finetune import Job, prepare_folder, run_job, say
 from hf_rat.commands.flags import Flags
+from hf_rat.commands.summary import read_results, table
 from hf_rat.data.encoding import Labels
-from hf_rat.data.generated import GENERATED, generated_config, generated_pairs, generated_tokenizer
+from hf_rat.data.tasks import Task
 
-# Chosen so that the small model learns the rule and then begins to memorize the flipped labels.
+# What every example's defaults begin with.
 DEFAULTS: dict[str, Any] = {
     "do_train": True,
     "do_eval": True,
-    "learning_rate": 1e-3,
-    "num_train_epochs": 20,
-    "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 128,
     "warmup_steps": 0.1,
     "logging_steps": 50,
@@ -29,13 +30,32 @@ DEFAULTS: dict[str, Any] = {
 _BASELINE = "plain"
 
 
-def run_embedded(flags: Flags, stem: str) -> dict[str, float]:
+class Example(NamedTuple):
+    """What a command does when nothing was named.
+
+    Args:
+        task: the row of the generated data.
+        rows: makes them: a training and a validation split.
+        build: makes the small model.
+        told: what the rows are, for the first line.
+        defaults: of flags.
+    """
+
+    task: Task
+    rows: Callable[[], DatasetDict]
+    build: Build
+    told: str
+    defaults: dict[str, Any]
+
+
+def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     """Train the small model `plain` and with the chosen regularizer, from the same seed; the latter's results.
 
     Args:
-        flags: read with `DEFAULTS`. The regularized model is saved in --output_dir, the results of `plain` in its
-            subfolder "plain".
+        flags: read with the example's defaults. The regularized model is saved in --output_dir, the results of `plain`
+            in its subfolder "plain".
         stem: name of the command, for a fresh folder.
+        example: rows and model.
 
     Raises:
         ValueError: a flag asks for what generated data and a model without pretrained weights cannot give.
@@ -53,10 +73,10 @@ def run_embedded(flags: Flags, stem: str) -> dict[str, float]:
     resume = prepare_folder(flags, stem)
     folder = Path(str(flags.training.output_dir))
     regularizer = flags.training.regularizer()
-    rows = generated_pairs()
+    rows = example.rows()
     say(
-        f"No task and no model given: {len(rows['train'])} generated pairs (a fifth of their labels flipped), "
-        f"{len(rows['validation'])} validation pairs, and a small model."
+        f"No data and no model given: {len(rows['train'])} {example.told}, "
+        f"{len(rows['validation'])} for validation, and a small model."
     )
     lines = [["regularizer", "train accuracy", "validation accuracy", "validation loss", "seconds"]]
     changes: dict[str, Any] = {f"reg_{name}": None for name in flags.training.reg_overrides()}
@@ -65,42 +85,30 @@ def run_embedded(flags: Flags, stem: str) -> dict[str, float]:
     if repr(regularizer) != repr(baseline.regularizer()):
         results = read_results(folder / _BASELINE)
         if results is None:
-            results = run_job(dataclasses.replace(flags, training=baseline), _job(flags), None)
+            results = run_job(dataclasses.replace(flags, training=baseline), _job(flags, example), None)
         lines.append(_line("plain", results))
-    results = run_job(flags, _job(flags), resume)
+    results = run_job(flags, _job(flags, example), resume)
     lines.append(_line(repr(regularizer), results))
     say("\n" + table(lines))
     say(f"Model: {folder}, its card: {folder / 'README.md'}")
     return results
 
 
-def _job(flags: Flags) -> Job:
-    """A new model from the run's seed, and the encoded pairs."""
+def _job(flags: Flags, example: Example) -> Job:
+    """A new model from the run's seed, and the encoded rows."""
     set_seed(flags.training.seed)
-    rows, tokenizer, labels = generated_pairs(), generated_tokenizer(), Labels.of_task(GENERATED)
-    config = generated_config(tokenizer)
-    config.problem_type = "single_label_classification"
-    config.id2label = labels.id2label
-    config.label2id = {name: number for number, name in labels.id2label.items()}
-    limits = {"train": flags.data.max_train_samples, "validation": flags.data.max_eval_samples}
-    encoded = {
-        split: encode(flags, rows[split], GENERATED, labels, tokenizer, limit, f"the generated {split} split")
-        for split, limit in limits.items()
-    }
-    model = BertForSequenceClassification(config)
+    rows = example.rows()
+    model, tokenizer, labels = example.build(example.task, Labels.of_task(example.task), rows)
     # The card takes a model whose name is a folder for one that was trained from scratch, which this one is.
     model.config._name_or_path = str(flags.training.output_dir)
-    return Job(
-        task=GENERATED,
-        labels=labels,
-        model=model,
-        tokenizer=tokenizer,
-        train=encoded["train"],
-        # The validation split comes last: the card reports what was evaluated last.
-        evaluation={"train": encoded["train"], "": encoded["validation"]},
-        named=False,
-        card={"tasks": "text-classification", "dataset": "generated pairs of remarks"},
-    )
+    card = {"tasks": "text-classification", "dataset": example.told}
+    job = Job(example.task, labels, model, tokenizer, named=False, card=card)
+    limits = {"train": flags.data.max_train_samples, "validation": flags.data.max_eval_samples}
+    splits = {split: encoded(flags, job, example.task, rows, split, limit) for split, limit in limits.items()}
+    job.train = splits["train"]
+    # The validation split comes last: the card reports what was evaluated last.
+    job.evaluation = {"train": splits["train"], "": splits["validation"]}
+    return job
 
 
 def _line(name: str, results: dict[str, float]) -> list[str]:

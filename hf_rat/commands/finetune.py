@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,14 +11,20 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, default_data_collator
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from hf_rat.checkpoints import fresh_folder, resume_point
 from hf_rat.commands.flags import DataTrainingArguments, Flags
 from hf_rat.data.encoding import Labels, tokenize
 from hf_rat.data.loading import require_rows
 from hf_rat.data.metrics import TaskMetric
-from hf_rat.data.submission import missing_files, pack, problems, write_answers
+from hf_rat.data.submission import write_answers
 from hf_rat.data.tasks import HeldOut, Task
 from hf_rat.regularizers.terms import FULL_STRENGTH
 from hf_rat.rehearsal import rehearse
@@ -51,6 +56,7 @@ class Job:
         prediction: test splits; empty without --do_predict.
         named: whether `task` has a name that outputs should carry.
         card: what the model card says of model and data: keyword arguments of `Trainer.create_model_card`.
+        callbacks: of the trainer.
     """
 
     task: Task
@@ -62,6 +68,7 @@ class Job:
     prediction: list[Asked] = field(default_factory=list)
     named: bool = True
     card: dict[str, Any] = field(default_factory=dict)
+    callbacks: list[TrainerCallback] = field(default_factory=list)
 
 
 def on_main(act: Callable[[], T]) -> T:
@@ -174,6 +181,7 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
         compute_metrics=scores,
         processing_class=job.tokenizer,
         data_collator=collator,
+        callbacks=job.callbacks,
     )
 
 
@@ -222,7 +230,7 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     if job.train is not None:
         trainer.save_state()
     for asked in job.prediction:
-        _predict(trainer, flags, job, asked)
+        results |= _predict(trainer, flags, job, asked)
     if flags.training.push_to_hub:
         trainer.push_to_hub(**job.card)
     else:
@@ -230,11 +238,17 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     return results
 
 
-def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, asked: Asked) -> None:
-    values = _values(trainer.predict(asked.rows, metric_key_prefix="predict").predictions, job.labels)
+def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, asked: Asked) -> dict[str, float]:
+    """Answer a test split; its scores, if it is labelled."""
+    found = trainer.predict(asked.rows, metric_key_prefix="test")
+    values, scores = _values(found.predictions, job.labels), {}
+    if asked.held_out.labelled:
+        scores = {**(found.metrics or {}), "test_samples": len(asked.rows)}
+        trainer.log_metrics("test", scores)
+        trainer.save_metrics("test", scores)
     if not trainer.is_world_process_zero():
-        return
-    name = "-".join(part for part in (asked.task.name, asked.held_out.suffix) if part)
+        return scores
+    name = "-".join(part for part in (asked.task.name.replace("/", "-"), asked.held_out.suffix) if part)
     folder = Path(str(flags.training.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / (f"predict_results_{name}.txt" if job.named else "predict_results.txt")).open("w") as file:
@@ -244,50 +258,4 @@ def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, asked: Asked) 
             file.write(f"{index}\t{answer}\n")
     if flags.data.submission_dir is not None:
         write_answers(Path(flags.data.submission_dir), asked.task, asked.held_out, values.tolist())
-
-
-def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
-    """The one summary at the end: a table of the scores, and where things are."""
-    names = [*job.task.metrics, *(["combined_score"] if len(job.task.metrics) > 1 else []), "loss"]
-    lines = [["split", "rows", *names]]
-    if job.train is not None:
-        lines.append(["train", f"{len(job.train)}", *[""] * (len(names) - 1), f"{results['train_loss']:.4f}"])
-    for suffix, rows in job.evaluation.items():
-        end = f"_{suffix}" if suffix else ""
-        values = [f"{results[f'eval_{name}{end}']:.4f}" for name in names]
-        lines.append([f"validation{end}", f"{len(rows)}", *values])
-    if len(lines) > 1:
-        say("\n" + table(lines))
-    say(f"Regularizer: {flags.training.regularizer()!r}")
-    say(f"Written to {flags.training.output_dir}: {', '.join(_written(Path(str(flags.training.output_dir))))}")
-    if job.prediction and flags.data.submission_dir is not None:
-        say(submission_state(Path(flags.data.submission_dir)))
-
-
-def submission_state(directory: Path) -> str:
-    """Pack the submission when it is complete, and say in a line what there is or what is missing."""
-    archive = on_main(lambda: pack(directory))
-    if archive is not None:
-        return f"Submission: {archive} is complete"
-    missing = missing_files(directory)
-    wrong = [problem for problem in problems(directory) if not problem.endswith(": missing")]
-    parts = [f"still missing {', '.join(missing)}"] if missing else []
-    parts += [f"not acceptable: {'; '.join(wrong)}"] if wrong else []
-    return f"Submission: {directory}: {'; '.join(parts)}"
-
-
-def _written(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first one the head, as aligned text."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])
-
-
-def read_results(folder: Path) -> dict[str, float] | None:
-    """The all_results.json of a finished run, or None."""
-    path = folder / "all_results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return scores

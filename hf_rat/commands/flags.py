@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
 
 from hf_rat.arguments import RegularizedTrainingArguments
 
+T = TypeVar("T")
 RECIPES = ("paper",)
 DATA_DIR_VARIABLE = "HF_RAT_DATA"
 
@@ -76,7 +77,10 @@ class DataTrainingArguments:
     task_name: str | None = field(
         default=None, metadata={"help": "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Any data set on the Hub, or a folder of one."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A data set of run_textcls.py, any on the Hub, or a folder."},
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     data_dir: str | None = field(
         default=None,
@@ -98,6 +102,10 @@ class DataTrainingArguments:
             "help": "Evaluate on this share of the training examples (always the same), which are not trained on, "
             "instead of the validation split: for choosing hyperparameters without looking at it."
         },
+    )
+    train_size: int | None = field(
+        default=None,
+        metadata={"help": "Train on N examples only, drawn by a fixed seed: for studies of small data."},
     )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
     train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
@@ -123,7 +131,7 @@ class DataTrainingArguments:
         self.data_dir = self.data_dir or os.environ.get(DATA_DIR_VARIABLE) or None
         if self.recipe is not None and self.recipe not in RECIPES:
             raise ValueError(f"--recipe {self.recipe!r} is not known; the recipes are {', '.join(RECIPES)}")
-        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+        for name in ("max_seq_length", "train_size", "max_train_samples", "max_eval_samples", "max_predict_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: at least 1 is needed")
@@ -131,6 +139,11 @@ class DataTrainingArguments:
         share = self.validation_from_train
         if share is not None and not 0 < share < 1:
             raise ValueError(f"--validation_from_train {share}: a share between 0 and 1 is needed")
+
+    @property
+    def source_flag(self) -> str:
+        """The flag that names the data set."""
+        return "--dataset_name" if self.task_name is None else "--task_name"
 
     @property
     def files(self) -> dict[str, str]:
@@ -172,19 +185,20 @@ class _Parser(HfArgumentParser):
 _DATACLASSES: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
 
 
-def given_flags(argv: Sequence[str], program: str) -> dict[str, Any]:
+def given_flags(argv: Sequence[str], program: str, more: tuple[Any, ...] = ()) -> dict[str, Any]:
     """The flags that are set, name -> value, without any default.
 
     Args:
         argv: the command line without the program. If it begins with a .json, .yaml or .yml file, that file is read
             first, and the flags after it win.
         program: name of the command, for its help.
+        more: dataclasses of the command's own flags.
 
     Raises:
         ValueError: a flag is not known or its value does not parse, or the file does not.
     """
-    parser = _Parser(list(_DATACLASSES), prog=program)
-    known = [f.name for dataclass_ in _DATACLASSES for f in dataclasses.fields(dataclass_) if f.init]
+    parser = _Parser([*_DATACLASSES, *more], prog=program)
+    known = [f.name for dataclass_ in (*_DATACLASSES, *more) for f in dataclasses.fields(dataclass_) if f.init]
     given: dict[str, Any] = {}
     argv = list(argv)
     if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
@@ -216,7 +230,7 @@ def _read_flag_file(path: Path) -> dict[str, Any]:
 
 
 def read_flags(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Flags:
-    """Build the dataclasses.
+    """Build the dataclasses that every command has.
 
     Args:
         given: the flags that are set, from `given_flags`.
@@ -225,16 +239,18 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = No
     Raises:
         ValueError: a value is not acceptable.
     """
-    values = {**(defaults or {}), **given}
-    built: list[Any] = []
-    for dataclass_ in _DATACLASSES:
-        names = {f.name for f in dataclasses.fields(dataclass_) if f.init}
-        try:
-            built.append(dataclass_(**{name: value for name, value in values.items() if name in names}))
-        except (ValueError, TypeError, ImportError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
-    model, data, training = built
+    model, data, training = (build(dataclass_, given, defaults) for dataclass_ in _DATACLASSES)
     return Flags(model, data, training, frozenset(given))
+
+
+def build(dataclass_: type[T], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> T:
+    """One dataclass of flags, as `read_flags`."""
+    values = {**(defaults or {}), **given}
+    names = {f.name for f in dataclasses.fields(dataclass_) if f.init}  # type: ignore[arg-type]
+    try:
+        return dataclass_(**{name: value for name, value in values.items() if name in names})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:

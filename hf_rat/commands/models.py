@@ -51,7 +51,7 @@ def load_model(
     if flags.dropout is not None:
         set_dropout(config, flags.dropout)
     tokenizer = _load(AutoTokenizer, "--tokenizer_name", flags.tokenizer_name or name, **shared)
-    labels = _number_labels(config, labels)
+    labels = number_labels(config, labels)
     model = _load(
         AutoModelForSequenceClassification,
         "--model_name_or_path",
@@ -79,8 +79,13 @@ def _load(kind: Any, flag: str, name: str, **options: Any) -> Any:
         raise ValueError(f"{flag} {name!r} cannot be loaded ({one_line(error)}){hint}") from error
 
 
-def _number_labels(config: PretrainedConfig, labels: Labels) -> Labels:
-    """Write the label names and the problem type into the configuration; the labels as it numbers them."""
+def number_labels(config: PretrainedConfig, labels: Labels) -> Labels:
+    """Write the label names and the problem type into the configuration; the labels as it numbers them.
+
+    Args:
+        config: changed in place. If it names the same labels already, in its own order, that order stays.
+        labels: of the data set.
+    """
     if labels.regression:
         config.problem_type = "regression"
         return labels

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_rat.data.tasks import Task
+from hf_rat.data.vocabulary import segment
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,18 @@ def text_columns_of(rows: Dataset, label_column: str) -> tuple[str, ...]:
     return tuple(texts[:2])
 
 
+def require_texts(rows: Dataset, columns: Iterable[str], what: str) -> None:
+    """Check that the columns hold text in every row; an empty one is text.
+
+    Raises:
+        ValueError: a row has something else.
+    """
+    for column in columns:
+        for index, text in enumerate(rows[column][:]):
+            if not isinstance(text, str):
+                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
+
+
 def tokenize(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -155,13 +168,12 @@ def tokenize(
         ValueError: a row has no text.
     """
     columns = tuple(text_columns)
-    for column in columns:
-        for index, text in enumerate(rows[column][:]):
-            if not isinstance(text, str):
-                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
+    require_texts(rows, columns, what)
 
     def encode(batch: Mapping[str, list[str]]) -> Mapping[str, list]:
         texts = [batch[column] for column in columns]
+        if tokenizer.init_kwargs.get("segmentation") == "jieba":
+            texts = [list(segment(column)) for column in texts]
         return tokenizer(*texts, padding="max_length" if pad else False, max_length=max_length, truncation=True)
 
     return rows.map(encode, batched=True, load_from_cache_file=not fresh, desc="Tokenizing")

@@ -40,8 +40,10 @@ def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Data
         raise ValueError(f"{flag} {str(path)!r}: no such file")
     if path.suffix not in _READERS:
         raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(_READERS)}")
-    options = {"sep": "\t"} if path.suffix == ".tsv" else {}
     kind = _READERS[path.suffix]
+    # An empty text is a text, and so are "NA" and "null", which pandas would take for nothing.
+    options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
+    options |= {"sep": "\t"} if path.suffix == ".tsv" else {}
     try:
         return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache_dir, **options)
     except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
@@ -56,6 +58,7 @@ def load_task(
     data_dir: str | None = None,
     cache_dir: str | None = None,
     token: str | None = None,
+    flag: str = "--task_name",
 ) -> DatasetDict:
     """The asked splits of a data set that has a row in `tasks.py`.
 
@@ -65,22 +68,29 @@ def load_task(
         data_dir: folder that holds `task.folder/<split>.parquet`; None takes the Hub.
         cache_dir: where `datasets` keeps its copies; None is its own default.
         token: for data sets on the Hub that ask for one.
+        flag: the flag that named it, for errors.
 
     Raises:
         ValueError: a file is missing or does not parse, the Hub does not answer, or a column is missing.
     """
-    splits = list(splits)
+    what, wanted, splits = f"{flag} {task.name!r}", list(splits), list(splits)
+    if task.carve is not None:
+        made = {*(split for split, _ in task.carve.shares), task.train}
+        splits = [split for split in splits if split not in made]
+        splits += task.carve.pool if len(splits) < len(wanted) else ()
     if data_dir is None:
+        if not task.hub[0]:
+            raise ValueError(f"{what} is not on the Hub: give --data_dir DIR with DIR/{task.folder}/<split>.parquet")
         loaded = _from_hub(
             *task.hub,
-            what=f"--task_name {task.name!r}",
+            what=what,
             instead=f"give --data_dir DIR (or HF_RAT_DATA) with DIR/{task.folder}/<split>.parquet",
             cache_dir=cache_dir,
             token=token,
         )
         absent = [split for split in splits if split not in loaded]
         if absent:
-            raise ValueError(f"--task_name {task.name!r}: the Hub's copy has no split {', '.join(absent)}")
+            raise ValueError(f"{what}: the Hub's copy has no split {', '.join(absent)}")
         data = DatasetDict({split: loaded[split] for split in splits})
     else:
         folder = Path(data_dir) / task.folder
@@ -93,8 +103,25 @@ def load_task(
             {split: read_file("--data_dir", folder / f"{split}.parquet", cache_dir) for split in splits}
         )
     for split, rows in data.items():
-        require_columns(rows, (*task.text_columns, task.label_column), f"--task_name {task.name!r}, split {split}")
-    return data
+        require_columns(rows, (*task.text_columns, task.label_column), f"{what}, split {split}")
+    if task.carve is None:
+        return data
+    return DatasetDict({split: rows for split, rows in carved(data, task).items() if split in wanted})
+
+
+def carved(data: DatasetDict, task: Task) -> DatasetDict:
+    """The data set with the splits that `task.carve` draws from its pool."""
+    assert task.carve is not None
+    assert task.train is not None
+    if not all(split in data for split in task.carve.pool):
+        return data
+    pool = datasets.concatenate_datasets([data[split] for split in task.carve.pool]).shuffle(seed=0)
+    made, begin = {}, 0
+    for split, share in task.carve.shares:
+        end = begin + round(share * len(pool))
+        made[split] = pool.select(range(begin, end))
+        begin = end
+    return DatasetDict({**data, task.train: pool.select(range(begin, len(pool))), **made})
 
 
 def load_dataset(
@@ -144,6 +171,39 @@ def hold_back(rows: DatasetDict, train: str, validation: Iterable[str], share: f
     """
     parts = rows[train].train_test_split(test_size=share, seed=0)
     return DatasetDict({**rows, train: parts["train"], **dict.fromkeys(validation, parts["test"])})
+
+
+def subsample(rows: DatasetDict, train: str, size: int) -> DatasetDict:
+    """The same data with `size` training rows, drawn by a fixed seed, whatever the run's is.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if size > len(rows[train]):
+        raise ValueError(f"--train_size {size}: the training split has {len(rows[train])} rows")
+    return DatasetDict({**rows, train: rows[train].shuffle(seed=0).select(range(size))})
+
+
+def has_labels(rows: Dataset, column: str) -> bool:
+    """Whether every row of a split has a label: the column is there, and holds neither nothing nor -1."""
+    return column in rows.column_names and not {None, -1} & set(rows.unique(column))
+
+
+def require_same_labels(rows: DatasetDict, column: str) -> None:
+    """Check that the splits name the same labels in the same order.
+
+    Raises:
+        ValueError: two of them differ.
+    """
+    names: dict[str, list[str]] = {
+        split: part.features[column].names
+        for split, part in rows.items()
+        if column in part.features and isinstance(part.features[column], datasets.ClassLabel)
+    }
+    for split, own in names.items():
+        first = next(iter(names))
+        if own != names[first]:
+            raise ValueError(f"the labels of the split {split!r}, {own}, are not those of {first!r}, {names[first]}")
 
 
 def require_columns(rows: Dataset, columns: Iterable[str], what: str) -> None:

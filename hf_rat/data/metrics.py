@@ -21,6 +21,11 @@ def f1(predictions: np.ndarray, references: np.ndarray) -> float:
     return float(sklearn_metrics.f1_score(references, predictions))
 
 
+def polar_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Mean F1 of the classes negative (0) and positive (2), neutral (1) between them: SemEval's measure."""
+    return float(sklearn_metrics.f1_score(references, predictions, labels=[0, 2], average="macro", zero_division=0))
+
+
 def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
     """Matthews correlation coefficient, -1 to 1; 0 when one side is constant."""
     return float(sklearn_metrics.matthews_corrcoef(references, predictions))
@@ -42,7 +47,7 @@ def mse(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearmanr, mse)
+    function.__name__: function for function in (accuracy, f1, polar_f1, matthews_correlation, pearson, spearmanr, mse)
 }
 
 

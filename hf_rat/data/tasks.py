@@ -28,12 +28,26 @@ class HeldOut(NamedTuple):
         file: name of the submission file; None when no leaderboard takes this split.
         rows: number of predictions the leaderboard expects in that file.
         suffix: added to the task's name in the name of its predictions; empty for the first split of a task.
+        labelled: whether the split carries its labels, so that it is scored too.
     """
 
     split: str
     file: str | None = None
     rows: int | None = None
     suffix: str = ""
+    labelled: bool = False
+
+
+class Carve(NamedTuple):
+    """How splits are made that the data set does not come with: drawn from a pool by a fixed seed.
+
+    Args:
+        pool: the data set's own splits that are put together and shuffled (seed 0, whatever the run's seed is).
+        shares: (split, share of the pool) of each split that is drawn; what remains is the training split.
+    """
+
+    pool: tuple[str, ...]
+    shares: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,8 @@ class Task:
         submit_names: whether the leaderboard wants the label's name (True) or its number (False).
         bounds: lowest and highest value of a regression label, inclusive.
         also_predicts: name of a test-only task that this task's model answers too (AX for MNLI).
+        carve: splits that are drawn from the data set's own.
+        script: "latin" (words between spaces) or "chinese" (each character a token), for word-level tokenizers.
     """
 
     name: str
@@ -69,6 +85,8 @@ class Task:
     submit_names: bool = False
     bounds: tuple[float, float] | None = None
     also_predicts: str | None = None
+    carve: Carve | None = None
+    script: str = "latin"
 
     @property
     def regression(self) -> bool:
@@ -169,9 +187,57 @@ GLUE: tuple[Task, ...] = (
 )
 
 
+_SENTIMENT = ("negative", "positive")
+
+TEXTS: tuple[Task, ...] = (
+    # 40k / 5k / 5k as in the R-AT paper, from both labelled splits: their known duplicates end up on both sides.
+    Task(
+        name="imdb",
+        text_columns=("text",),
+        labels=_SENTIMENT,
+        metrics=("accuracy",),
+        hub=("stanfordnlp/imdb", None),
+        folder="imdb",
+        test=(HeldOut("test", labelled=True),),
+        carve=Carve(("train", "test"), (("validation", 0.1), ("test", 0.1))),
+    ),
+    # 110k / 10k / 7.6k as in the R-AT paper.
+    Task(
+        name="ag_news",
+        text_columns=("text",),
+        labels=("World", "Sports", "Business", "Sci/Tech"),
+        metrics=("accuracy",),
+        hub=("fancyzhx/ag_news", None),
+        folder="ag_news",
+        test=(HeldOut("test", labelled=True),),
+        carve=Carve(("train",), (("validation", 1 / 12),)),
+    ),
+    # Johnson and Zhang's electronics reviews, 25k / 25k; the last 15 % are the seed's validation, here drawn.
+    Task(
+        name="elec",
+        text_columns=("text",),
+        labels=_SENTIMENT,
+        metrics=("accuracy",),
+        hub=("", None),
+        folder="elec",
+        test=(HeldOut("test", labelled=True),),
+        carve=Carve(("train",), (("validation", 0.15),)),
+    ),
+    Task(
+        name="semeval2015",
+        text_columns=("text",),
+        labels=("negative", "neutral", "positive"),
+        metrics=("polar_f1", "accuracy"),
+        hub=("", None),
+        folder="semeval2015_task10b",
+        test=(HeldOut("test", labelled=True),),
+    ),
+)
+
+
 def _clue(name: str, codes: Iterable[int], file: str, rows: int) -> Task:
     return Task(
-        name=name,
+        name=f"clue/{name}",
         text_columns=("sentence",),
         labels=tuple(map(str, codes)),  # the Hub's label names are the leaderboard's codes
         metrics=("accuracy",),
@@ -179,6 +245,7 @@ def _clue(name: str, codes: Iterable[int], file: str, rows: int) -> Task:
         folder=f"clue/{name}",
         test=(HeldOut("test", file, rows),),
         submit_names=True,
+        script="chinese",
     )
 
 
@@ -189,8 +256,13 @@ CLUE: tuple[Task, ...] = (
 )
 
 
-def find(name: str, tasks: tuple[Task, ...] = GLUE) -> Task:
+def find(name: str, tasks: tuple[Task, ...] = GLUE, flag: str = "--task_name") -> Task:
     """The row called `name`, whatever its case.
+
+    Args:
+        name: of the data set.
+        tasks: the rows to look in.
+        flag: the flag that gave the name, for the error.
 
     Raises:
         ValueError: no row has that name; the message has the nearest names and the whole list.
@@ -200,4 +272,4 @@ def find(name: str, tasks: tuple[Task, ...] = GLUE) -> Task:
         return by_name[name.lower()]
     near = difflib.get_close_matches(name.lower(), by_name, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"--task_name {name!r} is not known; {hint}The tasks are {', '.join(by_name)}")
+    raise ValueError(f"{flag} {name!r} is not known; {hint}The tasks are {', '.join(by_name)}")

@@ -1,4 +1,4 @@
-"""Word embeddings with word dropout and Miyato's normalisation. One file on torch alone: it travels with a checkpoint."""
+"""Word embeddings with word dropout and Miyato's normalisation. On torch alone: it travels with a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class WordEmbedding(nn.Embedding):
     Raises:
         ValueError: a rate outside [0, 1), or an unknown `dropout_per`.
     """
+
+    frequencies: Tensor
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ def mean_over(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def max_over(x: Tensor, mask: Tensor) -> Tensor:
-    """(batch, time, d) and (batch, time) bool -> (batch, d): the largest of the valid steps, 0 where there are none."""
+    """(batch, time, d) and (batch, time) bool -> (batch, d): the largest valid step, 0 where there is none."""
     largest = x.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(1)
     return largest.masked_fill(~mask.any(1, keepdim=True), 0.0)
 

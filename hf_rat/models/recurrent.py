@@ -1,8 +1,9 @@
 """RNN, LSTM and GRU of torch with every recurrent dropout. One file on torch alone: it travels with a checkpoint.
 
-The layers are torch's own classes: same weights, names, shapes and results. Without dropout they call torch's layer;
-with it they run here, on the valid steps only, packed step by step with the longest examples first, so that padding
-costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state, r acts after the product with h.
+The layers are torch's own classes: same weights, names, shapes and results. Without dropout they call torch's layer
+(but for padded batches on a CPU); with it they run here, on the valid steps only, packed step by step with the longest
+examples first, so that padding costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state, r
+acts after the product with h.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Dropouts:
         variational: on h_{t-1} where it enters the gates, kept / (1 - p); test: identity (Gal & Ghahramani 2016; .3 in
             their language models). The carry z * h of a GRU stays whole.
         variational_x: the same on the input x_t of each layer.
+        variational_per: "example", or "batch": one pair of masks for the whole batch, which torch's own layer can run.
         per_gate: separate variational masks for each gate (Gal's "untied" code) instead of one for all.
         recurrent: on the update g of LSTM and GRU (Semeniuta et al. 2016). As published: unscaled, test: g * (1 - p).
         rnndrop: on the cell c_t, for a GRU on h_t (Moon et al. 2015). As published: unscaled, test: * (1 - p) at each
@@ -52,6 +54,7 @@ class Dropouts:
 
     variational: float = 0.0
     variational_x: float = 0.0
+    variational_per: str = "example"
     per_gate: bool = False
     recurrent: float = 0.0
     rnndrop: float = 0.0
@@ -70,11 +73,14 @@ class Dropouts:
             value = getattr(self, field.name)
             if field.type == "float" and not (isinstance(value, (int, float)) and 0.0 <= value < 1.0):
                 raise ValueError(f"dropout {field.name}={value!r} is not a rate in [0, 1)")
-        if self.dropconnect_per not in ("batch", "example"):
-            raise ValueError(f"dropout dropconnect_per={self.dropconnect_per!r} is neither 'batch' nor 'example'")
+        for name in ("variational_per", "dropconnect_per"):
+            if (value := getattr(self, name)) not in ("batch", "example"):
+                raise ValueError(f"dropout {name}={value!r} is neither 'batch' nor 'example'")
         self.per_step = [self.per_step] if isinstance(self.per_step, str) else list(self.per_step)
         if unknown := set(self.per_step) - set(PER_STEP):
             raise ValueError(f"dropout per_step={sorted(unknown)} is unknown; it may name {', '.join(PER_STEP)}")
+        if "variational" in self.per_step and self.variational_per == "batch":
+            raise ValueError("dropout variational_per='batch' has no masks per_step; use variational_per='example'")
 
     @classmethod
     def of(cls, value: Dropouts | Mapping[str, Any] | float) -> Dropouts:
@@ -91,7 +97,8 @@ class Dropouts:
     def set(self) -> dict[str, Any]:
         """What differs from the default."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in found.items() if value and value != "batch"}
+        usual = {field.name: field.default for field in fields(self)} | {"per_step": []}
+        return {name: value for name, value in found.items() if value != usual[name]}
 
 
 class _Rows:
@@ -173,14 +180,17 @@ class _Masks(NamedTuple):
     hold_hidden: Tensor | None = None  # where h stays
 
 
-def _draw(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
-    """A 0/1 mask with the probability of a 1. All masks are drawn here, except `layers`, torch's own dropout."""
-    return like.new_empty(shape).bernoulli_(probability)
-
-
 def _inverted(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
-    """A mask that keeps the mean: 0 with probability `rate`, else 1 / (1 - rate)."""
-    return _draw(shape, 1.0 - rate, like).div_(1.0 - rate)
+    """A mask that keeps the mean: 0 with probability `rate`, else 1 / (1 - rate).
+
+    All masks come from F.dropout or bernoulli_, so whoever intercepts these has them all.
+    """
+    return F.dropout(like.new_ones(shape), rate)
+
+
+def _kept(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
+    """A 0/1 mask: 0 with probability `rate`."""
+    return like.new_empty(shape).bernoulli_(1.0 - rate)
 
 
 def _by_step(mask: Tensor | None, sizes: list[int], gated: bool = False) -> Sequence[Tensor | None]:
@@ -619,6 +629,8 @@ class _Recurrent(nn.RNNBase):
         p, time_dim = self.dropouts, 1 if self.batch_first else 0
         input = _locked(input, p.input if self.training else 0.0, time_dim)
         own = recurrent_mask is not None or self._needs_own() or (lengths is not None and int(lengths.min()) == 0)
+        # On a CPU torch takes three times as long for packed batches.
+        own = own or (lengths is not None and not input.is_cuda)
         # cuDNN has no backward in evaluation, and no second derivatives.
         own = own or self.double_backward or (input.is_cuda and not self.training and torch.is_grad_enabled())
         if own:
@@ -633,17 +645,19 @@ class _Recurrent(nn.RNNBase):
         if p.recurrent or p.rnndrop or p.zoneout or p.zoneout_cell:
             return True
         stacked = self.num_layers > 1 and (p.hidden or p.layers)
-        by_example = p.dropconnect and p.dropconnect_per == "example"
-        return self.training and bool(p.variational or p.variational_x or stacked or by_example)
+        masked = p.variational_per == "example" and (p.variational or p.variational_x)
+        connected = p.dropconnect_per == "example" and p.dropconnect
+        return self.training and bool(masked or connected or stacked)
 
     def _torch(self, input: Tensor, hx: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
         time = input.size(1 if self.batch_first else 0)
         packed: Any = input
         if lengths is not None:
             packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-        if self.training and self.dropouts.dropconnect:
-            names = [name for name, _ in self.named_parameters(recurse=False) if name.startswith("weight_hh")]
-            weights = {f"layer.{name}": self._connected(getattr(self, name)) for name in names}
+        p = self.dropouts
+        if self.training and (p.dropconnect or p.variational or p.variational_x):
+            names = [name for name, _ in self.named_parameters(recurse=False) if name.startswith("weight")]
+            weights = {f"layer.{name}": self._dropped(name) for name in names}
             output, state = torch.func.functional_call(_Torch(self), weights, (packed, hx))
             for name in names:  # torch's layer keeps a list of its weights: put the parameters back
                 setattr(self, name, getattr(self, name))
@@ -657,9 +671,21 @@ class _Recurrent(nn.RNNBase):
         """The forward of torch's class, without any dropout."""
         return super().forward(*args)
 
-    def _connected(self, w: Tensor, batch: int | None = None) -> Tensor:
-        """Recurrent weights with dropped entries, (gates * hidden, hidden) or (batch, gates * hidden, hidden)."""
-        return w * _inverted((batch, *w.shape) if batch else tuple(w.shape), self.dropouts.dropconnect, w.detach())
+    def _dropped(self, name: str, batch: int | None = None) -> Tensor:
+        """A weight as a training forward uses it: entries dropped, and columns by the masks that a batch shares.
+
+        (gates * hidden, width), or (batch, gates * hidden, width) when each example drops entries of its own.
+        """
+        p, w, hidden = self.dropouts, getattr(self, name), name.startswith("weight_hh")
+        if hidden and p.dropconnect:
+            w = F.dropout(w.expand(batch, *w.shape) if batch else w, p.dropconnect)
+        rate = p.variational if hidden else p.variational_x
+        if rate and p.variational_per == "batch":
+            # (m * h) U^T = h (U diag m)^T
+            each = w.size(-2) // self.hidden_size if p.per_gate else 1
+            mask = _inverted((each, 1, w.size(-1)), rate, w.detach())
+            w = (w.unflatten(-2, (each, -1)) * mask).flatten(-3, -2)
+        return w
 
     @torch.compiler.disable
     def _own(
@@ -706,13 +732,13 @@ class _Recurrent(nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """One layer in one direction: its output (rows, hidden), and its last h and c (batch, hidden)."""
         p, suffix = self.dropouts, f"_l{layer}{'_reverse' if backwards else ''}"
-        w_ih, w = getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")
+        names = f"weight_ih{suffix}", f"weight_hh{suffix}"
+        w_ih, w = self._dropped(names[0]) if self.training else getattr(self, names[0]), getattr(self, names[1])
         b_ih, b = (getattr(self, f"bias_{kind}{suffix}") if self.bias else None for kind in ("ih", "hh"))
         gates = w.size(0) // self.hidden_size
-        by_example = p.dropconnect_per == "example"
         if b_ih is not None and b is not None and self.mode != "GRU":
             b_ih, b = b_ih + b, None
-        if self.training and p.variational_x:
+        if self.training and p.variational_x and p.variational_per == "example":
             step = "variational" in p.per_step
             each = gates if p.per_gate else 1
             mask = _inverted((rows.count if step else rows.batch, each, x.size(1)), p.variational_x, x)
@@ -726,8 +752,8 @@ class _Recurrent(nn.RNNBase):
             x = rows.reverse(x)
         with torch.autocast(x.device.type, enabled=False):
             low, x = x.dtype, x.to(w.dtype)
-            if self.training and p.dropconnect:
-                w = self._connected(w, rows.batch if by_example else None)
+            if self.training:
+                w = self._dropped(names[1], rows.batch if p.dropconnect_per == "example" else None)
             zeros = x.new_zeros(rows.batch, self.hidden_size)
             h0 = zeros if h0 is None else rows.sort(h0.to(x.dtype))
             c0 = (zeros if c0 is None else rows.sort(c0.to(x.dtype))) if self.mode == "LSTM" else None
@@ -743,22 +769,22 @@ class _Recurrent(nn.RNNBase):
         """Draw the masks of one layer and direction; also whether the mask on h is per gate."""
         p, size = self.dropouts, self.hidden_size
 
-        def draw(one: float, step: bool, inner: tuple[int, ...] = ()) -> Tensor:
-            """(batch, *inner, hidden) sorted, or (1, rows, *inner, hidden): 1 with the probability `one`."""
+        def draw(kind: Any, rate: float, step: bool, inner: tuple[int, ...] = ()) -> Tensor:
+            """(batch, *inner, hidden) sorted, or (1, rows, *inner, hidden)."""
             if step:
-                return _draw((1, rows.count, *inner, size), one, like)
-            return rows.sort(_draw((rows.batch, *inner, size), one, like))
+                return kind((1, rows.count, *inner, size), rate, like)
+            return rows.sort(kind((rows.batch, *inner, size), rate, like))
 
-        def mean(one: float, step: bool) -> Tensor:
-            """What stands for the mask in evaluation, (batch, 1)."""
-            return like.new_full((rows.batch, 1), one)
+        def kept(rate: float, step: bool) -> Tensor:
+            """The 0/1 mask, in evaluation its mean, (batch, 1)."""
+            return draw(_kept, rate, step) if self.training else like.new_full((rows.batch, 1), 1.0 - rate)
 
-        gated = bool(self.training and p.variational and p.per_gate and gates > 1)
+        on = self.training and p.variational > 0 and p.variational_per == "example"
+        gated = on and p.per_gate and gates > 1
         inner = (gates,) if gated else ()
         hidden = None
-        if self.training and p.variational:
-            keep = 1.0 - p.variational
-            hidden = draw(keep, "variational" in p.per_step, inner).div_(keep)
+        if on:
+            hidden = draw(_inverted, p.variational, "variational" in p.per_step, inner)
         if recurrent_mask is not None:
             given = rows.sort(recurrent_mask.to(like.dtype))
             if hidden is None:
@@ -766,13 +792,12 @@ class _Recurrent(nn.RNNBase):
             else:
                 given = given.unsqueeze(1) if gated else given
                 hidden = hidden * (rows.spread(given) if hidden.dim() == 3 + gated else given)
-        unscaled = draw if self.training else mean
         return _Masks(
             hidden,
-            unscaled(1.0 - p.recurrent, "recurrent" in p.per_step) if p.recurrent else None,
-            unscaled(1.0 - p.rnndrop, "rnndrop" in p.per_step) if p.rnndrop else None,
-            unscaled(p.zoneout_cell, True) if p.zoneout_cell else None,
-            unscaled(p.zoneout, True) if p.zoneout else None,
+            kept(p.recurrent, "recurrent" in p.per_step) if p.recurrent else None,
+            kept(p.rnndrop, "rnndrop" in p.per_step) if p.rnndrop else None,
+            1.0 - kept(p.zoneout_cell, True) if p.zoneout_cell else None,
+            1.0 - kept(p.zoneout, True) if p.zoneout else None,
         ), gated
 
 

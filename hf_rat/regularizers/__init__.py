@@ -2,7 +2,7 @@
 
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.expressions import parse
-from hf_rat.regularizers.perturbations import Ascent, Flip, Gradient, Noise, Perturbation, Redrawn
+from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Perturbation, Redrawn
 from hf_rat.regularizers.recipes import RECIPES
 from hf_rat.regularizers.terms import Adversarial, Consistency, Proximal, Scheduled, Smoothness, TaskLoss, Term
 
@@ -12,6 +12,7 @@ __all__ = [
     "Adversarial",
     "Ascent",
     "Consistency",
+    "Dropped",
     "Flip",
     "Gradient",
     "Hamming",

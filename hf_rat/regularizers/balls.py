@@ -141,9 +141,9 @@ class Linf:
 
 @dataclass(frozen=True)
 class Hamming:
-    """At most `floor(rate * units)` flips of a 0/1 mask that is all ones at the origin, per example.
+    """At most `floor(rate * units)` flips of a 0/1 mask, per example.
 
-    A move is the change of the mask: -1 switches a unit off, +1 takes that back.
+    A move is the change of the mask: -1 switches a unit off, +1 switches one on.
     """
 
     rate: float
@@ -151,26 +151,35 @@ class Hamming:
     def flips(self, units: int) -> int:
         return math.floor(self.rate * units + 1e-9)  # 0.03 * 100 is 2.9999... in binary
 
-    def farthest(self, slope: Tensor, place: Place, start: Tensor | None = None) -> Tensor:
-        """The best mask within the radius to first order: the flips of greatest positive gain, seen from `start`.
+    def farthest(
+        self,
+        slope: Tensor,
+        place: Place,
+        start: Tensor | None = None,
+        base: Tensor | None = None,
+        count: int | None = None,
+    ) -> Tensor:
+        """The best mask within the radius to first order: the flips of greatest positive gain.
 
         Args:
             slope: (batch, units), of the divergence with respect to the mask, taken at `start`.
-            start: (batch, units) in {-1, 0}, the move at which the slope was taken; zeros when None.
+            start: (batch, units), the move at which the slope was taken; zeros when None.
+            base: (batch, units) in {-1, 0}, the mask (less one) from which moves and flips count; all on when None.
+            count: how many flips, if fewer than the radius allows.
 
         Returns:
-            (batch, units) in {-1, 0}: units that are off in the end, counted from the all-ones mask.
+            (batch, units): -1 where a unit of the base goes off, +1 where one comes on. A unit that is flipped at the
+            start already stays so only if it is among the best, and goes back where that gains.
         """
         slope = torch.nan_to_num(slope.float(), nan=0.0, posinf=0.0, neginf=0.0)
         start = torch.zeros_like(slope) if start is None else start
-        # What having the unit off is worth, to first order: a unit that is on gains -slope by going off; one that is
-        # off already loses nothing by staying off, and gains +slope by coming back on.
-        worth_off = -slope
-        count = min(self.flips(slope.shape[-1]), slope.shape[-1])
+        flip = torch.full_like(slope, -1.0) if base is None else -1.0 - 2.0 * base
+        count = min(self.flips(slope.shape[-1]) if count is None else count, slope.shape[-1])
         if count == 0:
             return torch.zeros_like(slope)
-        best = worth_off.topk(count, dim=-1)
-        off = torch.zeros_like(slope).scatter(-1, best.indices, (best.values > 0).to(slope.dtype))
+        # To first order a flip is worth as much from the start as from the base: the slope is that of the start.
+        best = (slope * flip).topk(count, dim=-1)
+        flipped = torch.zeros_like(slope).scatter(-1, best.indices, (best.values > 0).to(slope.dtype))
         # Where the slope says nothing at all (a saturated example), stay at the start rather than flip at random.
         silent = (slope == 0).all(-1, keepdim=True)
-        return torch.where(silent, start, -off)
+        return torch.where(silent, start, flipped * flip)

@@ -51,8 +51,9 @@ class SharedMasks:
 class DropoutRate(TorchFunctionMode):
     """Every dropout that is on inside this context runs at rate `p`, also functional attention dropout.
 
-    It rewrites the rate in the calls of `torch.nn.functional.dropout` (which nn.Dropout makes) and of
-    `scaled_dot_product_attention`, so no module or config is edited. A dropout that is off (rate 0, or eval mode)
+    It rewrites the rate in the calls of `torch.nn.functional.dropout` (which nn.Dropout makes), of
+    `scaled_dot_product_attention` and of `Tensor.bernoulli_(1 - rate)` (which draws the 0/1 masks of recurrent
+    layers), so no module or config is edited. A dropout that is off (rate 0, or eval mode)
     stays off. Kernels outside torch (flash attention 2) are not reached: callers must refuse them.
     """
 
@@ -74,4 +75,6 @@ class DropoutRate(TorchFunctionMode):
             args = ()
             if kwargs.get("dropout_p", 0.0) > 0:
                 kwargs["dropout_p"] = self.p
+        elif func is torch.Tensor.bernoulli_:
+            args, kwargs = (args[0], 1.0 - self.p), {}
         return func(*args, **kwargs)

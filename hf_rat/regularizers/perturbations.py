@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_rat.regularizers.balls import L2, Hamming, Linf, draw
 from hf_rat.regularizers.dropout import SharedMasks
+from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.sites import EMBEDDINGS, LOGITS_INPUT
 
@@ -42,6 +43,14 @@ class Perturbation:
     def shares_masks(self) -> bool:
         """Whether the search replays the dropout masks of the starting point's first pass."""
         return False
+
+    @property
+    def through(self) -> str | None:
+        """A site that the starting point's passes go through too, unmoved: they then run as the moved ones do.
+
+        A recurrent layer with a mask takes other kernels, which round and draw dropout in their own way.
+        """
+        return None
 
     def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
         raise NotImplementedError
@@ -149,35 +158,63 @@ class Ascent(Perturbation):
 
 
 @dataclass(frozen=True)
+class Dropped(Perturbation):
+    """A mask as dropout draws it, with `floor(rate * units)` units of each example off."""
+
+    ball: Hamming
+    site: str = LOGITS_INPUT
+
+    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+        place = point.batch.place(self.site)
+        yield 1.0, point.at(self.site, -_random_units(self.ball.flips(place.shape[-1]), place))
+
+
+@dataclass(frozen=True)
 class Flip(Perturbation):
-    """The dropout mask of the logits' input farthest along the slope: flips where the gain is positive.
+    """The dropout mask farthest along the slope: flips where the gain is positive, counted from the mask at the point.
 
     Args:
-        ball: how many units may be off.
-        start_mask: the mask at which the slope is taken. "one_drop": one random unit per example off; "random":
-            `floor(rate * units)` random units off; "base": all on, where the slope comes from other dropout alone.
+        ball: how many units may differ.
+        start_mask: the mask at which the first slope is taken. "one_drop": one random unit per example flipped;
+            "random": `floor(rate * units)` of them; "base": none, where the slope comes from other dropout alone.
+        steps: slopes taken, each at the mask found with the one before, the k-th of them for k / steps of the flips.
+        site: where the mask is.
     """
 
     ball: Hamming
     start_mask: str = "one_drop"
-
-    @property
-    def site(self) -> str | None:
-        return LOGITS_INPUT
+    steps: int = 1
+    site: str = LOGITS_INPUT
 
     @property
     def shares_masks(self) -> bool:
-        return self.start_mask != "base"
+        return self.start_mask != "base" or self.steps > 1
+
+    @property
+    def through(self) -> str | None:
+        return self.site
 
     def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        place = point.batch.place(LOGITS_INPUT)
-        off = {"one_drop": 1, "base": 0, "random": self.ball.flips(place.shape[-1])}[self.start_mask]
-        start = torch.zeros(place.shape, device=place.device)
-        if off:
-            start.scatter_(-1, draw("normal", place.shape, place.device).topk(off, dim=-1).indices, -1.0)
-        masks = point.masks if self.shares_masks else None
-        slope = point.at(LOGITS_INPUT, start, masks).slope(LOGITS_INPUT, climb)
-        yield 1.0, point.at(LOGITS_INPUT, self.ball.farthest(slope, place, start))
+        place = point.batch.place(self.site)
+        base = point.moves[self.site]
+        flips = self.ball.flips(place.shape[-1])
+        count = {"one_drop": 1, "base": 0, "random": flips}[self.start_mask]
+        move = _random_units(count, place) * (-1.0 - 2.0 * base)
+        for taken in range(self.steps):
+            # The base itself differs from the prediction by other dropout masks only, if at all.
+            masks = None if taken == 0 and self.start_mask == "base" else point.masks
+            slope = point.at(self.site, move, masks).slope(self.site, climb)
+            part = min(flips, max(1, flips * (taken + 1) // self.steps))
+            move = self.ball.farthest(slope, place, move, base, part)
+        yield 1.0, point.at(self.site, move)
+
+
+def _random_units(count: int, place: Place) -> Tensor:
+    """(batch, units): 1 at `count` random units of each example."""
+    chosen = torch.zeros(place.shape, device=place.device)
+    if count:
+        chosen.scatter_(-1, draw("normal", place.shape, place.device).topk(count, dim=-1).indices, 1.0)
+    return chosen
 
 
 @dataclass(frozen=True)

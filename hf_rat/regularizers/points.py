@@ -141,6 +141,7 @@ class Point:
         self._rates: tuple[float, ...] | None = None
         self._climbed = frozenset(climbed)
         self._searching = False
+        self._graph = True
         self._leaves: dict[str, Tensor] = {}
         self._cut: set[str] = set()
         self._slopes: dict[str, Tensor] = {}
@@ -153,6 +154,8 @@ class Point:
         rates: tuple[float, ...] | None = None,
         climbed: Iterable[str] = (),
         share_masks: bool = False,
+        through: Iterable[str] = (),
+        graph: bool = True,
     ) -> None:
         """Announce what will be asked of the passes, before they run.
 
@@ -161,12 +164,18 @@ class Point:
             rates: a dropout rate for each pass.
             climbed: more sites at which the slope of the task loss will be asked for.
             share_masks: other points will replay the dropout masks of the first pass.
+            through: sites that the passes go through, unmoved unless this point is moved there.
+            graph: whether anything is going to be learned from the passes themselves.
         """
         self._count = passes
         self._rates = rates
         self._climbed |= frozenset(climbed)
         if share_masks and self.masks is None:
             self.masks = SharedMasks(self.batch.device)
+        for site in through:
+            place = self.batch.place(site)
+            self.moves.setdefault(site, torch.zeros(place.shape, device=place.device))
+        self._graph = graph
 
     def at(self, site: str, move: Tensor, masks: SharedMasks | None = None, climbed: bool = False) -> Point:
         """The point that lies `move` away from here at `site`; `climbed`: the slope there will be asked for."""
@@ -194,6 +203,15 @@ class Point:
 
     @cached_property
     def _passes(self) -> tuple[Tensor | None, list[Tensor]]:
+        if self._graph:
+            return self._run()
+        # Not under no_grad: autocast would keep the cast weights without a graph for the passes that need one.
+        self.batch.searches += self._count
+        with self.batch.no_sync():
+            loss, logits = self._run()
+        return None if loss is None else loss.detach(), [z.detach() for z in logits]
+
+    def _run(self) -> tuple[Tensor | None, list[Tensor]]:
         batch, count = self.batch, self._count
         moves = dict(self.moves)
         for site in self._climbed:

@@ -4,8 +4,9 @@ Arguments mean the same everywhere: `epsilon` radius of the ball, `step` length 
 `start` size of the random start, `alpha` weight of the regularizing part, `rate` fraction of units flipped, `passes`
 dropout passes, `scope` what a norm is taken over, `unit` what epsilon, step and start are measured in ("absolute", as
 in the papers; "embedding" multiplies them by the mean norm of the model's embeddings), `divergence` one of
-ce, mae, mse, kl, js, bi_kl, logit_mse. Two more belong to every recipe but `plain`: before optimizer step `begin`
-training is plain, and over the `warmup` steps after it the regularizing part grows linearly to its full weight.
+ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse. Two more belong to every recipe but `plain`: before optimizer
+step `begin` training is plain, and over the `warmup` steps after it the regularizing part grows linearly to its full
+weight.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card says how to convert the paper's alpha and that of the official code.
@@ -25,7 +26,8 @@ from typing import Any, ParamSpec
 
 from hf_rat.regularizers.balls import L2, SCOPES, UNITS, Hamming, Linf
 from hf_rat.regularizers.divergences import NAMES
-from hf_rat.regularizers.perturbations import START_MASKS, Ascent, Flip, Gradient, Noise, Redrawn
+from hf_rat.regularizers.perturbations import START_MASKS, Ascent, Dropped, Flip, Gradient, Noise, Redrawn
+from hf_rat.regularizers.sites import LOGITS_INPUT, RECURRENT
 from hf_rat.regularizers.terms import (
     Adversarial,
     Consistency,
@@ -37,6 +39,9 @@ from hf_rat.regularizers.terms import (
 )
 
 P = ParamSpec("P")
+
+MASK_SITES = {"logits": LOGITS_INPUT, "recurrent": RECURRENT}
+BASES = ("ones", "random")
 
 RECIPES: dict[str, Callable[..., Term]] = {}
 
@@ -109,6 +114,10 @@ def _choice(names: tuple[str, ...]) -> Callable[[Any], str | None]:
     return lambda value: None if value in names else f"one of {', '.join(names)}"
 
 
+def _yes_or_no(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "True or False"
+
+
 def _several(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
     def each(value: Any) -> str | None:
         if value is None or (isinstance(value, tuple) and value and not any(check(item) for item in value)):
@@ -133,6 +142,9 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "scope": _choice(SCOPES),
     "unit": _choice(UNITS),
     "start_mask": _choice(START_MASKS),
+    "site": _choice(tuple(MASK_SITES)),
+    "base": _choice(BASES),
+    "fixed": _yes_or_no,
     "divergence": _choice(tuple(NAMES)),
     "epsilons": _several(_number(0)),
     "dropouts": _several(_number(0, 1, open_high=True)),
@@ -460,23 +472,53 @@ def r3f(epsilon: float = 1e-5, alpha: float = 1.0, unit: str = "absolute", begin
 
 @recipe
 def adversarial_dropout(
-    rate: float = 0.05, alpha: float = 1.0, start_mask: str = "one_drop", begin: int = 0, warmup: int = 0
+    rate: float = 0.05,
+    alpha: float = 1.0,
+    start_mask: str = "one_drop",
+    site: str = "logits",
+    steps: int = 1,
+    divergence: str = "kl",
+    base: str = "ones",
+    fixed: bool = False,
+    begin: int = 0,
+    warmup: int = 0,
 ) -> Term:
-    """Adversarial dropout: the prediction must survive the worst dropout mask on the input of the output layer.
+    """Adversarial dropout: the prediction must survive the worst dropout mask near the full network.
 
-    L = L(x) + alpha KL(p(x) || p(x, m)),  m the mask with at most floor(rate H) of H units off, per example, that
-    raises the divergence most to first order: units are switched off where that has positive gain.
+    L = L(x) + alpha D(p(x, m_0), p(x, m)),  m_0 all ones,  m the mask (one per example) that raises D most to first
+    order among those that differ from m_0 in at most floor(rate H) of H units: the flips j of greatest positive gain
+    s_j = (1 - 2 m_0j) IM_j,  IM = dD/dm the influence map, in fp32, at the start mask; then again at the mask found,
+    `steps` times, the k-th time with k / steps of the flips.
 
-    Arguments: rate is the paper's delta, 0.05 (images), 0.03 to 0.06 (recurrent). alpha: paper 1 after a ramp-up.
-        start_mask: where the slope is taken: one random unit off ("one_drop"), floor(rate H) random units off
-        ("random"), or all on ("base": the slope then comes from other dropout masks alone).
-    Relations: vat with a 0/1 mask instead of a vector; fgm's finder in a Hamming ball.
-    Cost: 3F + 2B + S.
-    Reference: Park et al. 2018, "Adversarial Dropout for Supervised and Semi-supervised Learning".
-    Paper and code: exactly as in the code no gradient is stopped at p(x), and kept units are scaled by H / (units on).
-        The mask starts from all ones (code) rather than from a sampled mask (paper).
+    Arguments: rate is the papers' delta: 0.05 (images), 0.03 (pixels), 0.04 (text), 0.06 (language models). alpha:
+        paper 1 after a ramp-up. site: "logits", the input of the output layer; "recurrent", the hidden state where it
+        re-enters the gates of the last recurrent layer, one mask for all its steps (and both its directions).
+        start_mask: one random unit flipped ("one_drop"), floor(rate H) of them ("random"), or none ("base": the
+        influence is then that of other dropout masks, and without any other dropout it is zero, and so is the loss).
+        divergence: D(p, q) of the prediction p under m_0 and q under m: "kl" is KL(p || q), "reverse_kl" KL(q || p).
+        base: "random" makes m_0 a random mask with floor(rate H) units off; flips then go both ways.
+        fixed: no gradient into p(x, m_0).
+    Relations: vat with a 0/1 mask instead of a vector; fgm's finder in a Hamming ball. fraternal's and
+        expectation_linear's masks are random: 1/4 R_fraternal <= R_expectation_linear <= R_adversarial_dropout, for
+        squared distances of outputs and the worst mask of all.
+    Cost: (2 + steps)F + 2B + steps S; base="random" one F more, and one B more unless fixed.
+    Reference: Park et al. 2018, "Adversarial Dropout for Supervised and Semi-supervised Learning"; Park et al. 2019,
+        "Adversarial Dropout for Recurrent Neural Networks" (site="recurrent", Jensen-Shannon: "js").
+    Paper and code: floor(rate H) flips is the papers' prose; their equations bound the root of the number of flips,
+        and their codes make one flip fewer or more. Each refinement chooses all its flips anew, where the paper adds
+        to those it has: on small nets that finds worse masks at the same cost. No flip without gain (the codes; the
+        paper's algorithm fills up). Kept units are scaled by H / (units on), as in the codes; the influence contains
+        that scaling at the recurrent site (code for pixels), not at the logits. The codes for images and pixels stop
+        no gradient, the one for text does (fixed=True) and starts at "base". The pixels' divergence is "reverse_kl".
+        Passes with the start mask replay the dropout masks of the prediction. Predictions of a classifier are those
+        after the last valid step (the paper's lambda_T = 1); for token-level outputs D is the mean over unmasked
+        positions (lambda_t uniform). A GRU's mask acts on what enters the gates, and the carried z h stays whole.
     """
-    return TaskLoss() + alpha * Smoothness(Flip(Hamming(rate), start_mask), "kl", fixed=False)
+    at = MASK_SITES[site]
+    gap: Term = Smoothness(Flip(Hamming(rate), start_mask, steps, at), divergence, fixed=fixed)
+    if base == "random":
+        gap = Adversarial(Dropped(Hamming(rate), at), gap)
+    return TaskLoss() + alpha * gap
 
 
 def _positive(recipe_name: str, name: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Where a perturbation enters a model: the output of its word embeddings, or a mask on the input of its last layer.
+"""Where a perturbation enters a model: its word embeddings, or a mask on its last layer's input or recurrent state.
 
 A site is opened once on a model, by one persistent hook, and read by that hook in every forward: no weight is ever
 edited, nothing is registered or removed between steps (torch.compile ignores hooks that come and go), and frozen
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.recurrent_site import RECURRENT, RecurrentSite
 
 EMBEDDINGS = "embeddings"
 LOGITS_INPUT = "logits_input"
@@ -239,11 +240,12 @@ class LogitsInputSite:
         )
 
 
-Site = EmbeddingSite | LogitsInputSite
+Site = EmbeddingSite | LogitsInputSite | RecurrentSite
 
-SITES: dict[str, type[EmbeddingSite] | type[LogitsInputSite]] = {
+SITES: dict[str, type[EmbeddingSite] | type[LogitsInputSite] | type[RecurrentSite]] = {
     EMBEDDINGS: EmbeddingSite,
     LOGITS_INPUT: LogitsInputSite,
+    RECURRENT: RecurrentSite,
 }
 
 

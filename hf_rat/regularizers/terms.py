@@ -20,7 +20,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from hf_rat.regularizers.perturbations import Noise, Perturbation
+from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
 from hf_rat.regularizers.points import Point
 
 FULL_STRENGTH = 10**12
@@ -50,6 +50,11 @@ class Term:
 
     def elsewhere(self, point: Point) -> Iterator[Group]:
         yield from ()
+
+    @property
+    def learns_here(self) -> bool:
+        """Whether `here` returns losses."""
+        return True
 
     @property
     def perturb(self) -> Perturbation | None:
@@ -128,6 +133,10 @@ class Smoothness(Term):
     fixed: bool = True
 
     @property
+    def learns_here(self) -> bool:
+        return not self.fixed
+
+    @property
     def perturb(self) -> Perturbation:
         return self.at
 
@@ -157,11 +166,15 @@ class Adversarial(Term):
     term: Term = TaskLoss()
 
     @property
+    def learns_here(self) -> bool:
+        return False
+
+    @property
     def perturb(self) -> Perturbation:
         return self.at
 
     def elsewhere(self, point: Point) -> Iterator[Group]:
-        name = "noisy" if isinstance(self.at, Noise) else "adversarial"
+        name = "noisy" if isinstance(self.at, (Noise, Dropped)) else "adversarial"
         for share, there in self.at(point):
             for group in groups(self.term, there):
                 yield _weighted(share, group, f"{name}_")
@@ -239,6 +252,7 @@ def groups(term: Term, point: Point) -> Iterator[Group]:
     others = [(weight, part) for weight, part in parts if not isinstance(part, TaskLoss)]
     finders = [(part, part.perturb) for _, part in others if part.perturb is not None]
     climbed = {at.site for part, at in finders if at.site and at.rides and isinstance(part, Adversarial)}
+    learns = bool(task or climbed or any(part.learns_here for _, part in others))
     point.expect(
         passes=max(
             [task.passes if task else 1] + [part.passes for _, part in others if isinstance(part, Consistency)]
@@ -246,6 +260,8 @@ def groups(term: Term, point: Point) -> Iterator[Group]:
         rates=task.dropouts if task else None,
         climbed=climbed,
         share_masks=any(at.shares_masks for _, at in finders),
+        through={at.through for _, at in finders if at.through},
+        graph=learns,
     )
 
     def here() -> Losses:
@@ -258,7 +274,7 @@ def groups(term: Term, point: Point) -> Iterator[Group]:
         point.settle(alone and bool(losses))
         return losses
 
-    if task or climbed or any(not isinstance(part, Adversarial) for _, part in others):
+    if learns:
         yield here
     for weight, part in others:
         for group in part.elsewhere(point):

@@ -1,0 +1,180 @@
+"""What the classification scripts share between their flags and the run: rows and labels, then model and encodings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rat.commands.finetune import Asked, Job, encode
+from hf_rat.commands.flags import Flags
+from hf_rat.commands.models import add_lora
+from hf_rat.data.encoding import Labels, text_columns_of
+from hf_rat.data.loading import (
+    has_labels,
+    hold_back,
+    load_dataset,
+    load_files,
+    load_task,
+    require_columns,
+    require_same_labels,
+    subsample,
+)
+from hf_rat.data.tasks import HeldOut, Task, Validation
+
+SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
+Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
+"""(row of the data set, its labels, the raw splits) -> model, tokenizer, and the labels as the model numbers them."""
+
+
+def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
+    """Refuse a run that has no data, no model or nothing to do.
+
+    Args:
+        flags: of the run.
+        given: the flags that are set.
+        model: whether a model is named.
+
+    Raises:
+        ValueError: what is missing.
+    """
+    if not any(given.get(name) for name in SOURCES):
+        raise ValueError("--model_name_or_path without data: give --task_name, --dataset_name or --train_file")
+    if not model:
+        raise ValueError("--model_name_or_path is missing: give a model on the Hub or a local folder")
+    training = flags.training
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+
+
+def split_names(flags: Flags, task: Task) -> list[str]:
+    """The splits that the run needs, checked against those that the task has."""
+    training = flags.training
+    what = f"{flags.data.source_flag} {task.name!r}"
+    validation = training.do_eval or training.eval_strategy != "no"
+    if training.do_train and task.train is None:
+        raise ValueError(f"{what} has no training split; it is answered by another task's model")
+    if validation and not task.evaluation:
+        raise ValueError(f"{what} has no validation split: leave out --do_eval")
+    splits = [task.train] if training.do_train and task.train is not None else []
+    splits += [part.split for part in task.evaluation] if validation else []
+    return splits + ([part.split for part in task.test] if training.do_predict else [])
+
+
+def load(flags: Flags, task: Task | None) -> tuple[Task, Labels, DatasetDict]:
+    """The row of the data set, its labels, and the splits that are needed.
+
+    Args:
+        flags: which data.
+        task: its row, or None for data that have none: a row is made for the occasion.
+
+    Raises:
+        ValueError: a split or column is missing, or the labels of two splits differ.
+    """
+    data = flags.data
+    cache_dir, token = flags.model.cache_dir, flags.model.token
+    columns = tuple(name.strip() for name in data.text_column_names.split(",")) if data.text_column_names else ()
+    if len(columns) > 2:
+        raise ValueError(f"--text_column_names {data.text_column_names!r}: a model reads one or two columns")
+    if task is not None:
+        task = dataclasses.replace(
+            task,
+            text_columns=columns or task.text_columns,
+            label_column=data.label_column_name or task.label_column,
+        )
+        rows = load_task(task, split_names(flags, task), data.data_dir, cache_dir, token, data.source_flag)
+        return _held_back(flags, task, Labels.of_task(task), rows)
+    if data.dataset_name is not None:
+        rows = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir, token)
+        what = f"--dataset_name {data.dataset_name!r}"
+    else:
+        rows = load_files(data.files, cache_dir)
+        what = "--train_file"
+    if "train" not in rows:
+        raise ValueError(f"{what}: a training split is needed, if only to know the labels")
+    label_column = data.label_column_name or "label"
+    require_columns(rows["train"], (label_column,), "--label_column_name" if data.label_column_name else what)
+    labels = Labels.of_column(rows["train"], label_column)
+    task = Task(
+        name=data.dataset_name or "files",
+        text_columns=columns or text_columns_of(rows["train"], label_column),
+        labels=labels.names,
+        metrics=("mse",) if labels.regression else ("accuracy",),
+        hub=("", None),
+        folder="",
+        label_column=label_column,
+        evaluation=(Validation("validation"),),
+        test=(HeldOut("test", labelled="test" in rows and has_labels(rows["test"], label_column)),),
+    )
+    for split in split_names(flags, task):
+        if split not in rows:
+            flag = f"--{split}_file" if data.dataset_name is None else what
+            raise ValueError(f"{flag}: the split {split!r} is needed; there are {', '.join(rows)}")
+        wanted = task.text_columns if split == "test" else (*task.text_columns, label_column)
+        flag = "--text_column_names" if columns else what
+        require_columns(rows[split], wanted, f"{flag}, split {split}")
+    return _held_back(flags, task, labels, rows)
+
+
+def _held_back(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> tuple[Task, Labels, DatasetDict]:
+    """The same with --validation_from_train and --train_size carried out."""
+    data = flags.data
+    require_same_labels(rows, task.label_column)
+    if data.validation_from_train is not None:
+        if not flags.training.do_train or task.train is None:
+            raise ValueError("--validation_from_train holds back training examples: it needs --do_train")
+        names = [part.split for part in task.evaluation]
+        rows = hold_back(rows, task.train, names, data.validation_from_train)
+    if data.train_size is not None and task.train is not None and task.train in rows:
+        rows = subsample(rows, task.train, data.train_size)
+    return task, labels, rows
+
+
+def prepare(
+    flags: Flags, task: Task, labels: Labels, rows: DatasetDict, build: Build, card: Mapping[str, Any], named: bool
+) -> Job:
+    """Model, tokenizer and encoded splits.
+
+    Args:
+        flags: lengths, limits, LoRA.
+        task: the row of the data set.
+        labels: as the data set stores them.
+        rows: the splits that are needed.
+        build: makes the model.
+        card: what the model card says of model and data.
+        named: whether `task` has a name that outputs should carry.
+    """
+    data, training = flags.data, flags.training
+    model, tokenizer, labels = build(task, labels, rows)
+    if flags.model.lora_r is not None:
+        model = add_lora(model, flags.model)
+    job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})
+    if training.do_train and task.train is not None:
+        job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
+    if training.do_eval or training.eval_strategy != "no":
+        job.evaluation = {
+            part.suffix: encoded(flags, job, task, rows, part.split, data.max_eval_samples) for part in task.evaluation
+        }
+    if training.do_predict:
+        job.prediction = asked(flags, job, task, rows)
+    return job
+
+
+def asked(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[Asked]:
+    """The test splits of a task, encoded for the model of the job."""
+    limit = flags.data.max_predict_samples
+    return [
+        Asked(task, part, encoded(flags, job, task, rows, part.split, limit, labelled=part.labelled))
+        for part in task.test
+    ]
+
+
+def encoded(
+    flags: Flags, job: Job, task: Task, rows: DatasetDict, split: str, limit: int | None, labelled: bool = True
+) -> Dataset:
+    """One split as the model is fed it; its first `limit` rows."""
+    what = f"task {task.name!r}, split {split}"
+    return encode(flags, rows[split], task, job.labels if labelled else None, job.tokenizer, limit, what)

@@ -1,0 +1,102 @@
+"""The flags of models that are trained from scratch on words."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MODELS = ("textcnn", "bilstm", "texthan", "gru", "lstm", "rnn")
+KINDS = ("words", "characters", "jieba")
+
+
+# No postponed annotations in this module: HfArgumentParser reads the types of the fields.
+@dataclass
+class WordModelArguments:
+    """Which companion model is trained, and what its words are."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A model of our own, trained from scratch on words. Without it and without --model_name_or_path: "
+            "textcnn.",
+            "choices": MODELS,
+        },
+    )
+    embedding_size: int = field(default=300, metadata={"help": "Width of a word vector."})
+    hidden_size: int | None = field(
+        default=None, metadata={"help": "Width of a recurrent state, filters of each width of textcnn. Own default."}
+    )
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Recurrent layers. Without it: 1."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "What bilstm, gru, lstm and rnn read: last, mean, max or attention."}
+    )
+    dropout_kind: str | None = field(
+        default=None,
+        metadata={
+            "help": "Recurrent dropouts, comma separated, each with its rate or --recurrent_dropout: "
+            '"variational", "recurrent=0.25,dropconnect=0.5". Kinds: variational, variational_x, recurrent, rnndrop, '
+            "zoneout, zoneout_cell, dropconnect, input, hidden, output, layers."
+        },
+    )
+    recurrent_dropout: float = field(default=0.25, metadata={"help": "Rate of the kinds that name none."})
+    dropout_per_step: bool = field(
+        default=False, metadata={"help": "New masks at each step for variational, recurrent and rnndrop."}
+    )
+    embedding_dropout: float = field(default=0.0, metadata={"help": "Rate at which whole words are dropped."})
+    normalize_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Miyato's normalised word vectors: without it a trained table outgrows epsilon."},
+    )
+    dropout_schedule: str | None = field(
+        default=None, metadata={"help": "How every dropout rate goes over the steps: curriculum, annealed or switch."}
+    )
+    dropout_gamma: float | None = field(
+        default=None, metadata={"help": "Speed of --dropout_schedule per step. Without it: 10 / steps of the run."}
+    )
+    vocabulary: str | None = field(
+        default=None,
+        metadata={"help": "What a token is. Without it: words, or characters for Chinese data.", "choices": KINDS},
+    )
+    min_count: int = field(default=2, metadata={"help": "Words that occur less often in training are unknown."})
+    max_vocabulary: int | None = field(default=None, metadata={"help": "Number of words at most."})
+    lowercase: bool = field(default=True, metadata={"help": "Drop case."})
+    word_vectors: str | None = field(
+        default=None,
+        metadata={"help": "GloVe, word2vec or fastText text, also gzip, or .npy with its words beside it."},
+    )
+    freeze_word_vectors: bool = field(default=False, metadata={"help": "Do not train the word vectors."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better one. Needs --do_eval."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("model", MODELS), ("vocabulary", KINDS)):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ValueError(f"--{name} {value!r} is not known; there are {', '.join(allowed)}")
+        if self.freeze_word_vectors and self.word_vectors is None:
+            raise ValueError("--freeze_word_vectors needs --word_vectors: random vectors would stay random")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1 is needed")
+        if self.dropout_gamma is not None and self.dropout_schedule is None:
+            raise ValueError(f"--dropout_gamma {self.dropout_gamma} needs --dropout_schedule")
+
+    def recurrent_dropouts(self) -> dict[str, Any]:
+        """The dropouts of `--dropout_kind`, as the models' configurations take them.
+
+        Raises:
+            ValueError: a rate that is no number; the configuration checks the rest.
+        """
+        rates: dict[str, Any] = {}
+        for part in (self.dropout_kind or "").split(","):
+            if not part.strip():
+                continue
+            kind, given, rate = (word.strip() for word in part.partition("="))
+            try:
+                rates[kind] = float(rate) if given else self.recurrent_dropout
+            except ValueError:
+                raise ValueError(f"--dropout_kind {part.strip()!r}: the rate {rate!r} is not a number") from None
+        if self.dropout_per_step:
+            steps = [kind for kind in ("variational", "recurrent", "rnndrop") if rates.get(kind)]
+            if not steps:
+                raise ValueError("--dropout_per_step needs --dropout_kind variational, recurrent or rnndrop")
+            rates["per_step"] = steps
+        return rates

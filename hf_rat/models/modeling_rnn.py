@@ -1,0 +1,285 @@
+"""Recurrent encoders and classifiers as Transformers models. They travel with a checkpoint beside flat siblings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.utils import can_return_tuple
+
+from .configuration_rnn import RNNConfig
+from .embedding import WordEmbedding
+from .pooling import Attention, max_over, mean_over
+from .recurrent import GRU, LSTM, RNN, Dropouts
+
+CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+AROUND_LAYERS = ("input", "hidden", "output", "layers")
+
+LayerState = Tensor | tuple[Tensor, Tensor]
+"""(directions, batch, hidden); of an LSTM a pair, h and c."""
+
+
+@dataclass
+class RNNModelOutput(ModelOutput):
+    """What `RNNModel` returns.
+
+    Attributes:
+        last_hidden_state: (batch, time, directions * hidden), after `output` dropout; zero at padding.
+        state: for each layer its state after each example's last valid step.
+        hidden_states: the embeddings and the output of each layer, all before dropout; zero at padding.
+    """
+
+    last_hidden_state: Tensor | None = None
+    state: tuple[LayerState, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class RNNPreTrainedModel(PreTrainedModel):
+    """What the recurrent models share: their configuration and how their weights begin."""
+
+    config_class = RNNConfig
+    base_model_prefix = "rnn"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Weights that were loaded carry a flag, which the functions of `init` respect; writes to a slice must ask.
+        def fresh(weight: Tensor) -> bool:
+            return not getattr(weight, "_is_hf_initialized", False)
+
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.padding_idx is not None and fresh(module.weight):
+                module.weight[module.padding_idx] = 0.0
+            if isinstance(module, WordEmbedding) and module.normalized:
+                init.constant_(module.get_buffer("frequencies"), 1.0 / module.num_embeddings)
+        elif isinstance(module, nn.RNNBase):
+            size = module.hidden_size
+            for name, weight in module.named_parameters(recurse=False):
+                init.uniform_(weight, -(size**-0.5), size**-0.5)
+                forget = self.config.forget_bias if isinstance(module, LSTM) and name.startswith("bias") else None
+                if forget is not None and fresh(weight):
+                    weight[size : 2 * size] = forget if name.startswith("bias_ih") else 0.0
+        elif isinstance(module, nn.Linear):
+            init.uniform_(module.weight, -(module.in_features**-0.5), module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        embedding = super().resize_token_embeddings(*args, **kwargs)
+        if isinstance(embedding, WordEmbedding) and embedding.normalized:
+            # A new word was never seen in the training texts.
+            known = embedding.get_buffer("frequencies")
+            embedding.frequencies = F.pad(known, (0, embedding.num_embeddings - known.numel()))
+        return embedding
+
+
+class RNNModel(RNNPreTrainedModel):
+    """Word embeddings and stacked recurrent layers.
+
+    Where padding lies changes nothing: before, after or among the valid steps. The layers are one-layer modules of
+    recurrent.py. `dropouts` holds the rates around them (input, hidden, layers, output), each layer's own `dropouts`
+    those inside; all may be changed between forwards.
+    """
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__(config)
+        config.check()
+        self.embeddings = WordEmbedding(
+            config.vocab_size,
+            config.embedding_size,
+            config.pad_token_id,
+            dropout=config.embedding_dropout,
+            dropout_per=config.embedding_dropout_per,
+            normalized=config.normalize_embeddings,
+        )
+        rates = config.recurrent_dropouts or {}
+        self.dropouts = Dropouts.of({name: rate for name, rate in rates.items() if name in AROUND_LAYERS})
+        inside = {name: rate for name, rate in rates.items() if name not in AROUND_LAYERS}
+        directions = 2 if config.bidirectional else 1
+        widths = [config.embedding_size, *(directions * size for size in config.layer_sizes)]
+        self.layers = nn.ModuleList(
+            CELLS[config.cell](width, size, dropout=inside, bidirectional=config.bidirectional)
+            for width, size in zip(widths, config.layer_sizes, strict=False)
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value  # type: ignore[assignment]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: tuple[LayerState, ...] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> RNNModelOutput:
+        """Run the layers.
+
+        Args:
+            input_ids: (batch, time); or inputs_embeds, (batch, time, embedding_size).
+            attention_mask: (batch, time), 1 where a step is valid. Default: everywhere.
+            state: for each layer the state to start from, as returned. Default: zeros.
+            use_cache: return the state. Default: as the configuration says, which is yes.
+            output_hidden_states: return what every layer gives out.
+
+        Raises:
+            ValueError: both or neither of input_ids and inputs_embeds, or wrong shapes.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            given = "neither" if input_ids is None else "both"
+            raise ValueError(f"input_ids and inputs_embeds: {given} was given, expected one")
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if attention_mask is not None and attention_mask.shape != x.shape[:2]:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, time) {tuple(x.shape[:2])}"
+            )
+        if state is not None and len(state) != len(self.layers):
+            raise ValueError(f"state has {len(state)} entries, expected one for each of {len(self.layers)} layers")
+        order, lengths = valid_first(attention_mask)
+        back = None if order is None else order.argsort(1)
+        x = permute_steps(x, order)
+        seen, last, p = [x], [], self.dropouts
+        x = self._locked(x, p.input)
+        for depth, layer in enumerate(self.layers):
+            if depth:
+                x = x.tanh() if self.config.between == "tanh" else x
+                x = self._locked(F.dropout(x, p.layers, self.training) if p.layers else x, p.hidden)
+            x, after = layer(x, None if state is None else state[depth], lengths=lengths)
+            seen.append(x)
+            last.append(after)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        return RNNModelOutput(
+            last_hidden_state=permute_steps(self._locked(x, p.output), back),
+            state=tuple(last) if use_cache else None,
+            hidden_states=tuple(permute_steps(each, back) for each in seen) if output_hidden_states else None,
+        )
+
+    def _locked(self, x: Tensor, rate: float) -> Tensor:
+        """Drop features of an example at all of its steps (Merity et al. 2018)."""
+        if not (rate and self.training):
+            return x
+        return x * F.dropout(x.new_ones(x.size(0), 1, x.size(2)), rate)
+
+
+def valid_first(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The order of steps (batch, time) that puts the valid ones first, None if they are; and how many they are."""
+    if mask is None:
+        return None, None
+    mask = mask.bool()
+    lengths = mask.sum(1)
+    if bool((mask[:, :-1] | ~mask[:, 1:]).all()):
+        return None, lengths
+    return mask.byte().argsort(dim=1, descending=True, stable=True), lengths
+
+
+def permute_steps(x: Tensor, order: Tensor | None) -> Tensor:
+    """(batch, time, d) with the steps of each example in the given order (batch, time)."""
+    return x if order is None else x.gather(1, order.unsqueeze(-1).expand_as(x))
+
+
+class RNNForSequenceClassification(RNNPreTrainedModel):
+    """Pooling over the valid steps, dropout, and a linear layer. An example without a valid step pools to zero."""
+
+    accepts_loss_kwargs = False  # the loss is a mean over the batch
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__(config)
+        assert config.num_labels is not None
+        self.num_labels = config.num_labels
+        self.rnn = RNNModel(config)
+        self.attention = Attention(config.output_size) if config.pooling == "attention" else None
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.output_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits (batch, num_labels) and, with labels, the loss of the configuration's problem type.
+
+        See `RNNModel` for the inputs. labels: (batch,) classes or numbers, or (batch, num_labels) floats.
+        """
+        if input_ids is not None and input_ids.numel() == 0 and input_ids.size(0):
+            # All texts are empty (a tokenizer then returns floats): one step of padding stands for them.
+            input_ids = torch.zeros(input_ids.size(0), 1, dtype=torch.long, device=input_ids.device)
+            attention_mask = torch.zeros_like(input_ids)
+        outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **kwargs | {"return_dict": True})
+        hidden = outputs.last_hidden_state
+        mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        logits = self.classifier(self.dropout(self._pool(hidden, mask.bool())))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _pool(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(batch, time, width) and (batch, time) bool -> (batch, width)."""
+        if self.config.pooling == "mean":
+            return mean_over(x, mask)
+        if self.config.pooling == "max":
+            return max_over(x, mask)
+        if self.attention is not None:
+            return self.attention(x, mask)[0]
+        # The state after the last step: there the forward half is at its end; the backward half is at the first one.
+        # Padding is zero, so any step serves where none is valid.
+        rows = torch.arange(x.size(0), device=x.device)
+        last = x[rows, mask.size(1) - 1 - mask.flip(1).byte().argmax(1)]
+        if not self.config.bidirectional:
+            return last
+        size = x.size(2) // 2
+        return torch.cat([last[:, :size], x[rows, mask.byte().argmax(1), size:]], 1)
+
+
+class RNNForTokenClassification(RNNPreTrainedModel):
+    """Dropout and a linear layer at each step."""
+
+    accepts_loss_kwargs = False  # the loss is a mean over the steps that have a label
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__(config)
+        assert config.num_labels is not None
+        self.num_labels = config.num_labels
+        self.rnn = RNNModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.output_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """Logits (batch, time, num_labels) and, with labels (batch, time), -100 where there is none, the loss.
+
+        See `RNNModel` for the inputs.
+        """
+        outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **kwargs | {"return_dict": True})
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = self.loss_function(logits, labels, self.config) if labels is not None else None
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
