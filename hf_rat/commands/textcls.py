@@ -15,7 +15,7 @@ from hf_rat.commands.flags import Flags, build, given_flags, read_flags, reporte
 from hf_rat.commands.models import load_model
 from hf_rat.commands.summary import summarize
 from hf_rat.commands.word_flags import WordModelArguments
-from hf_rat.commands.word_models import build_word_model
+from hf_rat.commands.word_models import build_word_model, word_config
 from hf_rat.curriculum import DropoutSchedule
 from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
@@ -106,7 +106,9 @@ def _check(flags: Flags, words: WordModelArguments, own: bool) -> None:
         for name, value in vars(words).items():
             if value != getattr(plain, name) and name not in shared:
                 raise ValueError(f"--{name} {value!r} is for --model: --model_name_or_path brings its own")
-    elif flags.model.lora_r is not None:
+    else:
+        word_config(flags, words)  # a flag that the model has no use for is said before anything is loaded
+    if own and flags.model.lora_r is not None:
         raise ValueError(
             f"--lora_r {flags.model.lora_r} needs --model_name_or_path: an adapter is for trained weights"
         )

@@ -38,8 +38,8 @@ _MODELS: dict[str, tuple[Any, type[PreTrainedModel], dict[str, Any]]] = {
     "gru": (RNNConfig, RNNForSequenceClassification, {"cell": "gru"}),
     "rnn": (RNNConfig, RNNForSequenceClassification, {"cell": "rnn"}),
 }
-# flag -> what the configurations call it
-_FIELDS = {"textcnn": {"hidden_size": "num_filters"}}
+# (model or "" for all, flag) -> what the configuration calls it
+_FIELDS = {("textcnn", "hidden_size"): "num_filters", ("", "dropout_kind"): "recurrent_dropouts"}
 
 
 def build_word_model(
@@ -60,14 +60,14 @@ def build_word_model(
     if task.train is None or task.train not in rows:
         raise ValueError("--model needs --do_train: its vocabulary comes from the training texts")
     tokenizer, counts = _vocabulary(flags, words, task, rows)
-    config_class, model_class, fixed = _MODELS[words.model or "textcnn"]
-    config = config_class(
+    config = word_config(
+        flags,
+        words,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1 if labels.regression else len(labels.names),
-        **fixed,
-        **_settings(flags, words, config_class),
     )
+    model_class = _MODELS[words.model or "textcnn"][1]
     labels = number_labels(config, labels)
     model: Any = model_class(config)
     _begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
@@ -107,32 +107,41 @@ def _texts(task: Task, rows: DatasetDict, all_of_them: bool) -> list[Dataset]:
     return parts
 
 
-def _settings(flags: Flags, words: WordModelArguments, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-    """What the flags say, as fields of the configuration."""
+def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTrainedConfig:
+    """The configuration of the model that the flags ask for.
+
+    Args:
+        flags: `--dropout` among them.
+        words: which model.
+        known: fields that the data decide.
+
+    Raises:
+        ValueError: a flag that the model has no use for, or a value outside its range.
+    """
     name = words.model or "textcnn"
-    asked: dict[str, Any] = {
-        "hidden_size": words.hidden_size,
-        "num_hidden_layers": words.num_hidden_layers,
-        "pooling": words.pooling,
-        "recurrent_dropouts": words.recurrent_dropouts() or None,
-    }
-    flag_of = {"recurrent_dropouts": "dropout_kind"}
-    settings: dict[str, Any] = {
+    config_class, _, fixed = _MODELS[name]
+    fields: dict[str, Any] = {
         "embedding_size": words.embedding_size,
         "embedding_dropout": words.embedding_dropout,
         "normalize_embeddings": words.normalize_embeddings,
     }
-    known = config_class().to_dict()
-    for field, value in asked.items():
+    if flags.model.dropout is not None:
+        fields["classifier_dropout"] = flags.model.dropout
+    asked: dict[str, Any] = {
+        "hidden_size": words.hidden_size,
+        "num_hidden_layers": words.num_hidden_layers,
+        "pooling": words.pooling,
+        "dropout_kind": words.recurrent_dropouts() or None,
+    }
+    defaults = config_class().to_dict()
+    for flag, value in asked.items():
+        field = _FIELDS.get((name, flag), _FIELDS.get(("", flag), flag))
         if value is None:
             continue
-        field_name = _FIELDS.get(name, {}).get(field, field)
-        if field_name not in known:
-            raise ValueError(f"--{flag_of.get(field, field)} {value!r}: --model {name} has no use for it")
-        settings[field_name] = value
-    if flags.model.dropout is not None:
-        settings["classifier_dropout"] = flags.model.dropout
-    return settings
+        if field not in defaults:
+            raise ValueError(f"--{flag} {getattr(words, flag)!r}: --model {name} has no use for it")
+        fields[field] = value
+    return config_class(**fixed, **fields, **known)
 
 
 def _vocabulary(
