@@ -224,3 +224,18 @@ def test_a_classifier_starts_from_the_language_model(common, tmp_path, data):
     language = AutoModelForCausalLM.from_pretrained(still / "language_model").rnn.state_dict()
     for name, value in AutoModelForSequenceClassification.from_pretrained(still).rnn.state_dict().items():
         assert torch.equal(value, language[name]), name
+
+
+def test_unlabelled_texts_are_regularized_too(common, tmp_path):
+    Dataset.from_dict(reviews(30)).to_csv(tmp_path / "train.csv", index=False)
+    Dataset.from_dict({"text": reviews(50, seed=5)["text"]}).to_csv(tmp_path / "unlabeled.csv", index=False)
+    files = [f"--{split}_file={tmp_path / 'train.csv'}" for split in ("train", "validation")]
+    both = [*files, "--unlabeled_file", str(tmp_path / "unlabeled.csv"), "--semi_supervised"]
+    lstm = ["--model", "lstm", "--hidden_size", "8", "--logging_steps", "1"]
+    textcls.run([*both, *lstm, *common, "--reg", 'adversarial_dropout(site="recurrent", rate=0.3) + vat'])
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert any("loss_smoothness" in entry for entry in history)
+    with pytest.raises(ValueError, match="plain"):
+        textcls.run([*both, *common, "--output_dir", str(tmp_path / "plain")])
+    with pytest.raises(ValueError, match="--unlabeled_file"):
+        textcls.run([*files, "--semi_supervised", *common, "--reg", "vat", "--output_dir", str(tmp_path / "none")])

@@ -143,7 +143,14 @@ def _held_back(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> t
 
 
 def prepare(
-    flags: Flags, task: Task, labels: Labels, rows: DatasetDict, build: Build, card: Mapping[str, Any], named: bool
+    flags: Flags,
+    task: Task,
+    labels: Labels,
+    rows: DatasetDict,
+    build: Build,
+    card: Mapping[str, Any],
+    named: bool,
+    unlabeled: bool = False,
 ) -> Job:
     """Model, tokenizer and encoded splits.
 
@@ -155,6 +162,7 @@ def prepare(
         build: makes the model.
         card: what the model card says of model and data.
         named: whether `task` has a name that outputs should carry.
+        unlabeled: whether the split without labels is trained on too.
     """
     data, training = flags.data, flags.training
     model, tokenizer, labels = build(task, labels, rows)
@@ -163,6 +171,10 @@ def prepare(
     job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})
     if training.do_train and task.train is not None:
         job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
+        if unlabeled:
+            if task.unlabeled is None:
+                raise ValueError("--semi_supervised: there is no split without labels; give --unlabeled_file")
+            job.unlabeled = encoded(flags, job, task, rows, task.unlabeled, None, labelled=False)
     if training.do_eval or training.eval_strategy != "no":
         job.evaluation = {
             part.suffix: encoded(flags, job, task, rows, part.split, data.max_eval_samples) for part in task.evaluation

@@ -6,10 +6,10 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, concatenate_datasets
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, Trainer
+from transformers import DataCollatorForLanguageModeling, PreTrainedConfig, PreTrainedTokenizerBase, Trainer
 
 from hf_rat.commands.finetune import say
 from hf_rat.commands.flags import Flags
@@ -23,7 +23,7 @@ FOLDER = "language_model"
 def pretrain(
     flags: Flags,
     words: WordModelArguments,
-    config: RNNConfig,
+    config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     texts: list[Dataset],
     start: Mapping[str, Any],
@@ -46,7 +46,7 @@ def pretrain(
     if (folder / "config.json").is_file():
         say(f"Language model: taken from {folder}")
         return folder
-    model = RNNForCausalLM(copy.deepcopy(config))
+    model: Any = RNNForCausalLM(cast(RNNConfig, copy.deepcopy(config)))
     model.get_input_embeddings().load_state_dict(start)
     length = flags.data.max_seq_length
     rows = concatenate_datasets(

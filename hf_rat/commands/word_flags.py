@@ -69,6 +69,10 @@ class WordModelArguments:
         metadata={"help": "First train lstm, gru or rnn as a language model on all texts, the unlabelled ones too."},
     )
     pretrain_epochs: float = field(default=1.0, metadata={"help": "Epochs of --pretrain_lm."})
+    semi_supervised: bool = field(
+        default=False,
+        metadata={"help": "Ask what needs no labels (vat, adversarial_dropout, ...) of the unlabelled texts too."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better one. Needs --do_eval."}
     )
