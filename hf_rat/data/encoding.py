@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_rat.data.tasks import Task
@@ -91,21 +92,27 @@ class Labels:
         Raises:
             ValueError: a label is outside the label set, or is not a finite number in a regression.
         """
-        stored = rows[column][:]
-        if self.regression:
-            numbers = [_number(value, index, what) for index, value in enumerate(stored)]
-            kind = "float32"
-        else:
-            number_of = dict(zip(self.values, self.to_model, strict=True))
-            for index, value in enumerate(stored):
-                if value not in number_of:
-                    raise ValueError(
-                        f"{what}: row {index} has the label {value!r}, which is outside the label set "
-                        f"{list(self.values)}"
-                    )
-            numbers = [number_of[value] for value in stored]
-            kind = "int64"
-        return rows.remove_columns(column).add_column("label", numbers, feature=Value(kind))
+        number_of = dict(zip(self.values, self.to_model, strict=True))
+
+        def number(value: Any, index: int) -> float | int:
+            if self.regression:
+                return _number(value, index, what)
+            if value not in number_of:
+                raise ValueError(
+                    f"{what}: row {index} has the label {value!r}, which is outside the label set {list(self.values)}"
+                )
+            return number_of[value]
+
+        # Batch by batch and into a file: no column is ever in memory as a whole.
+        features = rows.remove_columns(column).features | {"label": Value("float32" if self.regression else "int64")}
+        return rows.map(
+            lambda batch, indices: {"label": list(map(number, batch[column], indices))},
+            batched=True,
+            with_indices=True,
+            remove_columns=column,
+            features=Features(features),
+            desc="Numbering labels",
+        )
 
 
 def _number(value: object, index: int, what: str) -> float:
@@ -138,10 +145,13 @@ def require_texts(rows: Dataset, columns: Iterable[str], what: str) -> None:
     Raises:
         ValueError: a row has something else.
     """
-    for column in columns:
-        for index, text in enumerate(rows[column][:]):
-            if not isinstance(text, str):
-                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
+    index = 0
+    for batch in rows.select_columns(list(columns)).iter(1000):
+        for texts in zip(*batch.values(), strict=True):
+            for column, text in zip(batch, texts, strict=True):
+                if not isinstance(text, str):
+                    raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
+            index += 1
 
 
 def tokenize(
