@@ -17,7 +17,17 @@ from typing import ClassVar
 import pytest
 import torch
 
-from hf_rat.models import HANConfig, HANForSequenceClassification, TextCNNConfig, TextCNNForSequenceClassification
+from hf_rat.models import (
+    HANConfig,
+    HANForSequenceClassification,
+    RNNConfig,
+    RNNForCausalLM,
+    RNNForSequenceClassification,
+    RNNForTokenClassification,
+    RNNModel,
+    TextCNNConfig,
+    TextCNNForSequenceClassification,
+)
 
 FOLDER = os.environ.get("HF_RAT_GENERAL_TESTS")
 if not FOLDER:
@@ -60,6 +70,7 @@ class SmallBatches:
 
     def __init__(self, config):
         self.config = config
+        self.hidden_size, self.num_hidden_layers = SIZES["embedding_size"], getattr(config, "num_hidden_layers", 1)
 
     def prepare_config_and_inputs_for_common(self):
         ids = torch.randint(3, self.config.vocab_size, (self.batch_size, self.seq_length))
@@ -77,13 +88,14 @@ class General(modeling.ModelTesterMixin):
     has_attentions = False  # of several heads in several layers, each (batch, heads, time, time)
     test_can_init_all_missing_weights_before_2023 = True  # run it although the files name no year
     heads = ("SEQUENCE_CLASSIFICATION",)
+    all_generative_model_classes = ()  # the distribution leaves out the tests of generation
     not_meant: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         for model, head in zip(cls.all_model_classes, cls.heads, strict=True):
-            name = f"MODEL_FOR_{head}_MAPPING_NAMES"
+            name = f"MODEL_FOR_{head}_MAPPING_NAMES" if head else "MODEL_MAPPING_NAMES"
             known = getattr(modeling, name)
             setattr(modeling, name, {**known, model.config_class.model_type: model.__name__})
 
@@ -124,3 +136,9 @@ class TestHANSentences(General, unittest.TestCase):
     config = HANConfig(**SIZES, hidden_size=8, sentence_level=True, sentence_separator_token_id=3)
     all_model_classes = (HANForSequenceClassification,)
     not_meant = CLASSIFIER | {"test_inputs_embeds": "vectors alone do not say where sentences end"}
+
+
+class TestRNN(General, unittest.TestCase):
+    config = RNNConfig(**SIZES, hidden_size=16, num_hidden_layers=2)
+    all_model_classes = (RNNModel, RNNForSequenceClassification, RNNForTokenClassification, RNNForCausalLM)
+    heads = ("", "SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "CAUSAL_LM")
