@@ -22,7 +22,8 @@ ALLOWED = {
     "curriculum": set(),
     "data": set(),
     "models": set(),
-    "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer", "checkpoints", "data"},
+    "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer"}
+    | {"checkpoints", "curriculum", "data", "models"},
     "": {"regularizers", "regularization", "arguments", "trainer", "models"},  # hf_rat/__init__.py
 }
 

@@ -66,7 +66,7 @@ class RNNConfig(WordConfig):
 
     sizes = (*WordConfig.sizes, "hidden_size", "num_hidden_layers")
     numbers = (*WordConfig.numbers, "activation_regularization", "temporal_activation_regularization")
-    choices = WordConfig.choices | {  # noqa: RUF012 - of the class, as in WordConfig
+    choices = WordConfig.choices | {
         "cell": ("lstm", "gru", "rnn"),
         "pooling": ("last", "mean", "max", "attention"),
         "between": (None, "tanh"),

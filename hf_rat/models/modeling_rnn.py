@@ -107,7 +107,7 @@ class RNNModel(RNNPreTrainedModel):
         x, mask = self.embed(input_ids, attention_mask, inputs_embeds)
         if state is not None and len(state) != len(self.layers):
             raise ValueError(f"state has {len(state)} entries, expected one for each of {len(self.layers)} layers")
-        order, lengths = valid_first(mask)
+        order, lengths = (None, None) if attention_mask is None else valid_first(mask)
         back = None if order is None else order.argsort(1)
         x = permute_steps(x, order)
         seen, last, p = [x], [], self.dropouts
