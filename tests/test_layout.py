@@ -22,8 +22,7 @@ ALLOWED = {
     "curriculum": set(),
     "data": set(),
     "models": set(),
-    "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer"}
-    | {"checkpoints", "curriculum", "data", "models"},
+    "commands": {"", "regularizers", "regularization", "rehearsal", "arguments", "trainer", "checkpoints", "data"},
     "": {"regularizers", "regularization", "arguments", "trainer", "models"},  # hf_rat/__init__.py
 }
 
