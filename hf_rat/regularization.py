@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 from hf_rat.regularizers.divergences import problem_type
 from hf_rat.regularizers.points import Batch, Point
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site, logits_of
-from hf_rat.regularizers.terms import FULL_STRENGTH, Proximal, Term, accumulate, all_terms, groups, is_plain
+from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
+from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require
 from hf_rat.teacher import Teacher
@@ -80,30 +83,49 @@ class Regularization:
 
     # -- what a loop calls -------------------------------------------------------------------------------------------
 
-    def backward(self, inputs: Mapping[str, Any], *, step: int = 0, accumulation: int = 1) -> dict[str, Tensor]:
+    def backward(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        unlabeled: Mapping[str, Any] | None = None,
+        step: int = 0,
+        accumulation: int = 1,
+    ) -> dict[str, Tensor]:
         """Back-propagate one micro-batch.
 
         Args:
             inputs: keyword arguments of the model, `labels` included.
+            unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
+                adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
             step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
 
         Returns:
             Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
+
+        Raises:
+            ValueError: nothing in the regularizer can use an unlabeled batch.
         """
-        loss, named = self.all_but_last_backward(inputs, step=step, accumulation=accumulation)
+        loss, named = self.all_but_last_backward(inputs, unlabeled=unlabeled, step=step, accumulation=accumulation)
         self._backward(loss / accumulation)
         return named
 
-    def losses(self, inputs: Mapping[str, Any], *, step: int = 0) -> dict[str, Tensor]:
+    def losses(
+        self, inputs: Mapping[str, Any], *, unlabeled: Mapping[str, Any] | None = None, step: int = 0
+    ) -> dict[str, Tensor]:
         """The named losses with their graphs, for a loop that makes its own single backward of their sum."""
         named: dict[str, Tensor] = {}
-        for _, losses in self._groups(self._batch(inputs, step, streaming=False)):
+        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled):
             accumulate(named, losses)
         return named
 
     def all_but_last_backward(
-        self, inputs: Mapping[str, Any], *, step: int = 0, accumulation: int = 1
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        unlabeled: Mapping[str, Any] | None = None,
+        step: int = 0,
+        accumulation: int = 1,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
 
@@ -114,7 +136,7 @@ class Regularization:
         done = pending = None
         owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, streaming=not self.single_backward)
-        for last, losses in self._groups(batch):
+        for last, losses in self._groups(batch, unlabeled):
             accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
                 continue
@@ -134,16 +156,18 @@ class Regularization:
         pending = pending + owed
         return (pending if done is None else pending + done), named
 
-    def cost(self, step: int | None = None) -> Cost:
+    def cost(self, step: int | None = None, unlabeled: bool = False) -> Cost:
         """What one step costs, found by rehearsing the regularizer on a tiny model.
 
         Args:
             step: the optimizer step (schedules start late); None asks for the full price.
+            unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
         """
         step = FULL_STRENGTH if step is None else step
-        active = tuple(part for weight, part in self.regularizer.parts(step) if weight > 0)
+        term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
+        active = tuple(part for weight, part in term.parts(step) if weight > 0)
         if active not in self._costs:
-            self._costs[active] = rehearse(self.regularizer, step)
+            self._costs[active] = rehearse(term, step)
         return self._costs[active]
 
     def after_step(self) -> None:
@@ -176,12 +200,20 @@ class Regularization:
 
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 
-    def _groups(self, batch: Batch) -> Iterator[tuple[bool, dict[str, Tensor]]]:
+    def _groups(
+        self, batch: Batch, unlabeled: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
         """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
         count = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
-        stream = groups(self.regularizer, Point(batch))
+        stream: Iterator[Group] = groups(self.regularizer, Point(batch))
+        if unlabeled is not None:
+            count += self.cost(batch.step, unlabeled=True).groups
+            # The kind of task is that of the labelled batch: without labels it can be unknown.
+            inputs = {name: value for name, value in unlabeled.items() if name != "labels"}
+            beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem)
+            stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
         for index in range(count):
             last = index == count - 1
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.

@@ -30,6 +30,15 @@ class Cost:
     slopes: int
     groups: int
 
+    def __add__(self, other: Cost) -> Cost:
+        """Of both, one after the other."""
+        return Cost(
+            self.forwards + other.forwards,
+            self.backwards + other.backwards,
+            self.slopes + other.slopes,
+            self.groups + other.groups,
+        )
+
     def __str__(self) -> str:
         text = f"{self.forwards} forward and {self.backwards} backward passes"
         return text + (f" and {self.slopes} for slopes" if self.slopes else "")

@@ -1,12 +1,14 @@
-"""What a model must be to carry a regularizer."""
+"""What a model, and the arguments of a run, must be to carry a regularizer."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_rat.regularizers.perturbations import Flip, Redrawn
 from hf_rat.regularizers.terms import Consistency, Smoothness, TaskLoss, Term, all_terms, is_plain
@@ -33,6 +35,36 @@ def require(regularizer: Term, model: nn.Module) -> None:
             f"{type(model).__name__} has no dropout: the passes that {regularizer!r} compares are identical, and "
             "their divergence is zero",
             stacklevel=3,
+        )
+
+
+def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
+    """Refuse the arguments of a Trainer under which no regularizer but `plain` can be right.
+
+    Raises:
+        ValueError: several GPUs in one process, an optimizer that steps inside the backward, or reentrant activation
+            checkpointing.
+    """
+    if is_plain(regularizer):
+        return
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{regularizer!r} under DataParallel ({args.n_gpu} GPUs in one process): launch one process per GPU "
+            "with accelerate launch or torchrun"
+        )
+    if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+        raise ValueError(
+            f"--optim {OptimizerNames(args.optim).value} updates the weights inside each backward, and "
+            f"{regularizer!r} makes several per step; use adamw_torch"
+        )
+    checkpointing = {
+        **(getattr(args, "gradient_checkpointing_kwargs", None) or {}),
+        **cast(dict[str, Any], args.activation_checkpointing_kwargs or {}),
+    }
+    if checkpointing.get("use_reentrant"):
+        raise ValueError(
+            f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; "
+            "leave use_reentrant at False, its default"
         )
 
 

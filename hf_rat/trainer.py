@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.training_args import OptimizerNames
 
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.card import regularization_section
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.sites import logits_of
-from hf_rat.regularizers.terms import Term, accumulate, is_plain
+from hf_rat.regularizers.terms import Term, accumulate
+from hf_rat.regularizers.unlabeled import Unlabeled
+from hf_rat.requirements import require_arguments
+from hf_rat.unlabeled import UnlabeledBatches
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class RegularizationMixin(_Base):
     Args:
         regularizer: a term, for instance `rat(epsilon=0.1)`. None builds it from `args.reg` and `args.reg_*`, or is
             `plain()` when `args` is a bare TrainingArguments. All other arguments are the Trainer's.
+        unlabeled_dataset: one batch of it, without labels, goes beside each training batch: what the regularizer asks
+            that needs no labels is asked of both, with the same weight.
 
     Losses are means over the micro-batch, divided by the number of micro-batches and averaged over processes, exactly
     once. (The stock Trainer 5.23 leaves out that division for classification heads and multiplies by the number of
@@ -47,10 +51,14 @@ class RegularizationMixin(_Base):
     # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, regularizer: Term | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, regularizer: Term | None = None, unlabeled_dataset: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self._given_regularizer = regularizer
+        self._unlabeled_dataset = unlabeled_dataset
+        self._unlabeled: UnlabeledBatches | None = None
         self._regularization: Regularization | None = None
         self._resumed_from: str | None = None
         self._components: dict[str, Tensor] = {}
@@ -115,8 +123,9 @@ class RegularizationMixin(_Base):
         if self.regularization.is_plain:
             return self._task(model, inputs)[0]
         accumulation = self.current_gradient_accumulation_steps
+        unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
-            inputs, step=self.state.global_step, accumulation=accumulation
+            inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation
         )
         accumulate(self._components, {name: value / accumulation for name, value in named.items()})
         return loss
@@ -192,18 +201,25 @@ class RegularizationMixin(_Base):
         self._components = {}
         self._components_logged_at = self.state.global_step
         regularization = self.regularization
+        if self._unlabeled_dataset is not None:
+            self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
         if self._resumed_from is not None:
             saved = self._callback_states.get(STATE_KEY)
             if isinstance(saved, dict):
                 regularization.load_state(saved["attributes"])
+                if self._unlabeled is not None:
+                    self._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))
             if regularization.teacher is not None:
                 regularization.teacher.load(self._resumed_from)
         self._store_state()
         if self.is_world_process_zero():
+            cost = regularization.cost()
+            if self._unlabeled is not None:
+                cost += regularization.cost(unlabeled=True)
             logger.info(
                 "Regularizer %r: %s per step (plain: 1 and 1), on %s",
                 regularization.regularizer,
-                regularization.cost(),
+                cost,
                 self.args.device,
             )
 
@@ -214,7 +230,10 @@ class RegularizationMixin(_Base):
 
     def _store_state(self) -> None:
         if self._regularization is not None:
-            self._callback_states[STATE_KEY] = {"args": {}, "attributes": self._regularization.state()}
+            state = self._regularization.state()
+            if self._unlabeled is not None:
+                state["unlabeled_batches"] = self._unlabeled.made
+            self._callback_states[STATE_KEY] = {"args": {}, "attributes": state}
 
     def _close_regularization(self) -> None:
         if self._regularization is not None:
@@ -222,29 +241,10 @@ class RegularizationMixin(_Base):
             self._regularization = None
 
     def _refuse(self, regularizer: Term) -> None:
-        """What no regularizer but `plain` can be right under."""
-        if is_plain(regularizer):
-            return
-        args = self.args
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{regularizer!r} under DataParallel ({args.n_gpu} GPUs in one process): launch one process per GPU "
-                "with accelerate launch or torchrun"
-            )
-        if args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
-            raise ValueError(
-                f"--optim {OptimizerNames(args.optim).value} updates the weights inside each backward, and "
-                f"{regularizer!r} makes several per step; use adamw_torch"
-            )
-        checkpointing = {
-            **(getattr(args, "gradient_checkpointing_kwargs", None) or {}),
-            **cast(dict[str, Any], args.activation_checkpointing_kwargs or {}),
-        }
-        if checkpointing.get("use_reentrant"):
-            raise ValueError(
-                f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; "
-                "leave use_reentrant at False, its default"
-            )
+        """What the regularizer cannot be right under."""
+        if self._unlabeled_dataset is not None:
+            Unlabeled(regularizer)
+        require_arguments(regularizer, self.args)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)

@@ -10,6 +10,14 @@ import torch
 
 torch.set_num_threads(1)
 
+# Marks on Transformers' own tests: see test_general_modeling.py.
+FOREIGN_MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
+
+
+def pytest_configure(config):
+    for mark in FOREIGN_MARKS:
+        config.addinivalue_line("markers", f"{mark}: of the general model tests of Transformers")
+
 
 @pytest.fixture(autouse=True)
 def _seed():

@@ -69,6 +69,16 @@ def collate(rows: list[dict[str, Any]], drop: int = 0) -> dict[str, Tensor]:
     }
 
 
+UNLABELED = "rat(epsilon=0.5) + vat(epsilon=0.5, start=0.5) + 0.5 * adversarial_dropout(rate=0.2, base='random')"
+"""Asks most things that can be asked of a batch without labels, and some that cannot."""
+
+
+def collate_any(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Like `collate`, of examples with labels or without."""
+    batch = collate([{"labels": -1, **row} for row in rows])
+    return batch if all("labels" in row for row in rows) else {k: v for k, v in batch.items() if k != "labels"}
+
+
 def arguments(**settings: Any) -> RegularizedTrainingArguments:
     """One epoch of plain SGD on the CPU, every step logged, nothing saved."""
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 1}

@@ -19,7 +19,7 @@ from hf_rat.models.recurrent import GRU, LSTM
 
 
 class Recorder(TorchFunctionMode):
-    """Notes the rate of every dropout that is called in training, kernels of attention included."""
+    """Notes the rate of every dropout that is on, kernels of attention included."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ def rates_called(model, batch):
     with Recorder() as recorder, torch.no_grad():
         torch.manual_seed(0)
         model(**batch)
-    return recorder.rates
+    return [rate for rate in recorder.rates if rate > 0]  # layers of ours make no call at rate 0
 
 
 def begin(schedule, model, steps=100):
@@ -121,7 +121,7 @@ def test_every_dropout_call_of_transformers_models_is_reached(family, attention)
         config = FalconConfig(**sizes, **rates, pad_token_id=0, parallel_attn=False)
         model = AutoModelForSequenceClassification.from_config(config).train()
     else:
-        if attention == "sdpa" and family in ("deberta_v2", "xlnet"):
+        if attention == "sdpa" and not tiny.tiny_model(family)._supports_sdpa:
             pytest.skip("has eager attention only")
         model = tiny.tiny_model(family, dropout=0.3, _attn_implementation=attention)
     batch = tiny.tiny_batch()
@@ -131,7 +131,7 @@ def test_every_dropout_call_of_transformers_models_is_reached(family, attention)
     begin(schedule, model)
     for step in (0, 7, 3):
         step_begin(schedule, step)
-        expected = [rate * (1 - math.exp(-0.1 * step)) for rate in before]
+        expected = [rate * (1 - math.exp(-0.1 * step)) for rate in before] if step else []
         assert rates_called(model, batch) == pytest.approx(expected, abs=1e-12)
         step_end(schedule)
         assert model.config.to_dict() == config

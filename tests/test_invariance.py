@@ -227,6 +227,22 @@ def test_gradients_are_exchanged_once_per_step(two, expression, grouping):
     assert seen["exchanges"] == len(seen["logs"])
 
 
+@pytest.mark.parametrize("grouping", [None, *two_processes.GROUPINGS])
+def test_the_grouping_changes_nothing_beside_unlabeled_batches(two, grouping):
+    """Each process takes its own part of the unlabeled examples; together they are those of one process."""
+    options = {"unlabeled_dataset": runs.examples(40, seed=1), "data_collator": runs.collate_any}
+    reference = run(runs.UNLABELED, count=16, options=options, **WHOLE).logs
+    assert reference[0]["loss_unlabeled_smoothness"] > 0.005
+    assert reference[0]["loss_unlabeled_noisy_smoothness"] > 0.005
+    if grouping is None:
+        seen = {"logs": run(runs.UNLABELED, count=16, options=options, **CUT).logs}
+    else:
+        seen = two["unlabeled"][grouping]
+        assert seen["exchanges"] == 1
+        assert seen["equal"]
+    runs.assert_same_logs(seen["logs"], reference)
+
+
 @pytest.mark.parametrize("case", ["adversarial pass", "adversarial pass, single backward"])
 def test_a_bad_adversarial_pass_on_one_process_is_left_out_on_both(two, case):
     seen, plain = two["bad"][case], two["bad"]["plain"]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from hf_rat.commands import cli, textcls
 from hf_rat.commands.word_flags import MODELS
@@ -168,6 +169,7 @@ def test_a_trained_model_is_trained_on_and_may_be_scheduled(common, tmp_path):
         (["--dataset_name", "imdb", "--text_column_names", "label"], "must be text"),
         (["--dataset_name", "imdb", "--early_stopping_patience", "2", "--save_strategy", "no"], "--early_stopping"),
         (["--dataset_name", "imdb", "--dropout_gamma", "0.1"], "--dropout_schedule"),
+        (["--dataset_name", "imdb", "--model", "bilstm", "--pretrain_lm"], "--model lstm, gru, rnn"),
         (["--task_name", "rte"], "--dataset_name"),
         (["--model", "textcnn", "--do_predict"], "needs a data set"),
     ],
@@ -200,3 +202,40 @@ def test_the_embedded_run_of_the_script(tmp_path):
     done = subprocess.run([*words, "--num_train_epochs", "2"], capture_output=True, text=True, check=True)
     assert any(line.startswith("plain  ") for line in done.stdout.splitlines())
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_classifier_starts_from_the_language_model(common, tmp_path, data):
+    texts = reviews(40, seed=9)["text"]
+    Dataset.from_dict({"text": [f"{text} unseen unseen" for text in texts], "label": [-1] * 40}).to_parquet(
+        Path(data) / "imdb" / "unsupervised.parquet"
+    )
+    lm = ["--dataset_name", "imdb", "--model", "lstm", "--pretrain_lm", "--pretrain_epochs", "3", "--hidden_size", "8"]
+    textcls.run([*lm, *common, "--learning_rate", "0.02", "--reg", "fgm"])
+    out = tmp_path / "out"
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert "unseen" in tokenizer.get_vocab()  # a word of the unlabelled texts alone
+    assert tokenizer("a fine")["input_ids"][-1] == tokenizer.eos_token_id
+    model = AutoModelForCausalLM.from_pretrained(out / "language_model")
+    ids = torch.tensor([tokenizer("fine unseen")["input_ids"]])
+    assert model(ids).logits[0, 1].argmax() in tokenizer.convert_tokens_to_ids(["unseen", "<eos>"])
+    # Without training steps of its own, the classifier's layers are the language model's.
+    still = tmp_path / "still"
+    textcls.run([*lm, *common, "--learning_rate", "0", "--output_dir", str(still)])
+    language = AutoModelForCausalLM.from_pretrained(still / "language_model").rnn.state_dict()
+    for name, value in AutoModelForSequenceClassification.from_pretrained(still).rnn.state_dict().items():
+        assert torch.equal(value, language[name]), name
+
+
+def test_unlabelled_texts_are_regularized_too(common, tmp_path):
+    Dataset.from_dict(reviews(30)).to_csv(tmp_path / "train.csv", index=False)
+    Dataset.from_dict({"text": reviews(50, seed=5)["text"]}).to_csv(tmp_path / "unlabeled.csv", index=False)
+    files = [f"--{split}_file={tmp_path / 'train.csv'}" for split in ("train", "validation")]
+    both = [*files, "--unlabeled_file", str(tmp_path / "unlabeled.csv"), "--semi_supervised"]
+    lstm = ["--model", "lstm", "--hidden_size", "8", "--logging_steps", "1"]
+    textcls.run([*both, *lstm, *common, "--reg", 'adversarial_dropout(site="recurrent", rate=0.3) + vat'])
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert any("loss_smoothness" in entry for entry in history)
+    with pytest.raises(ValueError, match="plain"):
+        textcls.run([*both, *common, "--output_dir", str(tmp_path / "plain")])
+    with pytest.raises(ValueError, match="--unlabeled_file"):
+        textcls.run([*files, "--semi_supervised", *common, "--reg", "vat", "--output_dir", str(tmp_path / "none")])

@@ -58,9 +58,12 @@ class BadPass:
         return output * math.nan
 
 
-def train(expression: str, bad: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+def train(
+    expression: str, bad: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
     counter = CountExchanges()
-    counter.trainer = one = runs.trainer(expression, keyed.KeyedTrainer, options={"callbacks": [counter]}, **settings)
+    options = {"callbacks": [counter], **(options or {})}
+    counter.trainer = one = runs.trainer(expression, keyed.KeyedTrainer, options=options, **settings)
     before = runs.ran(one).weights
     if bad and one.accelerator.process_index == bad["process"]:
         BadPass(one.model, bad["number"], bad.get("gradient", False))
@@ -85,6 +88,11 @@ def main() -> None:
             results["grouped"][expression] = {
                 name: train(expression, **settings) for name, settings in GROUPINGS.items()
             }
+        beside = {"unlabeled_dataset": runs.examples(40, seed=1), "data_collator": runs.collate_any}
+        results["unlabeled"] = {
+            name: train(runs.UNLABELED, options=beside, count=16, **{**settings, "max_steps": 1})
+            for name, settings in GROUPINGS.items()
+        }
         one_step, single = GROUPINGS["2 x 8"], GROUPINGS["2 x 8, single backward"]
         rat = runs.SETTINGS["rat"]
         results["bad"] = {

@@ -19,6 +19,7 @@ from hf_rat.data.loading import (
     load_dataset,
     load_files,
     load_task,
+    read_file,
     require_columns,
     require_same_labels,
     subsample,
@@ -26,6 +27,7 @@ from hf_rat.data.loading import (
 from hf_rat.data.tasks import HeldOut, Task, Validation
 
 SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
+UNLABELED = "unlabeled"
 Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
 """(row of the data set, its labels, the raw splits) -> model, tokenizer, and the labels as the model numbers them."""
 
@@ -64,12 +66,13 @@ def split_names(flags: Flags, task: Task) -> list[str]:
     return splits + ([part.split for part in task.test] if training.do_predict else [])
 
 
-def load(flags: Flags, task: Task | None) -> tuple[Task, Labels, DatasetDict]:
+def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task, Labels, DatasetDict]:
     """The row of the data set, its labels, and the splits that are needed.
 
     Args:
         flags: which data.
         task: its row, or None for data that have none: a row is made for the occasion.
+        unlabeled: whether the split without labels is needed too, if there is one.
 
     Raises:
         ValueError: a split or column is missing, or the labels of two splits differ.
@@ -85,7 +88,8 @@ def load(flags: Flags, task: Task | None) -> tuple[Task, Labels, DatasetDict]:
             text_columns=columns or task.text_columns,
             label_column=data.label_column_name or task.label_column,
         )
-        rows = load_task(task, split_names(flags, task), data.data_dir, cache_dir, token, data.source_flag)
+        splits = split_names(flags, task) + ([task.unlabeled] if unlabeled and task.unlabeled is not None else [])
+        rows = load_task(task, splits, data.data_dir, cache_dir, token, data.source_flag)
         return _held_back(flags, task, Labels.of_task(task), rows)
     if data.dataset_name is not None:
         rows = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir, token)
@@ -93,6 +97,8 @@ def load(flags: Flags, task: Task | None) -> tuple[Task, Labels, DatasetDict]:
     else:
         rows = load_files(data.files, cache_dir)
         what = "--train_file"
+    if data.unlabeled_file is not None:
+        rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, cache_dir)
     if "train" not in rows:
         raise ValueError(f"{what}: a training split is needed, if only to know the labels")
     label_column = data.label_column_name or "label"
@@ -107,8 +113,11 @@ def load(flags: Flags, task: Task | None) -> tuple[Task, Labels, DatasetDict]:
         folder="",
         label_column=label_column,
         evaluation=(Validation("validation"),),
+        unlabeled=UNLABELED if data.unlabeled_file is not None else None,
         test=(HeldOut("test", labelled="test" in rows and has_labels(rows["test"], label_column)),),
     )
+    if task.unlabeled is not None:
+        require_columns(rows[task.unlabeled], task.text_columns, "--unlabeled_file")
     for split in split_names(flags, task):
         if split not in rows:
             flag = f"--{split}_file" if data.dataset_name is None else what
@@ -134,7 +143,14 @@ def _held_back(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> t
 
 
 def prepare(
-    flags: Flags, task: Task, labels: Labels, rows: DatasetDict, build: Build, card: Mapping[str, Any], named: bool
+    flags: Flags,
+    task: Task,
+    labels: Labels,
+    rows: DatasetDict,
+    build: Build,
+    card: Mapping[str, Any],
+    named: bool,
+    unlabeled: bool = False,
 ) -> Job:
     """Model, tokenizer and encoded splits.
 
@@ -146,6 +162,7 @@ def prepare(
         build: makes the model.
         card: what the model card says of model and data.
         named: whether `task` has a name that outputs should carry.
+        unlabeled: whether the split without labels is trained on too.
     """
     data, training = flags.data, flags.training
     model, tokenizer, labels = build(task, labels, rows)
@@ -154,6 +171,10 @@ def prepare(
     job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})
     if training.do_train and task.train is not None:
         job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
+        if unlabeled:
+            if task.unlabeled is None:
+                raise ValueError("--semi_supervised: there is no split without labels; give --unlabeled_file")
+            job.unlabeled = encoded(flags, job, task, rows, task.unlabeled, None, labelled=False)
     if training.do_eval or training.eval_strategy != "no":
         job.evaluation = {
             part.suffix: encoded(flags, job, task, rows, part.split, data.max_eval_samples) for part in task.evaluation

@@ -42,11 +42,7 @@ Runner = Callable[[Sequence[str], Path], int]
 # Flags that every run is given by this command, and that may therefore not stand after `--`.
 OWN_FLAGS = ("--reg", "--seed", "--output_dir")
 # Entries of all_results.json that begin so (the name of a split may follow) are no scores.
-NO_SCORES = tuple(
-    f"{prefix}_{name}"
-    for prefix in ("eval", "test")
-    for name in ("runtime", "samples", "steps_per_second", "model_preparation_time")
-)
+_NO_SCORES = re.compile(r"(eval|test)_(runtime|samples|steps_per_second|model_preparation_time)")
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ def aggregate(method: Method, records: Sequence[dict[str, Any]]) -> dict[str, An
         name
         for name in (results[0] if results else {})
         if name.startswith(("eval_", "test_"))
-        and not name.startswith(NO_SCORES)
+        and not _NO_SCORES.match(name)
         and all(isinstance(result.get(name), (int, float)) for result in results)
     ]
     scores = {}

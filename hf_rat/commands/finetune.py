@@ -52,6 +52,7 @@ class Job:
         model: the classifier.
         tokenizer: of the model.
         train: encoded training rows; None without --do_train.
+        unlabeled: encoded rows without labels, for the terms that need none.
         evaluation: suffix of the scores -> encoded rows; "" is the split that counts. Empty without --do_eval.
         prediction: test splits; empty without --do_predict.
         named: whether `task` has a name that outputs should carry.
@@ -64,6 +65,7 @@ class Job:
     model: Any
     tokenizer: PreTrainedTokenizerBase
     train: Dataset | None = None
+    unlabeled: Dataset | None = None
     evaluation: dict[str, Dataset] = field(default_factory=dict)
     prediction: list[Asked] = field(default_factory=list)
     named: bool = True
@@ -178,6 +180,7 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
         args=flags.training,
         train_dataset=job.train,
         eval_dataset=job.evaluation.get(""),
+        unlabeled_dataset=job.unlabeled,
         compute_metrics=scores,
         processing_class=job.tokenizer,
         data_collator=collator,

@@ -111,6 +111,9 @@ class DataTrainingArguments:
     train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
     test_file: str | None = field(default=None, metadata={"help": "The same, for --do_predict."})
+    unlabeled_file: str | None = field(
+        default=None, metadata={"help": "The same, of texts without labels: see --pretrain_lm and --semi_supervised."}
+    )
     text_column_names: str | None = field(
         default=None,
         metadata={"help": "One or two columns, comma separated. Without it: sentence1,sentence2."},

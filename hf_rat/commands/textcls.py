@@ -15,7 +15,7 @@ from hf_rat.commands.flags import Flags, build, given_flags, read_flags, reporte
 from hf_rat.commands.models import load_model
 from hf_rat.commands.summary import summarize
 from hf_rat.commands.word_flags import WordModelArguments
-from hf_rat.commands.word_models import build_word_model
+from hf_rat.commands.word_models import build_word_model, word_config
 from hf_rat.curriculum import DropoutSchedule
 from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     known = KNOWN.get((flags.data.dataset_name or "").lower())
     if known is not None and training.load_best_model_at_end and training.metric_for_best_model in (None, "loss"):
         training.metric_for_best_model, training.greater_is_better = known.metrics[0], True
-    task, labels, rows = load(flags, known)
+    task, labels, rows = load(flags, known, unlabeled=words.pretrain_lm or words.semi_supervised)
 
     def make(task: Task, labels: Labels, rows: DatasetDict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
         if own:
@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     card: dict[str, Any] = {"dataset": flags.data.dataset_name or "files of the user's"}
     if not own:
         card["finetuned_from"] = flags.model.model_name_or_path
-    job = prepare(flags, task, labels, rows, make, card, named=known is not None)
+    job = prepare(flags, task, labels, rows, make, card, named=known is not None, unlabeled=words.semi_supervised)
     if own:
         # The card takes a model whose name is a folder for one that was trained from scratch, which this one is.
         job.model.config._name_or_path = str(training.output_dir)
@@ -102,11 +102,13 @@ def _check(flags: Flags, words: WordModelArguments, own: bool) -> None:
         raise ValueError(f"--recipe {flags.data.recipe} is a flag of run_glue.py: its settings are GLUE's")
     if not own:
         plain = WordModelArguments()
-        shared = ("dropout_schedule", "dropout_gamma", "early_stopping_patience")
+        shared = ("dropout_schedule", "dropout_gamma", "early_stopping_patience", "semi_supervised")
         for name, value in vars(words).items():
             if value != getattr(plain, name) and name not in shared:
                 raise ValueError(f"--{name} {value!r} is for --model: --model_name_or_path brings its own")
-    elif flags.model.lora_r is not None:
+    else:
+        word_config(flags, words)  # a flag that the model has no use for is said before anything is loaded
+    if own and flags.model.lora_r is not None:
         raise ValueError(
             f"--lora_r {flags.model.lora_r} needs --model_name_or_path: an adapter is for trained weights"
         )

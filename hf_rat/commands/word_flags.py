@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MODELS = ("textcnn", "bilstm", "texthan", "gru", "lstm", "rnn")
+RECURRENT = ("lstm", "gru", "rnn")
 KINDS = ("words", "characters", "jieba")
 
 
@@ -63,6 +64,15 @@ class WordModelArguments:
         metadata={"help": "GloVe, word2vec or fastText text, also gzip, or .npy with its words beside it."},
     )
     freeze_word_vectors: bool = field(default=False, metadata={"help": "Do not train the word vectors."})
+    pretrain_lm: bool = field(
+        default=False,
+        metadata={"help": "First train lstm, gru or rnn as a language model on all texts, the unlabelled ones too."},
+    )
+    pretrain_epochs: float = field(default=1.0, metadata={"help": "Epochs of --pretrain_lm."})
+    semi_supervised: bool = field(
+        default=False,
+        metadata={"help": "Ask what needs no labels (vat, adversarial_dropout, ...) of the unlabelled texts too."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better one. Needs --do_eval."}
     )
@@ -76,6 +86,10 @@ class WordModelArguments:
             raise ValueError("--freeze_word_vectors needs --word_vectors: random vectors would stay random")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise ValueError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1 is needed")
+        if self.pretrain_lm and self.model not in RECURRENT:
+            raise ValueError(f"--pretrain_lm needs --model {', '.join(RECURRENT)}: it reads from left to right only")
+        if not self.pretrain_epochs > 0:
+            raise ValueError(f"--pretrain_epochs {self.pretrain_epochs} must be above 0")
         if self.dropout_gamma is not None and self.dropout_schedule is None:
             raise ValueError(f"--dropout_gamma {self.dropout_gamma} needs --dropout_schedule")
 

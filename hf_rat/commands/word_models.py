@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rat.commands.finetune import say
 from hf_rat.commands.flags import Flags
+from hf_rat.commands.language_model import pretrain
 from hf_rat.commands.models import number_labels
 from hf_rat.commands.word_flags import WordModelArguments
 from hf_rat.data.encoding import Labels, require_texts
@@ -37,8 +38,8 @@ _MODELS: dict[str, tuple[Any, type[PreTrainedModel], dict[str, Any]]] = {
     "gru": (RNNConfig, RNNForSequenceClassification, {"cell": "gru"}),
     "rnn": (RNNConfig, RNNForSequenceClassification, {"cell": "rnn"}),
 }
-# flag -> what the configurations call it
-_FIELDS = {"textcnn": {"hidden_size": "num_filters"}}
+# (model or "" for all, flag) -> what the configuration calls it
+_FIELDS = {("textcnn", "hidden_size"): "num_filters", ("", "dropout_kind"): "recurrent_dropouts"}
 
 
 def build_word_model(
@@ -59,65 +60,96 @@ def build_word_model(
     if task.train is None or task.train not in rows:
         raise ValueError("--model needs --do_train: its vocabulary comes from the training texts")
     tokenizer, counts = _vocabulary(flags, words, task, rows)
-    config_class, model_class, fixed = _MODELS[words.model or "textcnn"]
-    config = config_class(
+    config = word_config(
+        flags,
+        words,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1 if labels.regression else len(labels.names),
-        **fixed,
-        **_settings(flags, words, config_class),
     )
+    model_class = _MODELS[words.model or "textcnn"][1]
     labels = number_labels(config, labels)
     model: Any = model_class(config)
-    if words.normalize_embeddings:
-        model.get_input_embeddings().frequencies.copy_(torch.from_numpy(np.maximum(counts, 1)))
-    if words.word_vectors is not None:
-        special = set(tokenizer.all_special_ids)
-        vocabulary = {word: row for word, row in tokenizer.get_vocab().items() if row not in special}
-        found = load_vectors(words.word_vectors, vocabulary, words.embedding_size, counts)
-        found.copy_into(model.get_input_embeddings().weight)
+    _begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
+    if words.pretrain_lm:
+        start = model.get_input_embeddings().state_dict()
+        folder = pretrain(flags, words, config, tokenizer, _texts(task, rows, all_of_them=True), start)
+        model = model_class.from_pretrained(folder, config=config)
         model.get_input_embeddings().weight.requires_grad_(not words.freeze_word_vectors)
-        say(f"--word_vectors {words.word_vectors!r}: {found}")
     say(f"{model_class.__name__}: {len(tokenizer)} words, {model.num_parameters() / 1e6:.1f} million parameters")
     return model, tokenizer, labels
 
 
-def _settings(flags: Flags, words: WordModelArguments, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
-    """What the flags say, as fields of the configuration."""
+def _begin_embeddings(
+    embeddings: Any, words: WordModelArguments, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray
+) -> None:
+    """Frequencies and vectors of the words, where they are asked for."""
+    if words.normalize_embeddings:
+        embeddings.frequencies.copy_(torch.from_numpy(np.maximum(counts, 1)))
+    if words.word_vectors is not None:
+        special = set(tokenizer.all_special_ids)
+        vocabulary = {word: row for word, row in tokenizer.get_vocab().items() if row not in special}
+        found = load_vectors(words.word_vectors, vocabulary, words.embedding_size, counts)
+        found.copy_into(embeddings.weight)
+        embeddings.weight.requires_grad_(not words.freeze_word_vectors)
+        say(f"--word_vectors {words.word_vectors!r}: {found}")
+
+
+def _texts(task: Task, rows: DatasetDict, all_of_them: bool) -> list[Dataset]:
+    """The training texts, and with `all_of_them` the unlabelled ones: a column "text" each."""
+    assert task.train is not None
+    splits = [task.train, *([task.unlabeled] if all_of_them and task.unlabeled is not None else [])]
+    parts = []
+    for split in splits:
+        for column in task.text_columns:
+            require_texts(rows[split], [column], f"task {task.name!r}, split {split}")
+            parts.append(rows[split].select_columns([column]).rename_columns({column: "text"}))
+    return parts
+
+
+def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTrainedConfig:
+    """The configuration of the model that the flags ask for.
+
+    Args:
+        flags: `--dropout` among them.
+        words: which model.
+        known: fields that the data decide.
+
+    Raises:
+        ValueError: a flag that the model has no use for, or a value outside its range.
+    """
     name = words.model or "textcnn"
-    asked: dict[str, Any] = {
-        "hidden_size": words.hidden_size,
-        "num_hidden_layers": words.num_hidden_layers,
-        "pooling": words.pooling,
-        "recurrent_dropouts": words.recurrent_dropouts() or None,
-    }
-    flag_of = {"recurrent_dropouts": "dropout_kind"}
-    settings: dict[str, Any] = {
+    config_class, _, fixed = _MODELS[name]
+    fields: dict[str, Any] = {
         "embedding_size": words.embedding_size,
         "embedding_dropout": words.embedding_dropout,
         "normalize_embeddings": words.normalize_embeddings,
     }
-    known = config_class().to_dict()
-    for field, value in asked.items():
+    if flags.model.dropout is not None:
+        fields["classifier_dropout"] = flags.model.dropout
+    asked: dict[str, Any] = {
+        "hidden_size": words.hidden_size,
+        "num_hidden_layers": words.num_hidden_layers,
+        "pooling": words.pooling,
+        "dropout_kind": words.recurrent_dropouts() or None,
+    }
+    defaults = config_class().to_dict()
+    for flag, value in asked.items():
+        field = _FIELDS.get((name, flag), _FIELDS.get(("", flag), flag))
         if value is None:
             continue
-        field_name = _FIELDS.get(name, {}).get(field, field)
-        if field_name not in known:
-            raise ValueError(f"--{flag_of.get(field, field)} {value!r}: --model {name} has no use for it")
-        settings[field_name] = value
-    if flags.model.dropout is not None:
-        settings["classifier_dropout"] = flags.model.dropout
-    return settings
+        if field not in defaults:
+            raise ValueError(f"--{flag} {getattr(words, flag)!r}: --model {name} has no use for it")
+        fields[field] = value
+    return config_class(**fixed, **fields, **known)
 
 
 def _vocabulary(
     flags: Flags, words: WordModelArguments, task: Task, rows: DatasetDict
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
-    assert task.train is not None
-    require_texts(rows[task.train], task.text_columns, f"task {task.name!r}, split {task.train}")
     kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
-
-    texts: Iterable[str] = chain.from_iterable(rows[task.train][column] for column in task.text_columns)
+    parts = _texts(task, rows, all_of_them=words.pretrain_lm)
+    texts: Iterable[str] = chain.from_iterable(part["text"] for part in parts)
     return word_tokenizer(
         segment(texts) if kind == "jieba" else texts,
         kind=kind,
@@ -125,4 +157,5 @@ def _vocabulary(
         max_size=words.max_vocabulary,
         lowercase=words.lowercase,
         max_length=flags.data.max_seq_length,
+        end_token=words.pretrain_lm,
     )

@@ -69,6 +69,7 @@ class Task:
         bounds: lowest and highest value of a regression label, inclusive.
         also_predicts: name of a test-only task that this task's model answers too (AX for MNLI).
         carve: splits that are drawn from the data set's own.
+        unlabeled: a split of texts without labels.
         script: "latin" (words between spaces) or "chinese" (each character a token), for word-level tokenizers.
     """
 
@@ -86,6 +87,7 @@ class Task:
     bounds: tuple[float, float] | None = None
     also_predicts: str | None = None
     carve: Carve | None = None
+    unlabeled: str | None = None
     script: str = "latin"
 
     @property
@@ -199,6 +201,7 @@ TEXTS: tuple[Task, ...] = (
         hub=("stanfordnlp/imdb", None),
         folder="imdb",
         test=(HeldOut("test", labelled=True),),
+        unlabeled="unsupervised",
         carve=Carve(("train", "test"), (("validation", 0.1), ("test", 0.1))),
     ),
     # 110k / 10k / 7.6k as in the R-AT paper.

@@ -176,8 +176,8 @@ class Adversarial(Term):
     def elsewhere(self, point: Point) -> Iterator[Group]:
         name = "noisy" if isinstance(self.at, (Noise, Dropped)) else "adversarial"
         for share, there in self.at(point):
-            for group in groups(self.term, there):
-                yield _weighted(share, group, f"{name}_")
+            for group in groups(self.term, there, f"{name}_"):
+                yield _weighted(share, group)
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,11 @@ def is_plain(term: Term) -> bool:
     return all(isinstance(part, TaskLoss) and part.passes == 1 for part in parts)
 
 
-def groups(term: Term, point: Point) -> Iterator[Group]:
+def groups(term: Term, point: Point, prefix: str = "") -> Iterator[Group]:
     """Everything `term` asks at `point`, in groups that can be back-propagated one after the other.
 
-    The stream must be advanced only after a group's backward, when `point.batch.streaming`.
+    The stream must be advanced only after a group's backward, when `point.batch.streaming`. Names of losses get
+    `prefix`.
     """
     parts = [(weight, part) for weight, part in term.parts(point.batch.step) if weight > 0]
     tasks = [part for _, part in parts if isinstance(part, TaskLoss)]
@@ -275,10 +276,10 @@ def groups(term: Term, point: Point) -> Iterator[Group]:
         return losses
 
     if learns:
-        yield here
+        yield _weighted(1.0, here, prefix)
     for weight, part in others:
         for group in part.elsewhere(point):
-            yield _weighted(weight, group)
+            yield _weighted(weight, group, prefix)
 
 
 def _weighted(weight: float, group: Group, prefix: str = "") -> Group:

@@ -1,0 +1,40 @@
+"""What a regularizer asks that needs no labels: asked of a second batch, it makes learning semi-supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hf_rat.regularizers.perturbations import Dropped, Noise, Redrawn
+from hf_rat.regularizers.terms import FULL_STRENGTH, Adversarial, TaskLoss, Term
+
+
+@dataclass(frozen=True)
+class Unlabeled(Term):
+    """The terms of another one that need no labels, with their weights and schedules.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    term: Term
+
+    def __post_init__(self) -> None:
+        if not any(weight > 0 for weight, _ in self.parts(FULL_STRENGTH)):
+            raise ValueError(
+                f"{self.term!r} asks nothing of examples without labels; add vat, adversarial_dropout, pi_model, "
+                "expectation_linear, fraternal, rdrop, r3f or smart to it, or leave the unlabeled examples out"
+            )
+
+    def parts(self, step: int) -> Iterator[tuple[float, Term]]:
+        for weight, part in self.term.parts(step):
+            if not needs_labels(part):
+                yield weight, part
+
+
+def needs_labels(term: Term) -> bool:
+    """Whether a primitive term needs the task loss, for itself or to find its point."""
+    if isinstance(term, Adversarial):
+        inner = (part for weight, part in term.term.parts(FULL_STRENGTH) if weight > 0)
+        return not isinstance(term.at, (Noise, Dropped, Redrawn)) or any(map(needs_labels, inner))
+    return isinstance(term, TaskLoss)
