@@ -117,6 +117,9 @@ for folder, auto in zip(sys.argv[1::2], sys.argv[2::2]):
     model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     torch.save(model(**torch.load(folder + "/batch.pt"))[0], folder + "/logits.pt")
+    if auto == "AutoModelForCausalLM":
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        torch.save(model.generate(**torch.load(folder + "/batch.pt"), max_new_tokens=5), folder + "/words.pt")
     model.train()(**torch.load(folder + "/batch.pt"))[0].sum().backward()
     model.save_pretrained(folder + "/again")
 """
@@ -148,6 +151,8 @@ def test_load_where_hf_rat_is_not_installed(elsewhere, name):
     # What was saved there is whole again.
     again = TABLE[name].auto.from_pretrained(folder / "again", trust_remote_code=False)
     assert_same(answer(again, make_batch()), logits)
+    if TABLE[name].auto is AutoModelForCausalLM:
+        assert torch.equal(torch.load(folder / "words.pt"), again.generate(**make_batch(), max_new_tokens=5))
     ours = {path.name for path in folder.glob("*.py")}
     assert ours == {path.name for path in (folder / "again").glob("*.py")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 from .configuration_words import WordConfig, check_size
@@ -28,16 +29,11 @@ class HANConfig(WordConfig):
 
     hidden_size: int = 128
     attention_size: int | None = None
-    recurrent_dropouts: dict[str, Any] | None = None
+    recurrent_dropouts: dict[str, Any] = field(default_factory=dict)
     sentence_level: bool = False
     sentence_separator_token_id: int | None = None
 
     sizes = (*WordConfig.sizes, "hidden_size")
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.recurrent_dropouts is None:
-            self.recurrent_dropouts = {}
-        super().__post_init__(**kwargs)
 
     def check(self) -> None:
         super().check()

@@ -1,20 +1,15 @@
-"""Configuration of the recurrent models. It travels with a checkpoint: it imports nothing of ours but a sibling."""
+"""Configuration of the recurrent models. It travels with a checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
-from transformers import PreTrainedConfig
-
+from .configuration_words import WordConfig, check_size
 from .recurrent import Dropouts
 
-CELLS = ("lstm", "gru", "rnn")
-POOLINGS = ("last", "mean", "max", "attention")
-BETWEEN = (None, "tanh")
-DROPOUT_PER = ("batch", "example")
 
-
-class RNNConfig(PreTrainedConfig):
+class RNNConfig(WordConfig):
     """Recurrent layers on word embeddings, for `RNNModel` and its heads.
 
     BiLSTM: `RNNConfig(bidirectional=True)`. The GRU study: `RNNConfig(cell="gru", num_hidden_layers=2,
@@ -24,8 +19,6 @@ class RNNConfig(PreTrainedConfig):
     activation_regularization=2.0, temporal_activation_regularization=1.0)`.
 
     Args:
-        vocab_size: words of the vocabulary. Default 30000.
-        embedding_size: width of a word vector. Default 300 (GloVe).
         hidden_size: width of the state in each direction. Default 128.
         num_hidden_layers: stacked layers. Default 1.
         last_hidden_size: width of the last layer; AWD-LSTM makes it that of the embedding. Default: `hidden_size`.
@@ -36,21 +29,17 @@ class RNNConfig(PreTrainedConfig):
             as the IMDB and AG News code of R-AT's authors), "mean" or "max" over the valid steps, or "attention".
         recurrent_dropouts: rates by name, the fields of `Dropouts` in recurrent.py. `input` acts before the first
             layer, `hidden` and `layers` between layers, `output` after the last, the others inside every layer.
-        embedding_dropout: rate at which words are dropped. Default 0 (AWD-LSTM: .1).
-        embedding_dropout_per: "batch" or "example", see `WordEmbedding`.
-        normalize_embeddings: Miyato's normalised embeddings.
-        classifier_dropout: on the pooled features, or on the steps of a token classifier. Default 0.5 (R-AT).
         forget_bias: sum of the two forget-gate biases of an LSTM at initialisation (Jozefowicz et al. 2015: 1, the
             default); None leaves torch's.
-        initializer_range: deviation of the word vectors at initialisation. Default 0.1.
         activation_regularization: weight of AR, the mean square of the language model's last outputs after dropout
             (AWD-LSTM: 2). Default 0.
         temporal_activation_regularization: weight of TAR, the mean square of the change of its last outputs between
             steps, before dropout (AWD-LSTM: 1). Default 0.
         tie_word_embeddings: the language model's decoder is the embedding table, which word dropout and normalisation
             leave as it is there. Default False.
-        use_cache: return the recurrent state.
-        pad_token_id, bos_token_id, eos_token_id: special tokens. Defaults: 0, None, None.
+        use_cache: return the recurrent state. Default True.
+        bos_token_id, eos_token_id: special tokens. Default None.
+        others: see `WordConfig`.
 
     Raises:
         ValueError: a value outside its range.
@@ -59,8 +48,6 @@ class RNNConfig(PreTrainedConfig):
     model_type = "hf_rat_rnn"
     keys_to_ignore_at_inference = ["state"]  # noqa: RUF012 - the Trainer adds a list to it
 
-    vocab_size: int = 30000
-    embedding_size: int = 300
     hidden_size: int = 128
     num_hidden_layers: int = 1
     last_hidden_size: int | None = None
@@ -68,53 +55,27 @@ class RNNConfig(PreTrainedConfig):
     bidirectional: bool = False
     between: str | None = None
     pooling: str = "last"
-    recurrent_dropouts: dict[str, Any] | None = None
-    embedding_dropout: float = 0.0
-    embedding_dropout_per: str = "batch"
-    normalize_embeddings: bool = False
-    classifier_dropout: float = 0.5
+    recurrent_dropouts: dict[str, Any] = field(default_factory=dict)
     forget_bias: float | None = 1.0
-    initializer_range: float = 0.1
     activation_regularization: float = 0.0
     temporal_activation_regularization: float = 0.0
     tie_word_embeddings: bool = False
     use_cache: bool = True
-    pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.recurrent_dropouts is None:
-            self.recurrent_dropouts = {}
-        super().__post_init__(**kwargs)
-        self.check()
+    sizes = (*WordConfig.sizes, "hidden_size", "num_hidden_layers")
+    numbers = (*WordConfig.numbers, "activation_regularization", "temporal_activation_regularization")
+    choices = WordConfig.choices | {
+        "cell": ("lstm", "gru", "rnn"),
+        "pooling": ("last", "mean", "max", "attention"),
+        "between": (None, "tanh"),
+    }
 
     def check(self) -> None:
-        """Raise a ValueError for a value outside its range."""
-        sizes = ["vocab_size", "embedding_size", "hidden_size", "num_hidden_layers"]
-        for name in sizes + ["last_hidden_size"] * (self.last_hidden_size is not None):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} is not a whole number of at least 1")
-        choices: dict[str, tuple[Any, ...]] = {
-            "cell": CELLS,
-            "pooling": POOLINGS,
-            "between": BETWEEN,
-            "embedding_dropout_per": DROPOUT_PER,
-        }
-        for name, allowed in choices.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(map(str, allowed))}")
-        for name in ("embedding_dropout", "classifier_dropout"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-                raise ValueError(f"{name}={value!r} is not a rate in [0, 1)")
-        for name in ("activation_regularization", "temporal_activation_regularization", "initializer_range"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name}={value!r} is not a number of at least 0")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"pad_token_id={self.pad_token_id} is outside the vocabulary of {self.vocab_size} words")
+        super().check()
+        if self.last_hidden_size is not None:
+            check_size("last_hidden_size", self.last_hidden_size)
         if not isinstance(self.recurrent_dropouts, dict):
             raise ValueError(f"recurrent_dropouts={self.recurrent_dropouts!r} is not a mapping of rates by name")
         rates = Dropouts.of(self.recurrent_dropouts)

@@ -18,7 +18,7 @@ class WordConfig(PreTrainedConfig):
         embedding_dropout: rate at which words are dropped. Default 0.
         embedding_dropout_per: "batch" (default) or "example", see `WordEmbedding`.
         normalize_embeddings: Miyato's normalised embeddings. Default False.
-        classifier_dropout: on the pooled features. Default 0.5 (R-AT).
+        classifier_dropout: on what the classifier reads. Default 0.5 (R-AT).
         initializer_range: deviation of the word vectors at initialisation. Default 0.1.
         pad_token_id: the word whose vector is zero. Default 0.
 
@@ -35,7 +35,10 @@ class WordConfig(PreTrainedConfig):
     initializer_range: float = 0.1
     pad_token_id: int | None = 0
 
+    # What `check` looks at: fields that are whole numbers of at least 1, numbers of at least 0, one of some values.
     sizes: ClassVar[tuple[str, ...]] = ("vocab_size", "embedding_size")
+    numbers: ClassVar[tuple[str, ...]] = ("initializer_range",)
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = {"embedding_dropout_per": DROPOUT_PER}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -49,12 +52,13 @@ class WordConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
                 raise ValueError(f"{name}={value!r} is not a rate in [0, 1)")
-        if self.embedding_dropout_per not in DROPOUT_PER:
-            raise ValueError(
-                f"embedding_dropout_per={self.embedding_dropout_per!r} is none of {', '.join(DROPOUT_PER)}"
-            )
-        if not isinstance(self.initializer_range, (int, float)) or not 0.0 <= self.initializer_range < float("inf"):
-            raise ValueError(f"initializer_range={self.initializer_range!r} is not a number of at least 0")
+        for name in self.numbers:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0.0 <= value < float("inf"):
+                raise ValueError(f"{name}={value!r} is not a number of at least 0")
+        for name, allowed in self.choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(map(str, allowed))}")
         self.check_word("pad_token_id")
 
     def check_word(self, name: str) -> None:

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_han import HANConfig
-from .modeling_words import WordModel
+from .modeling_words import WordModel, word_embedding
 from .padding import to_front
 from .pooling import Attention
 from .recurrent import GRU
@@ -25,8 +25,7 @@ class _Level(nn.Module):
 
     def __init__(self, size: int, config: HANConfig) -> None:
         super().__init__()
-        rates = config.recurrent_dropouts or {}
-        self.encoder = GRU(size, config.hidden_size, dropout=rates, bidirectional=True)
+        self.encoder = GRU(size, config.hidden_size, dropout=config.recurrent_dropouts, bidirectional=True)
         self.attention = Attention(2 * config.hidden_size, config.attention_size)
 
     def forward(self, x: Tensor, front: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +46,7 @@ class HANForSequenceClassification(WordModel):
 
     def __init__(self, config: HANConfig) -> None:
         super().__init__(config)
+        self.embeddings = word_embedding(config)
         self.words = _Level(config.embedding_size, config)
         self.sentences = _Level(2 * config.hidden_size, config) if config.sentence_level else None
         self.dropout = nn.Dropout(config.classifier_dropout)

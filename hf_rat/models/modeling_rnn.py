@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_rnn import RNNConfig
-from .embedding import WordEmbedding
+from .modeling_words import WordModel, is_fresh, word_embedding
+from .padding import permute_steps, valid_first
 from .pooling import Attention, max_over, mean_over
 from .recurrent import GRU, LSTM, RNN, Dropouts
 
@@ -40,43 +40,23 @@ class RNNModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class RNNPreTrainedModel(PreTrainedModel):
-    """What the recurrent models share: their configuration and how their weights begin."""
+class RNNPreTrainedModel(WordModel):
+    """What the recurrent models share beside words: biases begin at zero, those of forget gates at `forget_bias`."""
 
     config_class = RNNConfig
+    config: RNNConfig
     base_model_prefix = "rnn"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Weights that were loaded carry a flag, which the functions of `init` respect; writes to a slice must ask.
-        def fresh(weight: Tensor) -> bool:
-            return not getattr(weight, "_is_hf_initialized", False)
-
-        if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
-            if module.padding_idx is not None and fresh(module.weight):
-                module.weight[module.padding_idx] = 0.0
-            if isinstance(module, WordEmbedding) and module.normalized:
-                init.constant_(module.get_buffer("frequencies"), 1.0 / module.num_embeddings)
-        elif isinstance(module, nn.RNNBase):
-            size = module.hidden_size
-            for name, weight in module.named_parameters(recurse=False):
-                init.uniform_(weight, -(size**-0.5), size**-0.5)
-                forget = self.config.forget_bias if isinstance(module, LSTM) and name.startswith("bias") else None
-                if forget is not None and fresh(weight):
-                    weight[size : 2 * size] = forget if name.startswith("bias_ih") else 0.0
-        elif isinstance(module, nn.Linear):
-            init.uniform_(module.weight, -(module.in_features**-0.5), module.in_features**-0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        embedding = super().resize_token_embeddings(*args, **kwargs)
-        if isinstance(embedding, WordEmbedding) and embedding.normalized:
-            # A new word was never seen in the training texts.
-            known = embedding.get_buffer("frequencies")
-            embedding.frequencies = F.pad(known, (0, embedding.num_embeddings - known.numel()))
-        return embedding
+        super()._init_weights(module)
+        forget = self.config.forget_bias
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
+        elif isinstance(module, LSTM) and forget is not None:
+            for name, bias in module.named_parameters(recurse=False):
+                if name.startswith("bias") and is_fresh(bias):
+                    bias[module.hidden_size : 2 * module.hidden_size] = forget if "_ih_" in name else 0.0
 
 
 class RNNModel(RNNPreTrainedModel):
@@ -89,16 +69,8 @@ class RNNModel(RNNPreTrainedModel):
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
-        config.check()
-        self.embeddings = WordEmbedding(
-            config.vocab_size,
-            config.embedding_size,
-            config.pad_token_id,
-            dropout=config.embedding_dropout,
-            dropout_per=config.embedding_dropout_per,
-            normalized=config.normalize_embeddings,
-        )
-        rates = config.recurrent_dropouts or {}
+        self.embeddings = word_embedding(config)
+        rates = config.recurrent_dropouts
         self.dropouts = Dropouts.of({name: rate for name, rate in rates.items() if name in AROUND_LAYERS})
         inside = {name: rate for name, rate in rates.items() if name not in AROUND_LAYERS}
         directions = 2 if config.bidirectional else 1
@@ -108,12 +80,6 @@ class RNNModel(RNNPreTrainedModel):
             for width, size in zip(widths, config.layer_sizes, strict=False)
         )
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings = value  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(
@@ -138,17 +104,10 @@ class RNNModel(RNNPreTrainedModel):
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, or wrong shapes.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            given = "neither" if input_ids is None else "both"
-            raise ValueError(f"input_ids and inputs_embeds: {given} was given, expected one")
-        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if attention_mask is not None and attention_mask.shape != x.shape[:2]:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, time) {tuple(x.shape[:2])}"
-            )
+        x, mask = self.embed(input_ids, attention_mask, inputs_embeds)
         if state is not None and len(state) != len(self.layers):
             raise ValueError(f"state has {len(state)} entries, expected one for each of {len(self.layers)} layers")
-        order, lengths = valid_first(attention_mask)
+        order, lengths = (None, None) if attention_mask is None else valid_first(mask)
         back = None if order is None else order.argsort(1)
         x = permute_steps(x, order)
         seen, last, p = [x], [], self.dropouts
@@ -177,31 +136,11 @@ class RNNModel(RNNPreTrainedModel):
         return x * F.dropout(x.new_ones(x.size(0), 1, x.size(2)), rate)
 
 
-def valid_first(mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The order of steps (batch, time) that puts the valid ones first, None if they are; and how many they are."""
-    if mask is None:
-        return None, None
-    mask = mask.bool()
-    lengths = mask.sum(1)
-    if bool((mask[:, :-1] | ~mask[:, 1:]).all()):
-        return None, lengths
-    return mask.byte().argsort(dim=1, descending=True, stable=True), lengths
-
-
-def permute_steps(x: Tensor, order: Tensor | None) -> Tensor:
-    """(batch, time, d) with the steps of each example in the given order (batch, time)."""
-    return x if order is None else x.gather(1, order.unsqueeze(-1).expand_as(x))
-
-
 class RNNForSequenceClassification(RNNPreTrainedModel):
     """Pooling over the valid steps, dropout, and a linear layer. An example without a valid step pools to zero."""
 
-    accepts_loss_kwargs = False  # the loss is a mean over the batch
-
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
-        assert config.num_labels is not None
-        self.num_labels = config.num_labels
         self.rnn = RNNModel(config)
         self.attention = Attention(config.output_size) if config.pooling == "attention" else None
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -229,9 +168,7 @@ class RNNForSequenceClassification(RNNPreTrainedModel):
         hidden = outputs.last_hidden_state
         mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
         logits = self.classifier(self.dropout(self._pool(hidden, mask.bool())))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        loss = self.loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
     def _pool(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -253,14 +190,10 @@ class RNNForSequenceClassification(RNNPreTrainedModel):
 
 
 class RNNForTokenClassification(RNNPreTrainedModel):
-    """Dropout and a linear layer at each step."""
-
-    accepts_loss_kwargs = False  # the loss is a mean over the steps that have a label
+    """Dropout and a linear layer at each step. The loss is a mean over the steps that have a label."""
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
-        assert config.num_labels is not None
-        self.num_labels = config.num_labels
         self.rnn = RNNModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.output_size, self.num_labels)

@@ -13,7 +13,8 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_rnn import RNNConfig
-from .modeling_rnn import LayerState, RNNModel, RNNModelOutput, RNNPreTrainedModel, permute_steps, valid_first
+from .modeling_rnn import LayerState, RNNModel, RNNModelOutput, RNNPreTrainedModel
+from .padding import permute_steps, valid_first
 
 
 class RecurrentState(tuple):
@@ -57,6 +58,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "rnn.embeddings.weight"}  # noqa: RUF012
     _is_stateful = True
+    accepts_loss_kwargs = True  # num_items_in_batch
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
@@ -162,7 +164,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             penalty = alpha * last.square().sum() / (valid.sum() * last.size(2)).clamp(min=1)
         if beta:
             assert outputs.hidden_states is not None
-            order, _ = valid_first(mask)
+            order, _ = valid_first(valid)
             raw = permute_steps(outputs.hidden_states[-1].float(), order)
             valid = valid if order is None else valid.gather(1, order)
             change = (raw[:, 1:] - raw[:, :-1]) * valid[:, 1:, None]

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
 from .configuration_textcnn import TextCNNConfig
-from .modeling_words import WordModel
+from .modeling_words import WordModel, word_embedding
 from .padding import to_front
 
 
@@ -89,6 +89,7 @@ class TextCNNForSequenceClassification(WordModel):
 
     def __init__(self, config: TextCNNConfig) -> None:
         super().__init__(config)
+        self.embeddings = word_embedding(config)
         self.convolutions = nn.ModuleList(
             LargestConvolution(config.embedding_size, config.num_filters, width) for width in config.kernel_sizes
         )

@@ -15,42 +15,28 @@ from .embedding import WordEmbedding
 
 
 class WordModel(PreTrainedModel):
-    """Word embeddings, and how all weights begin: vectors N(0, initializer_range), the others as torch's layers do.
+    """Reading words, and how all weights begin: vectors N(0, initializer_range), the others as torch's layers do.
 
-    Attributes:
-        embeddings: the `WordEmbedding`. Vectors copied into its weight after construction are saved and loaded as any
-            weight; only what a checkpoint lacks is initialised.
+    The model itself or its base model has an attribute `embeddings`, made by `word_embedding`. Vectors copied into its
+    weight after construction are saved and loaded as any weight; only what a checkpoint lacks is initialised.
     """
 
     config: WordConfig
     accepts_loss_kwargs = False  # the loss is a mean over the batch
+    _input_embed_layer = "embeddings"  # where get_input_embeddings and set_input_embeddings look
 
     def __init__(self, config: WordConfig) -> None:
         super().__init__(config)
         config.check()
         self.num_labels = cast(int, config.num_labels)
-        self.embeddings: nn.Module = WordEmbedding(
-            config.vocab_size,
-            config.embedding_size,
-            config.pad_token_id,
-            dropout=config.embedding_dropout,
-            dropout_per=config.embedding_dropout_per,
-            normalized=config.normalize_embeddings,
-        )
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings = value
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Weights that were loaded carry a flag. The functions of `init` respect it, and so do those of torch.nn.init
-        # while Transformers calls this; what writes to a slice must ask.
+        # The functions of `init` leave loaded weights alone, and so do those of torch.nn.init while Transformers calls
+        # this; what writes to a slice must ask.
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+            if module.padding_idx is not None and is_fresh(module.weight):
                 module.weight[module.padding_idx] = 0.0
             if isinstance(module, WordEmbedding) and module.normalized:
                 init.constant_(module.frequencies, 1.0 / module.num_embeddings)
@@ -83,7 +69,7 @@ class WordModel(PreTrainedModel):
         if input_ids is not None:
             if input_ids.numel() == 0:
                 input_ids = input_ids.long()  # a tokenizer makes floats of texts that are all empty
-            inputs_embeds = self.embeddings(input_ids)
+            inputs_embeds = self.get_input_embeddings()(input_ids)
         assert inputs_embeds is not None
         if attention_mask is None:
             attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2])
@@ -104,3 +90,20 @@ class WordModel(PreTrainedModel):
         if labels is None:
             return None
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+
+
+def word_embedding(config: WordConfig) -> WordEmbedding:
+    """The embeddings that a configuration describes."""
+    return WordEmbedding(
+        config.vocab_size,
+        config.embedding_size,
+        config.pad_token_id,
+        dropout=config.embedding_dropout,
+        dropout_per=config.embedding_dropout_per,
+        normalized=config.normalize_embeddings,
+    )
+
+
+def is_fresh(weight: Tensor) -> bool:
+    """Whether a weight was not loaded; Transformers flags those that were."""
+    return not getattr(weight, "_is_hf_initialized", False)
