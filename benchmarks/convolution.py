@@ -53,7 +53,7 @@ def windows(layer: nn.Conv1d, x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def ours(layer: nn.Conv1d, x: Tensor, lengths: Tensor) -> Tensor:
-    return layer(x, lengths)  # type: ignore[call-arg]
+    return layer(x, lengths)
 
 
 WAYS: dict[str, Callable[[nn.Conv1d, Tensor, Tensor], Tensor]] = {
@@ -67,7 +67,7 @@ WAYS: dict[str, Callable[[nn.Conv1d, Tensor, Tensor], Tensor]] = {
 def measure(shape: str, padded: bool, rounds: int) -> list[dict[str, Any]]:
     """One block of the table."""
     batch, steps, width, filters = (int(number) for number in shape.split("x"))
-    layers = nn.ModuleList(LargestConvolution(width, filters, size) for size in WIDTHS)
+    layers = [LargestConvolution(width, filters, size) for size in WIDTHS]
     lengths = torch.linspace(steps / 3 if padded else steps, steps, batch).long()
     x = torch.randn(batch, steps, width).masked_fill(torch.arange(steps).unsqueeze(1) >= lengths[:, None, None], 0)
     x.requires_grad_()
@@ -76,7 +76,7 @@ def measure(shape: str, padded: bool, rounds: int) -> list[dict[str, Any]]:
         for name in random.sample(list(WAYS), len(WAYS)):
             start = time.process_time()
             features = torch.cat([WAYS[name](layer, x, lengths).relu() for layer in layers], 1)
-            torch.autograd.grad(features.square().sum(), [x, *layers.parameters()])
+            torch.autograd.grad(features.square().sum(), [x, *(weight for layer in layers for weight in layer.parameters())])
             if number:  # the first round warms up
                 seconds[name].append(time.process_time() - start)
     rows = []
