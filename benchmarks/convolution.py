@@ -76,7 +76,9 @@ def measure(shape: str, padded: bool, rounds: int) -> list[dict[str, Any]]:
         for name in random.sample(list(WAYS), len(WAYS)):
             start = time.process_time()
             features = torch.cat([WAYS[name](layer, x, lengths).relu() for layer in layers], 1)
-            torch.autograd.grad(features.square().sum(), [x, *(weight for layer in layers for weight in layer.parameters())])
+            torch.autograd.grad(
+                features.square().sum(), [x, *(weight for layer in layers for weight in layer.parameters())]
+            )
             if number:  # the first round warms up
                 seconds[name].append(time.process_time() - start)
     rows = []
