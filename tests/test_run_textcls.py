@@ -239,3 +239,36 @@ def test_unlabelled_texts_are_regularized_too(common, tmp_path):
         textcls.run([*both, *common, "--output_dir", str(tmp_path / "plain")])
     with pytest.raises(ValueError, match="--unlabeled_file"):
         textcls.run([*files, "--semi_supervised", *common, "--reg", "vat", "--output_dir", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_a_stream_is_trained_on_as_files_are(common, tmp_path, kind):
+    rows = Dataset.from_dict(reviews(60))
+    for split in ("train", "validation"):
+        path = str(tmp_path / f"{split}.{kind}")
+        {"csv": rows.to_csv, "parquet": rows.to_parquet, "jsonl": rows.to_json}[kind](path)
+    files = [f"--{split}_file={tmp_path / f'{split}.{kind}'}" for split in ("train", "validation")]
+    steps = ["--max_steps", "30", "--eval_strategy", "no", "--save_strategy", "no", "--learning_rate", "1e-2"]
+    results = textcls.run([*files, "--streaming", *common, *steps, "--reg", "fgm"])
+    assert results["eval_accuracy"] > 0.9
+    assert "train_samples" not in results
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert set(config.id2label.values()) == {"0", "1"}
+
+
+def test_streams_of_known_data_and_what_they_refuse(common, data, tmp_path):
+    steps = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
+    results = textcls.run(["--dataset_name", "clue/tnews", "--streaming", *common, *steps])
+    assert np.isfinite(results["train_loss"])
+    for words, message in (
+        (["--dataset_name", "clue/tnews"], "--max_steps"),
+        (["--dataset_name", "imdb", *steps], "drawn from the whole"),
+        (["--dataset_name", "clue/tnews", "--train_size", "5", *steps], "--train_size 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            textcls.run([*words, "--streaming", *common, "--output_dir", str(tmp_path / "other")])
+    broken = tmp_path / "train.jsonl"
+    broken.write_text('{"text": "fine", "label": 0}\n{"text": null, "label": 1}\n')
+    with pytest.raises(ValueError, match="row 1 has None"):
+        where = ["--output_dir", str(tmp_path / "broken"), "--do_eval", "False"]
+        textcls.run([f"--train_file={broken}", "--streaming", *common, *steps, *where])

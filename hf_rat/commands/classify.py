@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rat.commands.finetune import Asked, Job, encode
@@ -24,10 +25,13 @@ from hf_rat.data.loading import (
     require_same_labels,
     subsample,
 )
+from hf_rat.data.streaming import columns_of, encode_stream, sample_of, stream_file, stream_hub, stream_labels
 from hf_rat.data.tasks import HeldOut, Task, Validation
 
 SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
 UNLABELED = "unlabeled"
+# What data without a row of their own are taken to have.
+_UNKNOWN = Task("", (), (), (), ("", None), "", evaluation=(Validation("validation"),), test=(HeldOut("test"),))
 Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
 """(row of the data set, its labels, the raw splits) -> model, tokenizer, and the labels as the model numbers them."""
 
@@ -50,6 +54,8 @@ def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
     training = flags.training
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if flags.data.streaming and (training.max_steps < 1 or not training.do_train):
+        raise ValueError("--streaming needs --do_train and --max_steps: the length of a stream is not known")
 
 
 def split_names(flags: Flags, task: Task) -> list[str]:
@@ -89,43 +95,71 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
             label_column=data.label_column_name or task.label_column,
         )
         splits = split_names(flags, task) + ([task.unlabeled] if unlabeled and task.unlabeled is not None else [])
-        rows = load_task(task, splits, data.data_dir, cache_dir, token, data.source_flag)
+        if data.streaming:
+            rows = _streamed(flags, task, splits)
+        else:
+            rows = load_task(task, splits, data.data_dir, cache_dir, token, data.source_flag)
         return _held_back(flags, task, Labels.of_task(task), rows)
+    files = data.files
     if data.dataset_name is not None:
-        rows = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir, token)
         what = f"--dataset_name {data.dataset_name!r}"
+        if data.streaming:
+            others = [split for split in split_names(flags, _UNKNOWN) if split != "train"]
+            rows = stream_hub(data.dataset_name, data.dataset_config_name, "train", others, what, token)
+        else:
+            rows = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir, token)
     else:
-        rows = load_files(data.files, cache_dir)
         what = "--train_file"
+        streamed = files.pop("train", None) if data.streaming else None
+        rows = load_files(files, cache_dir)
+        if streamed is not None:
+            rows["train"] = stream_file(what, streamed)
     if data.unlabeled_file is not None:
         rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, cache_dir)
     if "train" not in rows:
         raise ValueError(f"{what}: a training split is needed, if only to know the labels")
     label_column = data.label_column_name or "label"
-    require_columns(rows["train"], (label_column,), "--label_column_name" if data.label_column_name else what)
-    labels = Labels.of_column(rows["train"], label_column)
+    flag = "--label_column_name" if data.label_column_name else what
+    require_columns(columns_of(rows["train"], what), (label_column,), flag)
+    labels = (
+        stream_labels(rows["train"], label_column) if data.streaming else Labels.of_column(rows["train"], label_column)
+    )
     task = Task(
         name=data.dataset_name or "files",
-        text_columns=columns or text_columns_of(rows["train"], label_column),
+        text_columns=columns or text_columns_of(sample_of(rows["train"], what), label_column),
         labels=labels.names,
         metrics=("mse",) if labels.regression else ("accuracy",),
         hub=("", None),
         folder="",
         label_column=label_column,
-        evaluation=(Validation("validation"),),
+        evaluation=_UNKNOWN.evaluation,
         unlabeled=UNLABELED if data.unlabeled_file is not None else None,
         test=(HeldOut("test", labelled="test" in rows and has_labels(rows["test"], label_column)),),
     )
     if task.unlabeled is not None:
-        require_columns(rows[task.unlabeled], task.text_columns, "--unlabeled_file")
+        require_columns(rows[task.unlabeled].column_names, task.text_columns, "--unlabeled_file")
     for split in split_names(flags, task):
         if split not in rows:
             flag = f"--{split}_file" if data.dataset_name is None else what
             raise ValueError(f"{flag}: the split {split!r} is needed; there are {', '.join(rows)}")
         wanted = task.text_columns if split == "test" else (*task.text_columns, label_column)
         flag = "--text_column_names" if columns else what
-        require_columns(rows[split], wanted, f"{flag}, split {split}")
+        require_columns(columns_of(rows[split], what), wanted, f"{flag}, split {split}")
     return _held_back(flags, task, labels, rows)
+
+
+def _streamed(flags: Flags, task: Task, splits: list[str]) -> DatasetDict:
+    """The splits of a known data set, the training split as a stream."""
+    data, what = flags.data, f"{flags.data.source_flag} {task.name!r}"
+    assert task.train is not None
+    if task.carve is not None:
+        raise ValueError(f"--streaming: the splits of {task.name} are drawn from the whole data set; leave it out")
+    others = [split for split in splits if split != task.train]
+    if data.data_dir is None:
+        return stream_hub(*task.hub, task.train, others, what, flags.model.token)
+    rows = load_task(task, others, data.data_dir, flags.model.cache_dir, flags.model.token, data.source_flag)
+    rows[task.train] = stream_file("--data_dir", Path(data.data_dir) / task.folder / f"{task.train}.parquet")
+    return rows
 
 
 def _held_back(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> tuple[Task, Labels, DatasetDict]:
@@ -170,7 +204,10 @@ def prepare(
         model = add_lora(model, flags.model)
     job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})
     if training.do_train and task.train is not None:
-        job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
+        if data.streaming:
+            job.train = encoded_stream(flags, job, task, rows[task.train])
+        else:
+            job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
         if unlabeled:
             if task.unlabeled is None:
                 raise ValueError("--semi_supervised: there is no split without labels; give --unlabeled_file")
@@ -191,6 +228,15 @@ def asked(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[Asked]:
         Asked(task, part, encoded(flags, job, task, rows, part.split, limit, labelled=part.labelled))
         for part in task.test
     ]
+
+
+def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDataset:
+    """The training stream as the model is fed it."""
+    data, training = flags.data, flags.training
+    length = min(data.max_seq_length, job.tokenizer.model_max_length)
+    seed = training.seed if training.data_seed is None else training.data_seed
+    what = f"task {task.name!r}, split {task.train}"
+    return encode_stream(rows, task, job.labels, job.tokenizer, length, data.pad_to_max_length, seed, what)
 
 
 def encoded(

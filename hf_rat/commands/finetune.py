@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
@@ -51,7 +51,7 @@ class Job:
         labels: its labels, in the model's order.
         model: the classifier.
         tokenizer: of the model.
-        train: encoded training rows; None without --do_train.
+        train: encoded training rows, or a stream of them; None without --do_train.
         unlabeled: encoded rows without labels, for the terms that need none.
         evaluation: suffix of the scores -> encoded rows; "" is the split that counts. Empty without --do_eval.
         prediction: test splits; empty without --do_predict.
@@ -64,7 +64,7 @@ class Job:
     labels: Labels
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    train: Dataset | None = None
+    train: Dataset | IterableDataset | None = None
     unlabeled: Dataset | None = None
     evaluation: dict[str, Dataset] = field(default_factory=dict)
     prediction: list[Asked] = field(default_factory=list)
@@ -216,7 +216,8 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     results: dict[str, float] = {}
     if job.train is not None:
         trained = trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).metrics
-        trained["train_samples"] = len(job.train)
+        if isinstance(job.train, Dataset):
+            trained["train_samples"] = len(job.train)
         trainer.save_model()
         trainer.log_metrics("train", trained)
         trainer.save_metrics("train", trained)

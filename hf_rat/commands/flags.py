@@ -107,6 +107,10 @@ class DataTrainingArguments:
         default=None,
         metadata={"help": "Train on N examples only, drawn by a fixed seed: for studies of small data."},
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training split as it is needed and keep nothing of it. Needs --max_steps."},
+    )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
     train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
@@ -139,6 +143,9 @@ class DataTrainingArguments:
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: at least 1 is needed")
 
+        for name in ("train_size", "max_train_samples", "validation_from_train"):
+            if self.streaming and getattr(self, name) is not None:
+                raise ValueError(f"--{name} {getattr(self, name)}: a stream (--streaming) has no known size")
         share = self.validation_from_train
         if share is not None and not 0 < share < 1:
             raise ValueError(f"--validation_from_train {share}: a share between 0 and 1 is needed")

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datasets import Dataset
+
 from hf_rat.commands.finetune import Job, on_main, say
 from hf_rat.commands.flags import Flags
 from hf_rat.data.submission import missing_files, pack, problems
@@ -16,7 +18,8 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
     names = [*job.task.metrics, *(["combined_score"] if len(job.task.metrics) > 1 else []), "loss"]
     lines = [["split", "rows", *names]]
     if job.train is not None:
-        lines.append(["train", f"{len(job.train)}", *[""] * (len(names) - 1), f"{results['train_loss']:.4f}"])
+        count = f"{len(job.train)}" if isinstance(job.train, Dataset) else "streamed"
+        lines.append(["train", count, *[""] * (len(names) - 1), f"{results['train_loss']:.4f}"])
     for suffix, rows in job.evaluation.items():
         end = f"_{suffix}" if suffix else ""
         values = [f"{results[f'eval_{name}{end}']:.4f}" for name in names]

@@ -103,7 +103,8 @@ def _texts(task: Task, rows: DatasetDict, all_of_them: bool) -> list[Dataset]:
     for split in splits:
         for column in task.text_columns:
             require_texts(rows[split], [column], f"task {task.name!r}, split {split}")
-            parts.append(rows[split].select_columns([column]).rename_columns({column: "text"}))
+            part = rows[split].select_columns([column])
+            parts.append(part if column == "text" else part.rename_columns({column: "text"}))
     return parts
 
 
@@ -149,7 +150,7 @@ def _vocabulary(
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
     kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
     parts = _texts(task, rows, all_of_them=words.pretrain_lm)
-    texts: Iterable[str] = chain.from_iterable(part["text"] for part in parts)
+    texts: Iterable[str] = (row["text"] for row in chain.from_iterable(parts))
     return word_tokenizer(
         segment(texts) if kind == "jieba" else texts,
         kind=kind,

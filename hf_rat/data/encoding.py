@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,23 @@ class Labels:
         """
         feature = rows.features[column]
         if isinstance(feature, ClassLabel):
-            names = tuple(feature.names)
-            return cls(names, tuple(range(len(names))), tuple(range(len(names))))
+            return cls.of_names(feature.names)
         if isinstance(feature, Value) and feature.dtype.startswith("float"):
             return cls((), (), ())
         found = rows.unique(column)
         if None in found:
             raise ValueError(f"--label_column_name {column!r}: a row of the training split has no label")
+        return cls.of_values(found)
+
+    @classmethod
+    def of_names(cls, names: Sequence[str]) -> Labels:
+        """Labels that the data set numbers in this order."""
+        numbers = tuple(range(len(names)))
+        return cls(tuple(names), numbers, numbers)
+
+    @classmethod
+    def of_values(cls, found: Iterable[Any]) -> Labels:
+        """Labels that stand in their column as they are, numbered in their order."""
         values = tuple(sorted(found))
         return cls(tuple(map(str, values)), values, tuple(range(len(values))))
 
@@ -81,6 +92,27 @@ class Labels:
         back[list(self.to_model)] = np.arange(len(self.to_model))
         return back[numbers]
 
+    def number(self, value: Any, index: int, what: str) -> float | int:
+        """The model's number for what stands in the label column of row `index`, or a regression's number.
+
+        Raises:
+            ValueError: it is outside the label set, or is not a finite number in a regression.
+        """
+        if self.regression:
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise ValueError(f"{what}: row {index} has the label {value!r}, a regression needs a finite number")
+            return float(value)
+        try:
+            return self._numbers[value]
+        except KeyError:
+            raise ValueError(
+                f"{what}: row {index} has the label {value!r}, which is outside the label set {list(self.values)}"
+            ) from None
+
+    @cached_property
+    def _numbers(self) -> dict[int | str, int]:
+        return dict(zip(self.values, self.to_model, strict=True))
+
     def encode(self, rows: Dataset, column: str, what: str) -> Dataset:
         """Replace the label column by a column "label" of the model's numbers (float32 for regression).
 
@@ -92,33 +124,18 @@ class Labels:
         Raises:
             ValueError: a label is outside the label set, or is not a finite number in a regression.
         """
-        number_of = dict(zip(self.values, self.to_model, strict=True))
-
-        def number(value: Any, index: int) -> float | int:
-            if self.regression:
-                return _number(value, index, what)
-            if value not in number_of:
-                raise ValueError(
-                    f"{what}: row {index} has the label {value!r}, which is outside the label set {list(self.values)}"
-                )
-            return number_of[value]
-
         # Batch by batch and into a file: no column is ever in memory as a whole.
         features = rows.remove_columns(column).features | {"label": Value("float32" if self.regression else "int64")}
         return rows.map(
-            lambda batch, indices: {"label": list(map(number, batch[column], indices))},
+            lambda batch, indices: {
+                "label": [self.number(v, i, what) for v, i in zip(batch[column], indices, strict=True)]
+            },
             batched=True,
             with_indices=True,
             remove_columns=column,
             features=Features(features),
             desc="Numbering labels",
         )
-
-
-def _number(value: object, index: int, what: str) -> float:
-    if not isinstance(value, int | float) or not np.isfinite(value):
-        raise ValueError(f"{what}: row {index} has the label {value!r}, a regression needs a finite number")
-    return float(value)
 
 
 def text_columns_of(rows: Dataset, label_column: str) -> tuple[str, ...]:
@@ -147,11 +164,40 @@ def require_texts(rows: Dataset, columns: Iterable[str], what: str) -> None:
     """
     index = 0
     for batch in rows.select_columns(list(columns)).iter(1000):
-        for texts in zip(*batch.values(), strict=True):
-            for column, text in zip(batch, texts, strict=True):
-                if not isinstance(text, str):
-                    raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
-            index += 1
+        index += len(_checked(batch, tuple(batch), index, what)[0])
+
+
+def _checked(batch: Mapping[str, list[Any]], columns: Sequence[str], first: int, what: str) -> list[list[str]]:
+    for column in columns:
+        for index, text in enumerate(batch[column], first):
+            if not isinstance(text, str):
+                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
+    return [batch[column] for column in columns]
+
+
+def texts_of(
+    batch: Mapping[str, list[Any]],
+    columns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    first: int,
+    what: str,
+) -> list[list[str]]:
+    """The text columns of a batch as the tokenizer reads them.
+
+    Args:
+        batch: column -> values.
+        columns: one or two.
+        tokenizer: one of jieba's words reads texts that are cut already.
+        first: number of the batch's first row, for the error.
+        what: flag and split, for the error.
+
+    Raises:
+        ValueError: a row has no text.
+    """
+    texts = _checked(batch, columns, first, what)
+    if tokenizer.init_kwargs.get("segmentation") == "jieba":
+        return [list(segment(column)) for column in texts]
+    return texts
 
 
 def tokenize(
@@ -178,12 +224,9 @@ def tokenize(
         ValueError: a row has no text.
     """
     columns = tuple(text_columns)
-    require_texts(rows, columns, what)
 
-    def encode(batch: Mapping[str, list[str]]) -> Mapping[str, list]:
-        texts = [batch[column] for column in columns]
-        if tokenizer.init_kwargs.get("segmentation") == "jieba":
-            texts = [list(segment(column)) for column in texts]
+    def encode(batch: Mapping[str, list[Any]], indices: list[int]) -> Mapping[str, list]:
+        texts = texts_of(batch, columns, tokenizer, indices[0], what)
         return tokenizer(*texts, padding="max_length" if pad else False, max_length=max_length, truncation=True)
 
-    return rows.map(encode, batched=True, load_from_cache_file=not fresh, desc="Tokenizing")
+    return rows.map(encode, batched=True, with_indices=True, load_from_cache_file=not fresh, desc="Tokenizing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,21 @@ def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Data
     Raises:
         ValueError: no such file, an ending that is not known, a content that does not parse, or no rows.
     """
+    kind, options = reader_of(flag, path)
+    try:
+        return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache_dir, **options)
+    except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{flag} {str(path)!r}: the file is empty, it must have at least one row") from error
+        raise ValueError(f"{flag} {str(path)!r} does not parse as {kind} ({one_line(error)})") from error
+
+
+def reader_of(flag: str, path: str | Path) -> tuple[str, dict[str, Any]]:
+    """Which reader of `datasets` reads a file, and its options.
+
+    Raises:
+        ValueError: no such file, or an ending that is not known.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{flag} {str(path)!r}: no such file")
@@ -43,13 +58,7 @@ def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Data
     kind = _READERS[path.suffix]
     # An empty text is a text, and so are "NA" and "null", which pandas would take for nothing.
     options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
-    options |= {"sep": "\t"} if path.suffix == ".tsv" else {}
-    try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache_dir, **options)
-    except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
-        if "corresponds to no data" in str(error):
-            raise ValueError(f"{flag} {str(path)!r}: the file is empty, it must have at least one row") from error
-        raise ValueError(f"{flag} {str(path)!r} does not parse as {kind} ({one_line(error)})") from error
+    return kind, options | ({"sep": "\t"} if path.suffix == ".tsv" else {})
 
 
 def load_task(
@@ -103,7 +112,7 @@ def load_task(
             {split: read_file("--data_dir", folder / f"{split}.parquet", cache_dir) for split in splits}
         )
     for split, rows in data.items():
-        require_columns(rows, (*task.text_columns, task.label_column), f"{what}, split {split}")
+        require_columns(rows.column_names, (*task.text_columns, task.label_column), f"{what}, split {split}")
     if task.carve is None:
         return data
     return DatasetDict({split: rows for split, rows in carved(data, task).items() if split in wanted})
@@ -198,7 +207,7 @@ def require_same_labels(rows: DatasetDict, column: str) -> None:
     names: dict[str, list[str]] = {
         split: part.features[column].names
         for split, part in rows.items()
-        if column in part.features and isinstance(part.features[column], datasets.ClassLabel)
+        if isinstance((part.features or {}).get(column), datasets.ClassLabel)
     }
     for split, own in names.items():
         first = next(iter(names))
@@ -206,11 +215,11 @@ def require_same_labels(rows: DatasetDict, column: str) -> None:
             raise ValueError(f"the labels of the split {split!r}, {own}, are not those of {first!r}, {names[first]}")
 
 
-def require_columns(rows: Dataset, columns: Iterable[str], what: str) -> None:
+def require_columns(found: Collection[str], columns: Iterable[str], what: str) -> None:
     """Check that the columns are there.
 
     Args:
-        rows: one split.
+        found: the columns of a split.
         columns: names that it must have.
         what: the flag and value that ask for them, for the error.
 
@@ -218,8 +227,8 @@ def require_columns(rows: Dataset, columns: Iterable[str], what: str) -> None:
         ValueError: a column is not there.
     """
     for column in columns:
-        if column not in rows.column_names:
-            raise ValueError(f"{what}: there is no column {column!r}; the columns are {', '.join(rows.column_names)}")
+        if column not in found:
+            raise ValueError(f"{what}: there is no column {column!r}; the columns are {', '.join(found)}")
 
 
 def require_rows(rows: Dataset, what: str) -> None:
