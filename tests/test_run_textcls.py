@@ -269,6 +269,6 @@ def test_streams_of_known_data_and_what_they_refuse(common, data, tmp_path):
             textcls.run([*words, "--streaming", *common, "--output_dir", str(tmp_path / "other")])
     broken = tmp_path / "train.jsonl"
     broken.write_text('{"text": "fine", "label": 0}\n{"text": null, "label": 1}\n')
+    where = ["--output_dir", str(tmp_path / "broken"), "--do_eval", "False"]
     with pytest.raises(ValueError, match="row 1 has None"):
-        where = ["--output_dir", str(tmp_path / "broken"), "--do_eval", "False"]
         textcls.run([f"--train_file={broken}", "--streaming", *common, *steps, *where])
