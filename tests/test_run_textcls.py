@@ -94,6 +94,13 @@ def test_splits_are_drawn_by_a_fixed_seed_and_keep_apart(data):
     assert [len(one[split]) for split in ("train", "validation", "test")] == [96, 12, 12]
 
 
+@pytest.mark.parametrize("name", ["elec", "semeval2015", "ag_news"])
+def test_the_other_known_data(common, name):
+    results = textcls.run(["--dataset_name", name, *common, "--do_predict", "--num_train_epochs", "1"])
+    task = next(task for task in TEXTS if task.name == name)
+    assert {f"test_{metric}" for metric in task.metrics} <= set(results)
+
+
 def test_train_size_takes_the_same_rows_of_all(common, tmp_path):
     sizes = []
     for size in ("10", "20"):
@@ -150,6 +157,15 @@ def test_a_trained_model_is_trained_on_and_may_be_scheduled(common, tmp_path):
     callbacks = ["--dropout_schedule", "curriculum", "--early_stopping_patience", "1"]
     textcls.run(["--dataset_name", "imdb", *common[: -len(SMALL)], *again, *callbacks])
     assert (tmp_path / "again" / "model.safetensors").is_file()
+
+
+def test_a_tokenizer_of_another_model_is_told(common, tmp_path):
+    for folder, min_count in (("small", "30"), ("large", "1")):
+        where = ["--output_dir", str(tmp_path / folder), "--min_count", min_count]
+        textcls.run(["--dataset_name", "imdb", *common, *where, "--num_train_epochs", "1"])
+    mixed = ["--model_name_or_path", str(tmp_path / "small"), "--tokenizer_name", str(tmp_path / "large")]
+    with pytest.raises(ValueError, match="do not belong together"):
+        textcls.run(["--dataset_name", "imdb", *common[: -len(SMALL)], *mixed])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -60,6 +61,12 @@ def load_model(
         ignore_mismatched_sizes=flags.ignore_mismatched_sizes,
         **shared,
     )
+    embeddings = model.get_input_embeddings()
+    if isinstance(embeddings, nn.Embedding) and len(tokenizer) > embeddings.num_embeddings:
+        raise ValueError(
+            f"--tokenizer_name {tokenizer.name_or_path!r}: it has {len(tokenizer)} tokens, the model of "
+            f"--model_name_or_path {name!r} only {embeddings.num_embeddings}; they do not belong together"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(f"--tokenizer_name {tokenizer.name_or_path!r}: it has neither a padding nor an end token")
