@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -99,6 +100,18 @@ def test_the_other_known_data(common, name):
     results = textcls.run(["--dataset_name", name, *common, "--do_predict", "--num_train_epochs", "1"])
     task = next(task for task in TEXTS if task.name == name)
     assert {f"test_{metric}" for metric in task.metrics} <= set(results)
+
+
+def test_a_second_run_reads_no_text_again(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    first = textcls.run(["--dataset_name", "imdb", *common])
+
+    files = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    again = textcls.run(["--dataset_name", "imdb", *common, "--output_dir", str(tmp_path / "again")])
+    assert again["eval_loss"] == first["eval_loss"]
+    assert {path for path in (tmp_path / "cache").rglob("*") if path.is_file()} == files
+    textcls.run(["--dataset_name", "imdb", *common, "--output_dir", str(tmp_path / "other"), "--min_count", "2"])
+    assert {path for path in (tmp_path / "cache").rglob("*") if path.is_file()} > files
 
 
 def test_train_size_takes_the_same_rows_of_all(common, tmp_path):

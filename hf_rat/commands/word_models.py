@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from datasets.fingerprint import Hasher
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rat.commands.finetune import say
 from hf_rat.commands.flags import Flags
@@ -59,7 +64,8 @@ def build_word_model(
     """
     if task.train is None or task.train not in rows:
         raise ValueError("--model needs --do_train: its vocabulary comes from the training texts")
-    tokenizer, counts = _vocabulary(flags, words, task, rows)
+    with flags.training.main_process_first(desc="vocabulary"):
+        tokenizer, counts = _vocabulary(flags, words, task, rows)
     config = word_config(
         flags,
         words,
@@ -148,15 +154,33 @@ def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTra
 def _vocabulary(
     flags: Flags, words: WordModelArguments, task: Task, rows: DatasetDict
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
+    """The tokenizer and the counts of its words; those of texts that were read before are taken from the cache."""
     kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
     parts = _texts(task, rows, all_of_them=words.pretrain_lm)
+    options: dict[str, Any] = {
+        "kind": kind,
+        "min_count": words.min_count,
+        "max_size": words.max_vocabulary,
+        "lowercase": words.lowercase,
+        "max_length": flags.data.max_seq_length,
+        "end_token": words.pretrain_lm,
+    }
+    if flags.data.streaming:
+        return _read_words(parts, options)
+    key = Hasher.hash([[part._fingerprint for part in parts], options, version("hf-rat"), version("tokenizers")])
+    known = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rat_vocabularies" / key
+    if not known.is_dir():
+        known.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=known.parent) as folder:
+            tokenizer, counts = _read_words(parts, options)
+            tokenizer.save_pretrained(folder)
+            np.save(Path(folder) / "counts.npy", counts)
+            Path(folder).rename(known)
+            Path(folder).mkdir()  # what the context removes
+    # Always from there: the tokenized texts are cached under a hash of the tokenizer, which has its name in it.
+    return AutoTokenizer.from_pretrained(known), np.load(known / "counts.npy", allow_pickle=False)
+
+
+def _read_words(parts: list[Dataset], options: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
     texts: Iterable[str] = (row["text"] for row in chain.from_iterable(parts))
-    return word_tokenizer(
-        segment(texts) if kind == "jieba" else texts,
-        kind=kind,
-        min_count=words.min_count,
-        max_size=words.max_vocabulary,
-        lowercase=words.lowercase,
-        max_length=flags.data.max_seq_length,
-        end_token=words.pretrain_lm,
-    )
+    return word_tokenizer(segment(texts) if options["kind"] == "jieba" else texts, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -103,15 +103,11 @@ class Labels:
                 raise ValueError(f"{what}: row {index} has the label {value!r}, a regression needs a finite number")
             return float(value)
         try:
-            return self._numbers[value]
+            return _numbers(self.values, self.to_model)[value]
         except KeyError:
             raise ValueError(
                 f"{what}: row {index} has the label {value!r}, which is outside the label set {list(self.values)}"
             ) from None
-
-    @cached_property
-    def _numbers(self) -> dict[int | str, int]:
-        return dict(zip(self.values, self.to_model, strict=True))
 
     def encode(self, rows: Dataset, column: str, what: str) -> Dataset:
         """Replace the label column by a column "label" of the model's numbers (float32 for regression).
@@ -136,6 +132,12 @@ class Labels:
             features=Features(features),
             desc="Numbering labels",
         )
+
+
+# Not a property that is kept in Labels: the cache of encoded rows goes by the hash of what encodes them.
+@cache
+def _numbers(values: tuple[int | str, ...], to_model: tuple[int, ...]) -> dict[int | str, int]:
+    return dict(zip(values, to_model, strict=True))
 
 
 def text_columns_of(rows: Dataset, label_column: str) -> tuple[str, ...]:
