@@ -199,6 +199,7 @@ def test_a_tokenizer_of_another_model_is_told(common, tmp_path):
         (["--dataset_name", "imdb", "--early_stopping_patience", "2", "--save_strategy", "no"], "--early_stopping"),
         (["--dataset_name", "imdb", "--dropout_gamma", "0.1"], "--dropout_schedule"),
         (["--dataset_name", "imdb", "--model", "bilstm", "--pretrain_lm"], "--model lstm, gru, rnn"),
+        (["--dataset_name", "imbd"], "did you mean imdb?"),
         (["--task_name", "rte"], "--dataset_name"),
         (["--model", "textcnn", "--do_predict"], "needs a data set"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,13 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     known = KNOWN.get((flags.data.dataset_name or "").lower())
     if known is not None and training.load_best_model_at_end and training.metric_for_best_model in (None, "loss"):
         training.metric_for_best_model, training.greater_is_better = known.metrics[0], True
-    task, labels, rows = load(flags, known, unlabeled=words.pretrain_lm or words.semi_supervised)
+    try:
+        task, labels, rows = load(flags, known, unlabeled=words.pretrain_lm or words.semi_supervised)
+    except ValueError as error:
+        near = difflib.get_close_matches(flags.data.dataset_name or "", KNOWN, n=2)
+        if known is None and near:
+            raise ValueError(f"{error}; did you mean {' or '.join(near)}?") from error
+        raise
 
     def make(task: Task, labels: Labels, rows: DatasetDict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
         if own:
