@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_rat.data.vocabulary import KINDS
+from hf_rat.models.recurrent import PER_STEP
+
 MODELS = ("textcnn", "bilstm", "texthan", "gru", "lstm", "rnn")
 RECURRENT = ("lstm", "gru", "rnn")
-KINDS = ("words", "characters", "jieba")
 
 
 # No postponed annotations in this module: HfArgumentParser reads the types of the fields.
@@ -109,8 +111,10 @@ class WordModelArguments:
             except ValueError:
                 raise ValueError(f"--dropout_kind {part.strip()!r}: the rate {rate!r} is not a number") from None
         if self.dropout_per_step:
-            steps = [kind for kind in ("variational", "recurrent", "rnndrop") if rates.get(kind)]
+            steps = [kind for kind in PER_STEP if rates.get(kind)]
             if not steps:
-                raise ValueError("--dropout_per_step needs --dropout_kind variational, recurrent or rnndrop")
+                raise ValueError(
+                    f"--dropout_per_step needs --dropout_kind {', '.join(PER_STEP[:-1])} or {PER_STEP[-1]}"
+                )
             rates["per_step"] = steps
         return rates
