@@ -21,9 +21,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 
+from hf_rat.nonfinite import NonfiniteGuard
+from hf_rat.regularizers.batches import Batch
 from hf_rat.regularizers.divergences import problem_type
-from hf_rat.regularizers.points import Batch, Point
-from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site, logits_of
+from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.points import Point
+from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.rehearsal import Cost, rehearse
@@ -61,8 +64,7 @@ class Regularization:
         self.accelerator = accelerator
         self.unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
         self.single_backward = _is_deepspeed(accelerator) if single_backward is None else single_backward
-        self.nonfinite_steps = 0
-        self._nonfinite_at = -1
+        self.nonfinite = NonfiniteGuard(accelerator)
         self._run = run or self._call_model
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
@@ -182,7 +184,7 @@ class Regularization:
         return {
             "regularizer": repr(self.regularizer),
             "embedding_norm": norm,
-            "nonfinite_steps": self.nonfinite_steps,
+            "nonfinite_steps": self.nonfinite.steps,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -190,7 +192,7 @@ class Regularization:
         site = self._sites.get(EMBEDDINGS)
         if isinstance(site, EmbeddingSite) and state.get("embedding_norm") is not None:
             site.embedding_norm = float(state["embedding_norm"])
-        self.nonfinite_steps = int(state.get("nonfinite_steps", 0))
+        self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -219,7 +221,7 @@ class Regularization:
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self._no_sync():
                 losses = next(stream)()
-            yield last, (losses if self.is_plain else self._finite(losses, batch.step))
+            yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step))
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         scaler = None if self.accelerator is None else self.accelerator.scaler
@@ -255,26 +257,6 @@ class Regularization:
             if leaf.grad is not None and isinstance(site, EmbeddingSite):
                 owed = owed + site.owed(batch.inputs, leaf.grad * divided)
         return owed
-
-    def _finite(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """The losses that are finite on every process: others are never back-propagated, as 0 x NaN is NaN."""
-        if not losses:
-            return losses
-        finite = torch.stack([torch.isfinite(value.detach()).all() for value in losses.values()])
-        if self.accelerator is not None and self.accelerator.num_processes > 1:
-            votes = self.accelerator.reduce(finite.float(), reduction="sum")
-            finite = votes == self.accelerator.num_processes
-        kept = finite.tolist()
-        if all(kept):
-            return losses
-        self.count_nonfinite(step)
-        return {name: value for (name, value), keep in zip(losses.items(), kept, strict=True) if keep}
-
-    def count_nonfinite(self, step: int) -> None:
-        """Count optimizer step `step` (once) among those in which something was not finite."""
-        if step != self._nonfinite_at:
-            self._nonfinite_at = step
-            self.nonfinite_steps += 1
 
     def _backward(self, loss: Tensor) -> None:
         if self.accelerator is None:

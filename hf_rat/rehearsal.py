@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_rat.regularizers.points import Batch, Point
+from hf_rat.regularizers.batches import Batch
+from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.sites import SITES, Site
 from hf_rat.regularizers.terms import Term, groups
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from hf_rat.regularizers.sites import logits_of
+from hf_rat.regularizers.outputs import logits_of
 
 FILE = "teacher.safetensors"
 

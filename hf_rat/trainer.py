@@ -16,8 +16,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.card import regularization_section
 from hf_rat.regularization import Regularization
+from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.recipes import plain
-from hf_rat.regularizers.sites import logits_of
 from hf_rat.regularizers.terms import Term, accumulate
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import require_arguments
@@ -152,8 +152,8 @@ class RegularizationMixin(_Base):
         """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""
         if "loss" in logs and self._regularization is not None:
             logs = {**logs, **self._take_components()}
-            if not self._regularization.is_plain or self._regularization.nonfinite_steps:
-                logs["nonfinite_steps"] = self._regularization.nonfinite_steps
+            if not self._regularization.is_plain or self._regularization.nonfinite.steps:
+                logs["nonfinite_steps"] = self._regularization.nonfinite.steps
         super().log(logs, *args, **kwargs)
 
     def _take_components(self) -> dict[str, float]:
@@ -257,7 +257,7 @@ class RegularizationMixin(_Base):
             return
         for parameter in model.parameters():
             parameter.grad = None
-        self.regularization.count_nonfinite(self.state.global_step)
+        self.regularization.nonfinite.count(self.state.global_step)
 
 
 class _Bookkeeping(TrainerCallback):

@@ -8,8 +8,8 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy
 from tiny import tiny_batch
 
+from hf_rat.regularizers.batches import Batch
 from hf_rat.regularizers.divergences import NAMES, PROBLEM_TYPES, diverge, problem_type
-from hf_rat.regularizers.points import Batch
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 SYMMETRIC = ("mae", "mse", "js", "bi_kl", "logit_mse")

@@ -14,7 +14,8 @@ ALLOWED = {
     "rehearsal": {"regularizers"},
     "requirements": {"regularizers"},
     "teacher": {"regularizers"},
-    "regularization": {"regularizers", "rehearsal", "requirements", "teacher"},
+    "nonfinite": set(),
+    "regularization": {"nonfinite", "regularizers", "rehearsal", "requirements", "teacher"},
     "arguments": {"regularizers", "regularization"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {

@@ -4,9 +4,10 @@ import pytest
 import torch
 from tiny import gradients, tiny_batch, tiny_model
 
+from hf_rat.regularizers.batches import Batch
 from hf_rat.regularizers.divergences import PROBLEM_TYPES
 from hf_rat.regularizers.dropout import SharedMasks
-from hf_rat.regularizers.points import Batch, Point
+from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.sites import EMBEDDINGS, LOGITS_INPUT, SITES
 
 

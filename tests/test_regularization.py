@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_is_dropped_and_the_rest_is_plain(expression, 
     torch.manual_seed(5)
     losses = regularization.backward(batch)
     assert list(losses) == ["task"]
-    assert regularization.nonfinite_steps == 1
+    assert regularization.nonfinite.steps == 1
     expected = tiny_model(dropout=0.1)
     torch.manual_seed(5)
     expected(**batch).loss.backward()
@@ -230,7 +230,7 @@ def test_nothing_finite_at_all_is_a_step_of_nothing():
     regularization = Regularization(rdrop(), model)
     corrupt(model, float("nan"), {0})
     assert regularization.backward(tiny_batch()) == {}
-    assert regularization.nonfinite_steps == 1
+    assert regularization.nonfinite.steps == 1
     assert not any(gradient.any() for gradient in gradients(model).values())
 
 
@@ -240,7 +240,7 @@ def test_only_the_losses_that_are_not_finite_are_dropped():
     # fgm's clean pass is call 0; freelb's three points come in the groups after it.
     corrupt(model, float("nan"), {2})
     losses = regularization.backward(tiny_batch())
-    assert regularization.nonfinite_steps == 1
+    assert regularization.nonfinite.steps == 1
     assert losses.keys() == {"task", "adversarial_task"}
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
@@ -252,11 +252,11 @@ def test_a_step_counts_once_however_many_micro_batches_were_not_finite():
     corrupt(model, float("nan"), {1, 4, 7})  # a dropped group costs a clean pass for the last backward
     for _ in range(2):
         regularization.backward(tiny_batch(), step=0)
-    assert regularization.nonfinite_steps == 1
+    assert regularization.nonfinite.steps == 1
     regularization.backward(tiny_batch(), step=1)
-    assert regularization.nonfinite_steps == 2
+    assert regularization.nonfinite.steps == 2
     regularization.backward(tiny_batch(), step=2)
-    assert regularization.nonfinite_steps == 2
+    assert regularization.nonfinite.steps == 2
 
 
 @quiet
@@ -397,7 +397,7 @@ def test_the_unit_of_epsilon_survives_training_and_a_checkpoint():
 def test_the_count_of_non_finite_steps_survives_a_checkpoint():
     regularization = Regularization(fgm(), tiny_model())
     regularization.load_state({"nonfinite_steps": 3})
-    regularization.count_nonfinite(7)
+    regularization.nonfinite.count(7)
     assert regularization.state()["nonfinite_steps"] == 4
 
 

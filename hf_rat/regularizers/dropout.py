@@ -78,3 +78,8 @@ class DropoutRate(TorchFunctionMode):
         elif func is torch.Tensor.bernoulli_:
             args, kwargs = (args[0], 1.0 - self.p), {}
         return func(*args, **kwargs)
+
+
+def random_devices(tensor: torch.Tensor) -> list[torch.device]:
+    """The devices, beside the CPU, whose random numbers a forward on `tensor` draws."""
+    return [tensor.device] if tensor.device.type == "cuda" else []

@@ -1,117 +1,22 @@
-"""A batch, and a point of it: the passes of the model over the batch at one perturbation, kept once made.
+"""A point of a batch: the passes of the model over the batch at one perturbation, kept once made.
 
 Terms never see the model. They ask a point for its passes (`task`, `logits`), for the slope of something at it
-(`slope`), and for other points (`at`). Everything about running a model is here and in sites.py and dropout.py.
+(`slope`), and for other points (`at`). Everything about running a model is here, in batches.py, in
+the sites and in dropout.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_rat.regularizers.divergences import diverge
+from hf_rat.regularizers.batches import Batch
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
-from hf_rat.regularizers.places import Place
-from hf_rat.regularizers.sites import Site
-
-Run = Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]]
-
-
-@dataclass
-class Batch:
-    """One micro-batch and what it takes to run passes over it.
-
-    Args:
-        inputs: the model's keyword arguments; batch-first tensors, `labels` among them if there are any.
-        run: inputs -> (mean task loss or None without labels, logits).
-        open_site: name of a site -> the site, opened on the model on first use.
-        problem: one of `divergences.PROBLEM_TYPES`.
-        step: the optimizer step that is being made, from 0: terms that begin later compare with it.
-        streaming: groups are back-propagated one by one, so that a slope may ride on a backward; otherwise all
-            graphs are kept for one backward and slopes are taken separately.
-        no_sync: passes of a search run inside this context (gradients of parameters are not computed there).
-        scale: multiplies a loss before a slope is taken (the fp16 loss scale; slopes are used for direction only).
-        teacher: inputs -> logits of the averaged model, for SMART's proximal term.
-        may_cut: passes at which a slope rides may withhold the gradient of the embeddings; whoever makes the backwards
-            then owes it to them (`owing`).
-
-    Attributes:
-        forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
-        slopes: passes traversed so far for a slope alone.
-        owing: (site, leaf) of the passes that withheld a gradient; it lies in the leaf's `grad`.
-    """
-
-    inputs: dict[str, Any]
-    run: Run
-    open_site: Callable[[str], Site]
-    problem: str
-    step: int = 0
-    streaming: bool = True
-    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
-    scale: Callable[[Tensor], Tensor] = lambda loss: loss
-    teacher: Callable[[dict[str, Any]], Tensor] | None = None
-    may_cut: bool = False
-    forwards: int = 0
-    searches: int = 0
-    slopes: int = 0
-    owing: list[tuple[str, Tensor]] = field(default_factory=list)
-    _places: dict[str, Place] = field(default_factory=dict)
-
-    @cached_property
-    def size(self) -> int:
-        return self._first.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self._first.device
-
-    @cached_property
-    def _first(self) -> Tensor:
-        for value in self.inputs.values():
-            if isinstance(value, Tensor) and value.dim() > 0:
-                return value
-        raise ValueError(f"the batch holds no tensors (its keys: {', '.join(self.inputs) or 'none'})")
-
-    def cuts(self, site: str) -> bool:
-        return self.may_cut and self.streaming and self.open_site(site).can_cut
-
-    def place(self, site: str) -> Place:
-        if site not in self._places:
-            self._places[site] = self.open_site(site).place(self.inputs)
-        return self._places[site]
-
-    def tiled(self, times: int) -> dict[str, Any]:
-        """The batch `times` over: pass after pass along the batch axis."""
-        return {
-            name: value.repeat(times, *[1] * (value.dim() - 1))
-            if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.size
-            else value
-            for name, value in self.inputs.items()
-        }
-
-    def gradient(
-        self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool, passes: int = 1
-    ) -> tuple[Tensor, ...]:
-        self.slopes += passes
-        return torch.autograd.grad(self.scale(loss), leaves, retain_graph=keep_graph)
-
-    def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
-        """Mean divergence over the examples, or over the unmasked positions of token-level outputs; a scalar."""
-        values = diverge(name, p, q, self.problem)
-        if values.dim() == 1:
-            return values.mean()
-        for key, ignored in (("labels", -100), ("attention_mask", 0)):
-            mask = self.inputs.get(key)
-            if isinstance(mask, Tensor) and mask.shape == values.shape:
-                keep = mask != ignored
-                return values[keep].sum() / keep.sum().clamp(min=1)
-        return values.mean()
 
 
 class Point:

@@ -1,0 +1,97 @@
+"""A mask on the input of the layer that makes the logits: where adversarial dropout enters a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_rat.regularizers.dropout import random_devices
+from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.places import Place
+
+LOGITS_INPUT = "logits_input"
+
+
+class LogitsInputSite:
+    """A mask on the input of the linear layer that makes the logits: one mask per example, shared over time.
+
+    Kept units are scaled by units / (units that are on), as Park et al. do.
+
+    Args:
+        model: the unwrapped model.
+
+    Raises:
+        ValueError (at the first batch): no nn.Linear makes the logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.module: nn.Linear | None = None
+        self.move: Tensor | None = None
+        self.fired = False
+        self._handle: Any = None
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.move is None:
+            return None
+        self.fired = True
+        x = args[0]
+        mask = 1.0 + self.move
+        mask = mask * (mask.shape[-1] / mask.detach().sum(-1, keepdim=True).clamp(min=1.0))
+        if x.dim() == 3:
+            mask = mask.unsqueeze(1)
+        return ((x * mask).to(x.dtype), *args[1:])
+
+    @contextmanager
+    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
+        """Forwards inside run with the mask `1 + move`, move (batch, units) in {-1, 0}; None means no mask."""
+        self.fired, self.move = False, move
+        try:
+            yield
+            if move is not None and not self.fired:
+                raise RuntimeError(f"the dropout mask never reached the output layer of {type(self.model).__name__}")
+        finally:
+            self.move = None
+
+    can_cut = False
+
+    def place(self, inputs: Mapping[str, Any]) -> Place:
+        first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
+        if self.module is None:
+            self.module = self._find(inputs, first)
+            self._handle = self.module.register_forward_pre_hook(self._hook)
+        return Place(shape=(first.shape[0], self.module.in_features), device=first.device)
+
+    def _find(self, inputs: Mapping[str, Any], first: Tensor) -> nn.Linear:
+        """The nn.Linear that runs last and is as wide as the logits."""
+        ran: list[nn.Linear] = []
+        handles = [
+            module.register_forward_pre_hook(lambda module, args: ran.append(module))
+            for module in self.model.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            self.model.eval()
+            with torch.no_grad(), torch.random.fork_rng(devices=random_devices(first)):
+                logits = logits_of(self.model(**inputs), type(self.model).__name__)
+        finally:
+            for module, training in modes:
+                module.training = training
+            for handle in handles:
+                handle.remove()
+        for module in reversed(ran):
+            if module.out_features == logits.shape[-1]:
+                return module
+        raise ValueError(
+            f"no nn.Linear of {type(self.model).__name__} makes its {logits.shape[-1]} logits, "
+            "so adversarial_dropout has no mask to choose"
+        )
