@@ -21,8 +21,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 
+from hf_rat.length_buckets import LENGTH_BUCKETS, overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch
+from hf_rat.regularizers.buckets import buckets
 from hf_rat.regularizers.divergences import problem_type
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
@@ -45,6 +47,8 @@ class Regularization:
         run: inputs -> (mean task loss, or None without labels; logits). The default calls the model.
         single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
+        length_buckets: "auto" splits each batch by length where that is exact and faster (see `whole_because`), "off"
+            leaves it whole.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -58,6 +62,7 @@ class Regularization:
         accelerator: Accelerator | None = None,
         run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]] | None = None,
         single_backward: bool | None = None,
+        length_buckets: str = "auto",
     ) -> None:
         self.regularizer = regularizer
         self.model = model
@@ -69,6 +74,10 @@ class Regularization:
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
         require(regularizer, self.unwrapped)
+        if length_buckets not in LENGTH_BUCKETS:
+            raise ValueError(f"length_buckets is {length_buckets!r}; expected one of {', '.join(LENGTH_BUCKETS)}")
+        self.whole_because = self._whole_because(length_buckets)
+        self._bucket_overhead = overhead(self.unwrapped)
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
         betas = [term.beta for term in terms if isinstance(term, Proximal)]
@@ -228,6 +237,7 @@ class Regularization:
         labels = inputs.get("labels")
         return Batch(
             inputs=dict(inputs),
+            split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
             run=self._run,
             open_site=self._open_site,
             problem=problem_type(
@@ -241,6 +251,14 @@ class Regularization:
             scale=scaler.scale if scaler is not None else lambda loss: loss,
             teacher=None if self.teacher is None else self.teacher.logits,
         )
+
+    def _whole_because(self, length_buckets: str) -> str | None:
+        """Why batches are not split by length, or None."""
+        if length_buckets == "off":
+            return "length_buckets is off"
+        if self.is_plain:
+            return "training is plain"
+        return whole_because(self.unwrapped, self.accelerator)
 
     def _owed(self, batch: Batch, accumulation: int) -> Tensor | float:
         """The gradients that passes withheld from the embeddings, as a scalar of value zero that gives them back."""

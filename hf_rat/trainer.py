@@ -92,8 +92,13 @@ class RegularizationMixin(_Base):
                 accelerator=self.accelerator,
                 run=self._run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
+                length_buckets=self._length_buckets(),
             )
         return self._regularization
+
+    def _length_buckets(self) -> str:
+        # A loss function of the user's may be anything, for instance a contrast between the examples of a batch.
+        return "off" if self.compute_loss_func is not None else getattr(self.args, "length_buckets", "auto")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:

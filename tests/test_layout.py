@@ -15,7 +15,8 @@ ALLOWED = {
     "requirements": {"regularizers"},
     "teacher": {"regularizers"},
     "nonfinite": set(),
-    "regularization": {"nonfinite", "regularizers", "rehearsal", "requirements", "teacher"},
+    "length_buckets": set(),
+    "regularization": {"length_buckets", "nonfinite", "regularizers", "rehearsal", "requirements", "teacher"},
     "arguments": {"regularizers", "regularization"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {
