@@ -16,10 +16,12 @@ ALLOWED = {
     "teacher": {"regularizers"},
     "nonfinite": set(),
     "length_buckets": set(),
+    "announcement": {"regularization"},
     "regularization": {"length_buckets", "nonfinite", "regularizers", "rehearsal", "requirements", "teacher"},
     "arguments": {"regularizers", "regularization"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {
+        "announcement",
         "regularizers",
         "regularization",
         "arguments",
