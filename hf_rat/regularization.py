@@ -23,15 +23,16 @@ from torch import Tensor, nn
 
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch
-from hf_rat.regularizers.divergences import problem_type
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
+from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require
 from hf_rat.teacher import Teacher
+from hf_rat.weighting import Weighting, weighted
 
 
 class Regularization:
@@ -68,6 +69,7 @@ class Regularization:
         self._run = run or self._call_model
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
+        self.weighting = Weighting(model, self.unwrapped, self._run, accelerator)
         require(regularizer, self.unwrapped)
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
@@ -92,15 +94,18 @@ class Regularization:
         unlabeled: Mapping[str, Any] | None = None,
         step: int = 0,
         accumulation: int = 1,
+        items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Back-propagate one micro-batch.
 
         Args:
-            inputs: keyword arguments of the model, `labels` included.
+            inputs: keyword arguments of the model, labels included.
             unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
                 adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
             step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
+            items: the sum of `counted(inputs)` over all micro-batches of this step on all processes: each token (or
+                example) then counts alike. Default: each micro-batch does. The unlabeled batch is never weighted.
 
         Returns:
             Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
@@ -108,16 +113,25 @@ class Regularization:
         Raises:
             ValueError: nothing in the regularizer can use an unlabeled batch.
         """
-        loss, named = self.all_but_last_backward(inputs, unlabeled=unlabeled, step=step, accumulation=accumulation)
+        loss, named = self.all_but_last_backward(
+            inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
+        )
         self._backward(loss / accumulation)
         return named
 
     def losses(
-        self, inputs: Mapping[str, Any], *, unlabeled: Mapping[str, Any] | None = None, step: int = 0
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        unlabeled: Mapping[str, Any] | None = None,
+        step: int = 0,
+        accumulation: int = 1,
+        items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """The named losses with their graphs, for a loop that makes its own single backward of their sum."""
+        """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
         named: dict[str, Tensor] = {}
-        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled):
+        weight = self.weighting.weight(inputs, items, accumulation)
+        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
             accumulate(named, losses)
         return named
 
@@ -128,6 +142,7 @@ class Regularization:
         unlabeled: Mapping[str, Any] | None = None,
         step: int = 0,
         accumulation: int = 1,
+        items: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
 
@@ -138,7 +153,7 @@ class Regularization:
         done = pending = None
         owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, streaming=not self.single_backward)
-        for last, losses in self._groups(batch, unlabeled):
+        for last, losses in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
             accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
                 continue
@@ -157,6 +172,10 @@ class Regularization:
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
         pending = pending + owed
         return (pending if done is None else pending + done), named
+
+    def counted(self, inputs: Mapping[str, Any]) -> Tensor:
+        """How many labels a micro-batch has, those of -100 left out; an integer scalar, summed for `items`."""
+        return self.weighting.counted(inputs)
 
     def cost(self, step: int | None = None, unlabeled: bool = False) -> Cost:
         """What one step costs, found by rehearsing the regularizer on a tiny model.
@@ -203,36 +222,33 @@ class Regularization:
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 
     def _groups(
-        self, batch: Batch, unlabeled: Mapping[str, Any] | None = None
+        self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
     ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
         """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
-        count = self.cost(batch.step).groups
+        count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
         stream: Iterator[Group] = groups(self.regularizer, Point(batch))
         if unlabeled is not None:
             count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
-            inputs = {name: value for name, value in unlabeled.items() if name != "labels"}
+            inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
             beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem)
             stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
         for index in range(count):
             last = index == count - 1
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self._no_sync():
-                losses = next(stream)()
+                losses = weighted(next(stream)(), weight if index < labelled else None)
             yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step))
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         scaler = None if self.accelerator is None else self.accelerator.scaler
-        labels = inputs.get("labels")
         return Batch(
             inputs=dict(inputs),
             run=self._run,
             open_site=self._open_site,
-            problem=problem_type(
-                getattr(self.unwrapped, "config", None), labels if isinstance(labels, Tensor) else None
-            ),
+            problem=self.weighting.problem(inputs),
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.

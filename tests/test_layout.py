@@ -15,7 +15,8 @@ ALLOWED = {
     "requirements": {"regularizers"},
     "teacher": {"regularizers"},
     "nonfinite": set(),
-    "regularization": {"nonfinite", "regularizers", "rehearsal", "requirements", "teacher"},
+    "weighting": {"regularizers"},
+    "regularization": {"nonfinite", "regularizers", "rehearsal", "requirements", "teacher", "weighting"},
     "arguments": {"regularizers", "regularization"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {
@@ -26,6 +27,7 @@ ALLOWED = {
         "checkpoints",
         "requirements",
         "unlabeled",
+        "weighting",
     },
     "unlabeled": set(),
     "checkpoints": set(),
