@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from hf_rat.regularizers.expressions import parse
@@ -63,6 +64,45 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Make one backward per micro-batch (same gradients, more memory); DeepSpeed always does."},
     )
+
+    length_buckets: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: run a regularized batch in parts of like length where that is exact and faster, so that "
+            "short texts are not padded to the longest; off: run it whole."
+        },
+    )
+    fast: bool = field(
+        default=False,
+        metadata={
+            "help": "Faster arithmetic where the hardware has it, which rounds differently: bf16, and TF32 or oneDNN "
+            "for what stays in fp32. The log says what was chosen."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.fast_choices = self._choose_fast() if self.fast else ()
+        super().__post_init__()
+
+    def _choose_fast(self) -> tuple[str, ...]:
+        """Switch on what this machine has; fp16 that was asked for stays."""
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if on_gpu
+            else bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        )
+        choices = []
+        if self.fp16:
+            choices.append("fp16, as asked for")
+        elif has_bf16 or self.bf16:
+            self.bf16 = True
+            choices.append("bf16")
+        # Process-wide, as the Trainer's own --tf32 is.
+        torch.set_float32_matmul_precision("high" if on_gpu else "medium")
+        choices.append("TF32 where the GPU has it" if on_gpu else "products in fp32 by oneDNN (in bf16 on AMX)")
+        return tuple(choices)
 
     def regularizer(self) -> Term:
         """The regularizer that `reg` and the `reg_*` fields describe; a ValueError names the field that is wrong."""

@@ -21,8 +21,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 
+from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch
+from hf_rat.regularizers.buckets import buckets
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
@@ -46,6 +48,7 @@ class Regularization:
         run: inputs -> (mean task loss, or None without labels; logits). The default calls the model.
         single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
+        length_buckets: "auto" splits each batch by length where that is exact and faster, "off" leaves it whole.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -59,6 +62,7 @@ class Regularization:
         accelerator: Accelerator | None = None,
         run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]] | None = None,
         single_backward: bool | None = None,
+        length_buckets: str = "auto",
     ) -> None:
         self.regularizer = regularizer
         self.model = model
@@ -71,6 +75,8 @@ class Regularization:
         self._costs: dict[tuple[Term, ...], Cost] = {}
         self.weighting = Weighting(model, self.unwrapped, self._run, accelerator)
         require(regularizer, self.unwrapped)
+        self.whole_because = whole_because(length_buckets, self.is_plain, self.unwrapped, accelerator)
+        self._bucket_overhead = overhead(self.unwrapped)
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
         betas = [term.beta for term in terms if isinstance(term, Proximal)]
@@ -104,8 +110,8 @@ class Regularization:
                 adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
             step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
-            items: the sum of `counted(inputs)` over all micro-batches of this step on all processes: each token (or
-                example) then counts alike. Default: each micro-batch does. The unlabeled batch is never weighted.
+            items: the sum of `counted` over the step's micro-batches on all processes: each token (or example) then
+                counts alike. Default: each micro-batch does. The unlabeled batch is never weighted.
 
         Returns:
             Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
@@ -174,7 +180,7 @@ class Regularization:
         return (pending if done is None else pending + done), named
 
     def counted(self, inputs: Mapping[str, Any]) -> Tensor:
-        """How many labels a micro-batch has, those of -100 left out; an integer scalar, summed for `items`."""
+        """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `items`."""
         return self.weighting.counted(inputs)
 
     def cost(self, step: int | None = None, unlabeled: bool = False) -> Cost:
@@ -200,11 +206,7 @@ class Regularization:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
         site = self._sites.get(EMBEDDINGS)
         norm = site.embedding_norm if isinstance(site, EmbeddingSite) else None
-        return {
-            "regularizer": repr(self.regularizer),
-            "embedding_norm": norm,
-            "nonfinite_steps": self.nonfinite.steps,
-        }
+        return {"regularizer": repr(self.regularizer), "embedding_norm": norm, "nonfinite_steps": self.nonfinite.steps}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`: epsilon keeps the unit that the run began with."""
@@ -246,6 +248,7 @@ class Regularization:
         scaler = None if self.accelerator is None else self.accelerator.scaler
         return Batch(
             inputs=dict(inputs),
+            split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
             run=self._run,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
@@ -285,8 +288,7 @@ class Regularization:
 
     def _call_model(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
         outputs = self.model(**inputs)
-        logits = logits_of(outputs, type(self.unwrapped).__name__)
-        return outputs.get("loss"), logits
+        return outputs.get("loss"), logits_of(outputs, type(self.unwrapped).__name__)
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:

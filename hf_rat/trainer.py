@@ -97,8 +97,13 @@ class RegularizationMixin(_Base):
                 accelerator=self.accelerator,
                 run=self._run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
+                length_buckets=self._length_buckets(),
             )
         return self._regularization
+
+    def _length_buckets(self) -> str:
+        # A loss function of the user's may be anything, for instance a contrast between the examples of a batch.
+        return "off" if self.compute_loss_func is not None else getattr(self.args, "length_buckets", "auto")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
@@ -130,9 +135,8 @@ class RegularizationMixin(_Base):
             weight = self.regularization.weighting.weight(inputs, self._items, accumulation)
             return weighted({"task": self._task(model, inputs)[0]}, weight)["task"]
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
-        step, items = self.state.global_step, self._items
         loss, named = self.regularization.all_but_last_backward(
-            inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
+            inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
         )
         accumulate(self._components, {name: value / accumulation for name, value in named.items()})
         return loss

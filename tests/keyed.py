@@ -18,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from hf_rat import RegularizedTrainer
 from hf_rat.regularizers import balls, perturbations
+from hf_rat.regularizers.points import Point
 
 LONGEST = 24
 """Numbers are drawn for this many positions and cut, so that they do not depend on the padding either."""
@@ -30,11 +31,15 @@ _examples: list[Tensor] = [torch.zeros(1, dtype=torch.int64)]
 
 def begin(input_ids: Tensor, attention_mask: Tensor) -> None:
     """A new micro-batch, of these examples; no two of them may be equal."""
-    powers = torch.tensor([pow(1_000_003, k, 2**31) for k in range(input_ids.shape[1])])
-    examples = (input_ids * attention_mask * powers).sum(-1)
+    examples = _identified(input_ids, attention_mask)
     assert len(set(examples.tolist())) == len(examples), "two equal examples would get equal masks"
     _examples[0] = examples
     torch.manual_seed(0)
+
+
+def _identified(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    powers = torch.tensor([pow(1_000_003, k, 2**31) for k in range(input_ids.shape[1])])
+    return (input_ids * attention_mask * powers).sum(-1)
 
 
 def _mixed(x: Tensor) -> Tensor:
@@ -91,6 +96,32 @@ def noise():
         patch.setattr(torch.nn.functional, "dropout", dropout)
         patch.setattr(balls, "draw", draw)
         patch.setattr(perturbations, "draw", draw)
+        yield
+
+
+@contextlib.contextmanager
+def by_bucket():
+    """The buckets of one forward take the same keys, each for its own examples. Inside of `noise()`."""
+    forward, moved, start = Point._forward, Point._moved, []
+
+    def whole_forward(self, *args, **kwargs):
+        start[:] = [torch.get_rng_state()]
+        return forward(self, *args, **kwargs)
+
+    def bucket_forward(self, inputs, moves):
+        batch = _examples[0]
+        ids = inputs["input_ids"]
+        _examples[0] = _identified(ids, inputs.get("attention_mask", torch.ones_like(ids)))
+        _examples[0] = _examples[0][: len(set(_examples[0].tolist()))]  # of one copy
+        torch.set_rng_state(start[0])
+        try:
+            return moved(self, inputs, moves)
+        finally:
+            _examples[0] = batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Point, "_forward", whole_forward)
+        patch.setattr(Point, "_moved", bucket_forward)
         yield
 
 

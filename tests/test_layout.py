@@ -16,7 +16,16 @@ ALLOWED = {
     "teacher": {"regularizers"},
     "nonfinite": set(),
     "weighting": {"regularizers"},
-    "regularization": {"nonfinite", "regularizers", "rehearsal", "requirements", "teacher", "weighting"},
+    "length_buckets": set(),
+    "regularization": {
+        "length_buckets",
+        "nonfinite",
+        "regularizers",
+        "rehearsal",
+        "requirements",
+        "teacher",
+        "weighting",
+    },
     "arguments": {"regularizers", "regularization"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {

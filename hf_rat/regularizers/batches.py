@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rat.regularizers.buckets import Bucket
 from hf_rat.regularizers.divergences import diverge
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.problems import kept, mean
 from hf_rat.regularizers.sites import Site
 
-Run = Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]]
+Pass = tuple[Tensor | None, Tensor]
+"""Mean task loss, or None without labels; logits."""
+
+Run = Callable[[dict[str, Any]], Pass]
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Batch:
         teacher: inputs -> logits of the averaged model, for SMART's proximal term.
         may_cut: passes at which a slope rides may withhold the gradient of the embeddings; whoever makes the backwards
             then owes it to them (`owing`).
+        split: the batch in buckets of like length; empty when it is run whole.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
@@ -53,6 +58,7 @@ class Batch:
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Callable[[dict[str, Any]], Tensor] | None = None
     may_cut: bool = False
+    split: Sequence[Bucket] = ()
     forwards: int = 0
     searches: int = 0
     slopes: int = 0

@@ -1,21 +1,22 @@
 """A point of a batch: the passes of the model over the batch at one perturbation, kept once made.
 
 Terms never see the model. They ask a point for its passes (`task`, `logits`), for the slope of something at it
-(`slope`), and for other points (`at`). Everything about running a model is here, in batches.py, in
-the sites and in dropout.py.
+(`slope`), and for other points (`at`). Everything about running a model is here, in batches.py,
+buckets.py, dropout.py and the sites.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_rat.regularizers.batches import Batch
+from hf_rat.regularizers.batches import Batch, Pass
+from hf_rat.regularizers.buckets import joined
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
 
 
@@ -130,7 +131,7 @@ class Point:
         if count > 1 and self._rates is None and self.masks is None:
             # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
-            loss, logits = self._forward(batch.tiled(count), tiled)
+            loss, logits = self._forward(batch.tiled(count), tiled, count)
             return loss, list(logits.chunk(count))
         losses, all_logits = [], []
         for k in range(count):
@@ -152,7 +153,23 @@ class Point:
         shared = move.dim() == len(self.batch.place(site).shape)
         return move.expand(self._count, *move.shape) if shared else move
 
-    def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor]:
+    def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], copies: int = 1) -> Pass:
+        """One forward over `copies` copies of the batch, in one piece or bucket after bucket."""
+        batch = self.batch
+        if not batch.split:
+            return self._moved(inputs, moves)
+        split = [bucket.tiled(copies, batch.size) for bucket in batch.split]
+        parts = []
+        for bucket in split:
+            # Gradients are exchanged after the last forward only, so that processes may differ in their buckets.
+            with nullcontext() if bucket is split[-1] else batch.no_sync():
+                own = {site: bucket.move(move) for site, move in moves.items()}
+                parts.append(self._moved(bucket.inputs(inputs), own))
+        losses = [len(bucket.rows) * loss for bucket, (loss, _) in zip(split, parts, strict=True) if loss is not None]
+        mean = torch.stack(losses).sum() / (copies * batch.size) if losses else None
+        return mean, joined([logits for _, logits in parts], split)
+
+    def _moved(self, inputs: dict[str, Any], moves: Mapping[str, Tensor]) -> Pass:
         with ExitStack() as contexts:
             for site, move in moves.items():
                 contexts.enter_context(self.batch.open_site(site).entered(move, site in self._cut))

@@ -1,0 +1,74 @@
+"""Whether the batches of a run are split by length (regularizers/buckets.py), and what a bucket more costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, DynamoBackend
+from torch import nn
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+LENGTH_BUCKETS = ("auto", "off")
+
+KNOWN: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+"""Config class -> model class, whose loss is a mean over examples; the companion models are registered there too."""
+
+# What a forward and backward cost on one core of a CPU. Measured with MiniLM, where a bucket more costs 40 to 50
+# tokens in fp32 and in bf16; only the ratios matter.
+MODULE_SECONDS = 1.5e-4
+"""For each module, beside its arithmetic: python, and starting kernels."""
+WEIGHT_SECONDS = 2e-9
+"""For each weight, however few the tokens: reading it, and adding up its gradient."""
+FLOP_SECONDS = 1.5e-11
+"""For each floating point operation."""
+
+
+def whole_because(asked: str, plain: bool, model: nn.Module, accelerator: Accelerator | None) -> str | None:
+    """Why the batches of a run are not split by length; None where they are.
+
+    Args:
+        asked: one of LENGTH_BUCKETS.
+        plain: training is plain.
+        model: the unwrapped model.
+        accelerator: of the run, or None.
+
+    Raises:
+        ValueError: `asked` is none of them.
+    """
+    if asked not in LENGTH_BUCKETS:
+        raise ValueError(f"length_buckets is {asked!r}; expected one of {', '.join(LENGTH_BUCKETS)}")
+    if asked == "off":
+        return "length_buckets is off"
+    if plain:
+        return "training is plain"
+    wrapped: Any = model
+    base: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # of PEFT
+    config: Any = getattr(base, "config", None)
+    if type(base) is not KNOWN.get(type(config), None):
+        # The loss of any other model may not be a mean over examples, and its inputs may not be cut as ours are.
+        return f"{type(base).__name__} is not known to judge every example by itself"
+    if config.is_encoder_decoder:
+        return f"{type(base).__name__} is an encoder-decoder"
+    coupled = next((m for m in base.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)
+    if coupled is not None:
+        return f"{type(coupled).__name__} couples the examples of a batch"
+    if any(isinstance(module, nn.RNNBase) for module in base.modules()):
+        return "recurrent layers skip padding by themselves"
+    if next(base.parameters()).device.type != "cpu":
+        return "that was measured faster on CPUs only"
+    if accelerator is not None:
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return f"{accelerator.distributed_type.value} wants the same forwards on every process"
+        if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+            return "a compiled model would be compiled again for each length"
+    return None
+
+
+def overhead(model: nn.Module) -> float:
+    """What a forward and backward of `model` cost however short the batch, in tokens."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    weights = sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
+    weights = max(1, weights)
+    fixed = MODULE_SECONDS * sum(1 for _ in model.modules()) + WEIGHT_SECONDS * weights
+    return fixed / (6 * weights * FLOP_SECONDS)

@@ -1,0 +1,123 @@
+"""A batch that is split by length gives the loss and the gradients of the padded batch."""
+
+from itertools import combinations
+
+import keyed
+import pytest
+import runs
+import tiny
+import torch
+
+from hf_rat import Regularization, parse, regularization
+from hf_rat.regularizers.buckets import Bucket, buckets, joined, partition
+
+EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED, "rat(epsilon=0.5, scope='table')", "pgd(epsilon=0.5, scope='table')"]
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """Forwards cost nothing beside their tokens: every length gets a bucket of its own."""
+    monkeypatch.setattr(regularization, "overhead", lambda model: 0.0)
+
+
+def batch(labels=3, count=12):
+    rows = runs.examples(count, labels)
+    return runs.collate(rows)
+
+
+# -- where to cut ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overhead", [0, 1, 5, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_partition_is_cheaper(seed, overhead):
+    lengths = sorted(torch.randint(1, 30, (9,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+    def cost(ends):
+        return sum((end - start) * lengths[end - 1] + overhead for start, end in zip([0, *ends], ends, strict=False))
+
+    every = [[*inner, 9] for size in range(9) for inner in combinations(range(1, 9), size)]
+    assert cost(partition(lengths, overhead)) == min(map(cost, every))
+
+
+def test_each_example_is_in_one_bucket_and_none_is_cut():
+    inputs = batch()
+    split = buckets(inputs, overhead=0)
+    assert sorted(torch.cat([bucket.rows for bucket in split]).tolist()) == list(range(12))
+    for bucket in split:
+        mask = inputs["attention_mask"][bucket.rows]
+        assert mask[:, bucket.length :].sum() == 0
+        assert mask[:, bucket.length - 1].any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])},  # padded on the left
+        {"attention_mask": torch.tensor([[1, 0, 1], [1, 1, 1]])},
+        {"attention_mask": None},
+        {"bbox": torch.zeros(2, 3, 4)},  # per token or not? nobody can tell
+        {"input_ids": torch.ones(2, 2, 3)},
+    ],
+    ids=str,
+)
+def test_a_batch_that_cannot_be_cut_stays_whole(change):
+    whole = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    assert len(buckets(whole, 0)) == 2
+    assert buckets({**whole, **change}, 0) == []
+
+
+def test_padding_of_all_examples_is_cut_off():
+    inputs = {"input_ids": torch.ones(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
+    inputs["attention_mask"][:, 5:] = 0
+    (bucket,) = buckets(inputs, 0)
+    assert bucket.length == 5
+    inputs["attention_mask"][:] = 0  # nothing but padding: one token is left
+    assert [bucket.length for bucket in buckets(inputs, 0)] == [1]
+
+
+def test_what_is_joined_was_cut():
+    x = torch.randn(4, 5, 2)
+    x[[0, 2], 3:] = 0
+    split = [Bucket(torch.tensor([2, 0]), 3, 5), Bucket(torch.tensor([3, 1]), 5, 5)]
+    parts = [bucket.move(x) for bucket in split]
+    assert [tuple(part.shape) for part in parts] == [(2, 3, 2), (2, 5, 2)]
+    assert torch.equal(joined(parts, split), x)
+    twice = [bucket.tiled(2, 4) for bucket in split]
+    assert torch.equal(joined([bucket.move(torch.cat([x, -x])) for bucket in twice], twice), torch.cat([x, -x]))
+
+
+# -- the same losses and gradients -----------------------------------------------------------------------------------
+
+
+def one_step(expression, model, inputs, length_buckets, accelerator=None):
+    """Named losses, gradients, and the shape of the input of each forward."""
+    shapes = []
+    model.zero_grad()
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    one = Regularization(parse(expression), model, length_buckets=length_buckets, accelerator=accelerator)
+    try:
+        with keyed.noise(), keyed.by_bucket():
+            keyed.begin(inputs["input_ids"], inputs["attention_mask"])
+            losses = one.backward(inputs)
+    finally:
+        one.close()
+        handle.remove()
+    return losses, tiny.gradients(model), shapes
+
+
+@pytest.mark.parametrize("expression", [e for e in EVERY if e != "plain"])
+def test_buckets_change_nothing(expression, split):
+    model, inputs = tiny.tiny_model(dropout=0.1, _attn_implementation="eager"), batch()
+    whole, gradients, whole_shapes = one_step(expression, model, inputs, "off")
+    parts, of_parts, shapes = one_step(expression, model, inputs, "auto")
+    assert sum(n * length for n, length in shapes) < sum(n * length for n, length in whole_shapes)
+    assert sum(n for n, _ in shapes) == sum(n for n, _ in whole_shapes)
+    assert parts.keys() == whole.keys()
+    for name, value in whole.items():
+        assert value > 1e-3, f"{name} is {value}: it proves nothing"
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(of_parts[name], gradient, rtol=1e-4, atol=2e-6)
