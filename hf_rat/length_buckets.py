@@ -7,10 +7,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
-KNOWN: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-"""Config class -> model class, whose loss is a mean over examples; the companion models are there too."""
+KNOWN: tuple[Any, ...] = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)
+"""Config class -> model class, whose loss is a mean over labels; the companion models are there too."""
 
 # What a forward and backward cost on one core of a CPU; only the ratios matter. Measured with MiniLM, where a bucket
 # more costs 40 to 50 tokens, in fp32 and in bf16.
@@ -22,23 +22,29 @@ FLOP_SECONDS = 1.5e-11
 """For each floating point operation."""
 
 
-def whole_because(length_buckets: str, model: nn.Module, accelerator: Accelerator | None) -> str | None:
-    """Why batches of this model are not split by length; None where they are.
+def whole_because(asked: str, plain: bool, model: nn.Module, accelerator: Accelerator | None) -> str | None:
+    """Why the batches of a run are not split by length; None where they are.
 
     Args:
-        length_buckets: "auto" or "off".
+        asked: "auto" or "off".
+        plain: training is plain.
         model: the unwrapped model.
         accelerator: of the run, or None.
+
+    Raises:
+        ValueError: `asked` is none of them.
     """
-    if length_buckets not in ("auto", "off"):
-        raise ValueError(f'length_buckets is {length_buckets!r}; expected "auto" or "off"')
-    if length_buckets == "off":
+    if asked not in ("auto", "off"):
+        raise ValueError(f'length_buckets is {asked!r}; expected "auto" or "off"')
+    if asked == "off":
         return "length_buckets is off"
+    if plain:
+        return "training is plain"
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # of PEFT
     config: Any = getattr(base, "config", None)
-    if type(base) is not KNOWN.get(type(config), None):
-        # The loss of any other model may not be a mean over examples, and its inputs may not be cut as ours are.
+    if type(base) not in [known.get(type(config), None) for known in KNOWN]:
+        # The loss of any other model may not be a mean over labels, and its inputs may not be cut as ours are.
         return f"{type(base).__name__} is not known to judge every example by itself"
     if config.is_encoder_decoder:
         return f"{type(base).__name__} is an encoder-decoder"

@@ -26,15 +26,17 @@ from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
-from hf_rat.regularizers.divergences import problem_type
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
+from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require, require_memory
 from hf_rat.teacher import Teacher
+from hf_rat.weighting import Weighting, weighted
+from hf_rat.withheld import given_back
 
 
 class Regularization:
@@ -78,12 +80,11 @@ class Regularization:
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
+        self.weighting = Weighting(model, self.unwrapped, partial(self._run, model), accelerator)
         require(regularizer, self.unwrapped)
         require_memory(memory, accelerator)
-        length_buckets = length_buckets or ("auto" if run is None else "off")
-        self.whole_because = (
-            "training is plain" if self.is_plain else whole_because(length_buckets, self.unwrapped, accelerator)
-        )
+        asked = length_buckets or ("auto" if run is None else "off")
+        self.whole_because = whole_because(asked, self.is_plain, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
@@ -108,15 +109,18 @@ class Regularization:
         unlabeled: Mapping[str, Any] | None = None,
         step: int = 0,
         accumulation: int = 1,
+        items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Back-propagate one micro-batch.
 
         Args:
-            inputs: keyword arguments of the model, `labels` included.
+            inputs: keyword arguments of the model, labels included.
             unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
                 adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
             step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
+            items: the sum of `counted` over the step's micro-batches on all processes: each token (or example) then
+                counts alike. Default: each micro-batch does. The unlabeled batch is never weighted.
 
         Returns:
             Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
@@ -124,16 +128,25 @@ class Regularization:
         Raises:
             ValueError: nothing in the regularizer can use an unlabeled batch.
         """
-        loss, named = self.all_but_last_backward(inputs, unlabeled=unlabeled, step=step, accumulation=accumulation)
+        loss, named = self.all_but_last_backward(
+            inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
+        )
         self._backward(loss / accumulation)
         return named
 
     def losses(
-        self, inputs: Mapping[str, Any], *, unlabeled: Mapping[str, Any] | None = None, step: int = 0
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        unlabeled: Mapping[str, Any] | None = None,
+        step: int = 0,
+        accumulation: int = 1,
+        items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """The named losses with their graphs, for a loop that makes its own single backward of their sum."""
+        """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
         named: dict[str, Tensor] = {}
-        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled):
+        weight = self.weighting.weight(inputs, items, accumulation)
+        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
             accumulate(named, losses)
         return named
 
@@ -144,6 +157,7 @@ class Regularization:
         unlabeled: Mapping[str, Any] | None = None,
         step: int = 0,
         accumulation: int = 1,
+        items: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
 
@@ -154,7 +168,7 @@ class Regularization:
         done = pending = None
         owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, streaming=not self.single_backward)
-        for last, losses in self._groups(batch, unlabeled):
+        for last, losses in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
             accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
                 continue
@@ -167,12 +181,16 @@ class Regularization:
                 done = total.detach() if done is None else done + total.detach()
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
-                owed = owed + self._owed(batch, accumulation)
+                owed = owed + given_back(batch, accumulation, self.accelerator)
         if pending is None:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
         pending = pending + owed
         return (pending if done is None else pending + done), named
+
+    def counted(self, inputs: Mapping[str, Any]) -> Tensor:
+        """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `items`."""
+        return self.weighting.counted(inputs)
 
     def cost(self, step: int | None = None, unlabeled: bool = False) -> Cost:
         """What one step costs, found by rehearsing the regularizer on a tiny model.
@@ -197,11 +215,7 @@ class Regularization:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
         site = self._sites.get(EMBEDDINGS)
         norm = site.embedding_norm if isinstance(site, EmbeddingSite) else None
-        return {
-            "regularizer": repr(self.regularizer),
-            "embedding_norm": norm,
-            "nonfinite_steps": self.nonfinite.steps,
-        }
+        return {"regularizer": repr(self.regularizer), "embedding_norm": norm, "nonfinite_steps": self.nonfinite.steps}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`: epsilon keeps the unit that the run began with."""
@@ -219,38 +233,35 @@ class Regularization:
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 
     def _groups(
-        self, batch: Batch, unlabeled: Mapping[str, Any] | None = None
+        self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
     ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
         """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
-        count = self.cost(batch.step).groups
+        count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
         stream: Iterator[Group] = groups(self.regularizer, Point(batch))
         if unlabeled is not None:
             count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
-            inputs = {name: value for name, value in unlabeled.items() if name != "labels"}
+            inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
             beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem)
             stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
         for index in range(count):
             last = index == count - 1
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self._no_sync():
-                losses = next(stream)()
+                losses = weighted(next(stream)(), weight if index < labelled else None)
             yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step))
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         scaler = None if self.accelerator is None else self.accelerator.scaler
-        labels = inputs.get("labels")
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
             run=partial(self._run, self.model),
             rerun=partial(self._run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
-            problem=problem_type(
-                getattr(self.unwrapped, "config", None), labels if isinstance(labels, Tensor) else None
-            ),
+            problem=self.weighting.problem(inputs),
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.
@@ -259,22 +270,6 @@ class Regularization:
             scale=scaler.scale if scaler is not None else lambda loss: loss,
             teacher=None if self.teacher is None else self.teacher.logits,
         )
-
-    def _owed(self, batch: Batch, accumulation: int) -> Tensor | float:
-        """The gradients that passes withheld from the embeddings, as a scalar of value zero that gives them back."""
-        # A leaf's gradient is that of a loss that was divided and scaled as the returned one is going to be.
-        divided = float(accumulation)
-        if self.accelerator is not None:
-            divided *= self.accelerator.gradient_accumulation_steps
-            if self.accelerator.scaler is not None:
-                divided /= self.accelerator.scaler.get_scale()
-        owed: Tensor | float = 0.0
-        while batch.owing:
-            name, leaf = batch.owing.pop()
-            site = self._open_site(name)
-            if leaf.grad is not None and isinstance(site, EmbeddingSite):
-                owed = owed + site.owed(batch.inputs, leaf.grad * divided)
-        return owed
 
     def _backward(self, loss: Tensor) -> None:
         if self.accelerator is None:

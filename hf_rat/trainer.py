@@ -19,11 +19,13 @@ from hf_rat.card import regularization_section
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.problems import is_labelled
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, accumulate
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import require_arguments
 from hf_rat.unlabeled import UnlabeledBatches
+from hf_rat.weighting import weighted
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,9 @@ class RegularizationMixin(_Base):
 
     Losses are means over the micro-batch, divided by the number of micro-batches and averaged over processes, exactly
     once. (The stock Trainer 5.23 leaves out that division for classification heads and multiplies by the number of
-    processes, because their `forward` takes **kwargs.) Evaluation is the Trainer's.
+    processes, because their `forward` takes **kwargs.) Where labels are by position (language models, token
+    classification), each micro-batch counts by its labelled positions, so that an optimizer step is the mean over all
+    of them, of all processes if `average_tokens_across_devices`, for every loss alike. Evaluation is the Trainer's.
     """
 
     # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
@@ -63,6 +67,7 @@ class RegularizationMixin(_Base):
         self._unlabeled: UnlabeledBatches | None = None
         self._regularization: Regularization | None = None
         self._resumed_from: str | None = None
+        self._items: Tensor | None = None
         self._components: dict[str, Tensor] = {}
         self._components_logged_at = 0
         self._gradients_finite = True
@@ -94,14 +99,11 @@ class RegularizationMixin(_Base):
                 accelerator=self.accelerator,
                 run=self._run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
-                length_buckets=self._length_buckets(),
+                # A loss function of the user's may be anything, for instance a contrast between examples.
+                length_buckets=getattr(self.args, "length_buckets", "auto") if not self.compute_loss_func else "off",
                 memory=getattr(self.args, "reg_memory", "fast"),
             )
         return self._regularization
-
-    def _length_buckets(self) -> str:
-        # A loss function of the user's may be anything, for instance a contrast between the examples of a batch.
-        return "off" if self.compute_loss_func is not None else getattr(self.args, "length_buckets", "auto")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
@@ -128,31 +130,40 @@ class RegularizationMixin(_Base):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if return_outputs:
             raise ValueError("compute_loss(return_outputs=True) in training: a regularized loss has several outputs")
-        if self.regularization.is_plain:
-            return self._task(model, inputs)[0]
         accumulation = self.current_gradient_accumulation_steps
+        if self.regularization.is_plain:
+            weight = self.regularization.weighting.weight(inputs, self._items, accumulation)
+            return weighted({"task": self._task(model, inputs)[0]}, weight)["task"]
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
-            inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation
+            inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
         )
         accumulate(self._components, {name: value / accumulation for name, value in named.items()})
         return loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The Trainer's; counts the labelled positions of the optimizer step."""
+        samples, given = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weighting = self.regularization.weighting
+        if samples:
+            weighting.problem(self._prepare_inputs(samples[0]))  # may run the model
+        self._items = weighting.items(samples, across=self.args.average_tokens_across_devices)
+        if self._items is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
+            self._items = self._items * self.accelerator.gradient_accumulation_steps
+        return samples, given
 
     def _task(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """One pass through the wrapped model: (task loss, a mean over the micro-batch; outputs)."""
         inputs = dict(inputs)  # the Trainer's own compute_loss takes the labels out
         if self.compute_loss_func is None or "labels" not in inputs:
             return cast(tuple[Tensor, Any], super().compute_loss(model, inputs, return_outputs=True))
+        count = self.regularization.counted(inputs).clamp(min=1)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        count = (labels != -100).sum()
         return self.compute_loss_func(outputs, labels, num_items_in_batch=count), outputs
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
-        if "labels" in inputs:
-            loss, outputs = self._task(model, inputs)
-        else:
-            loss, outputs = None, model(**inputs)
+        loss, outputs = self._task(model, inputs) if is_labelled(inputs) else (None, model(**inputs))
         return loss, logits_of(outputs, type(self.model).__name__)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -283,7 +294,6 @@ class _Bookkeeping(TrainerCallback):
 class RegularizedTrainer(RegularizationMixin, Trainer):
     """The Trainer with a regularizer: change the import, set one flag.
 
-    >>> from hf_rat import RegularizedTrainer, rat
     >>> trainer = RegularizedTrainer(model, args, train_dataset=train, regularizer=rat(epsilon=0.1))  # doctest: +SKIP
     >>> trainer.train()  # logs loss, loss_task, loss_adversarial_task, loss_adversarial_consistency  # doctest: +SKIP
     """

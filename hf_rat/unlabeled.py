@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-LABELS = ("label", "labels", "label_ids")
+LABELS = ("label", "labels", "label_ids", "start_positions", "end_positions")
 
 
 class UnlabeledBatches:

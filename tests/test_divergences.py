@@ -6,10 +6,9 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, softmax
 from scipy.stats import entropy
-from tiny import tiny_batch
 
-from hf_rat.regularizers.batches import Batch
-from hf_rat.regularizers.divergences import NAMES, PROBLEM_TYPES, diverge, problem_type
+from hf_rat.regularizers.divergences import NAMES, diverge
+from hf_rat.regularizers.problems import PROBLEM_TYPES
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 SYMMETRIC = ("mae", "mse", "js", "bi_kl", "logit_mse")
@@ -126,66 +125,3 @@ def test_extreme_logits_stay_finite_with_finite_gradients(name, problem):
     assert torch.isfinite(value)
     assert torch.isfinite(z.grad).all()
     assert torch.isfinite(w.grad).all()
-
-
-class Config:
-    def __init__(self, **values):
-        self.__dict__.update(values)
-
-
-@pytest.mark.parametrize(
-    ("config", "labels", "expected"),
-    [
-        (Config(num_labels=3), torch.tensor([0, 2]), SINGLE),
-        (Config(num_labels=3), torch.zeros(2, 3), MULTI),
-        (Config(num_labels=1), torch.zeros(2), REGRESSION),
-        (Config(num_labels=1), torch.tensor([0, 1]), REGRESSION),
-        (Config(num_labels=3), None, SINGLE),
-        (Config(num_labels=3, problem_type=MULTI), None, MULTI),
-        (Config(num_labels=3, problem_type=REGRESSION), torch.zeros(2, 3), REGRESSION),
-        (None, torch.tensor([0, 1]), SINGLE),
-    ],
-)
-def test_problem_type_follows_the_classification_heads(config, labels, expected):
-    assert problem_type(config, labels) == expected
-
-
-def test_an_unknown_problem_type_is_named():
-    with pytest.raises(ValueError, match=r"config\.problem_type is 'ranking'; expected one of") as error:
-        problem_type(Config(problem_type="ranking"), None)
-    assert "\n" not in str(error.value)
-
-
-def a_batch(inputs):
-    return Batch(inputs=inputs, run=None, open_site=None, problem=SINGLE)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_reduction_is_the_mean_over_examples(name):
-    z, w = logits(4, 3, seed=1), logits(4, 3, seed=2)
-    expected = np.mean([categorical(name, a, b) for a, b in zip(z.double().numpy(), w.double().numpy(), strict=True)])
-    assert float(a_batch(tiny_batch()).divergence(name, z, w)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_token_level_outputs_are_averaged_over_positions_whose_label_counts():
-    z, w = logits(2, 3, 4, seed=1), logits(2, 3, 4, seed=2)
-    labels = torch.tensor([[1, 2, -100], [3, -100, -100]])
-    kept = [(0, 0), (0, 1), (1, 0)]
-    expected = np.mean([categorical("kl", z[i, t].double().numpy(), w[i, t].double().numpy()) for i, t in kept])
-    inputs = {"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": labels}
-    assert float(a_batch(inputs).divergence("kl", z, w)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_without_token_labels_the_attention_mask_says_which_positions_count():
-    z, w = logits(2, 3, 4, seed=1), logits(2, 3, 4, seed=2)
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
-    kept = [(0, 0), (0, 1), (0, 2), (1, 0)]
-    expected = np.mean([categorical("js", z[i, t].double().numpy(), w[i, t].double().numpy()) for i, t in kept])
-    inputs = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": mask}
-    assert float(a_batch(inputs).divergence("js", z, w)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_batch_with_no_counting_position_has_divergence_zero():
-    z, w = logits(2, 3, 4, seed=1), logits(2, 3, 4, seed=2)
-    inputs = {"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": torch.full((2, 3), -100)}
-    assert float(a_batch(inputs).divergence("kl", z, w)) == 0

@@ -5,9 +5,9 @@ import torch
 from tiny import gradients, tiny_batch, tiny_model
 
 from hf_rat.regularizers.batches import Batch
-from hf_rat.regularizers.divergences import PROBLEM_TYPES
 from hf_rat.regularizers.dropout import SharedMasks
 from hf_rat.regularizers.points import Point
+from hf_rat.regularizers.problems import PROBLEM_TYPES
 from hf_rat.regularizers.sites import EMBEDDINGS, LOGITS_INPUT, SITES
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_rat.regularizers.buckets import Bucket
 from hf_rat.regularizers.divergences import diverge
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.problems import kept, mean
 from hf_rat.regularizers.sites import Site
 
 Pass = tuple[Tensor | None, Tensor]
@@ -27,10 +28,10 @@ class Batch:
     """One micro-batch and what it takes to run passes over it.
 
     Args:
-        inputs: the model's keyword arguments; batch-first tensors, `labels` among them if there are any.
+        inputs: the model's keyword arguments; batch-first tensors, the labels among them if there are any.
         run: inputs -> (mean task loss or None without labels, logits).
         open_site: name of a site -> the site, opened on the model on first use.
-        problem: one of `divergences.PROBLEM_TYPES`.
+        problem: what `problems.problem_type` returned.
         step: the optimizer step that is being made, from 0: terms that begin later compare with it.
         streaming: groups are back-propagated one by one, so that a slope may ride on a backward; otherwise all
             graphs are kept for one backward and slopes are taken separately.
@@ -108,13 +109,5 @@ class Batch:
         return torch.autograd.grad(self.scale(loss), leaves, retain_graph=keep_graph)
 
     def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
-        """Mean divergence over the examples, or over the unmasked positions of token-level outputs; a scalar."""
-        values = diverge(name, p, q, self.problem)
-        if values.dim() == 1:
-            return values.mean()
-        for key, ignored in (("labels", -100), ("attention_mask", 0)):
-            mask = self.inputs.get(key)
-            if isinstance(mask, Tensor) and mask.shape == values.shape:
-                keep = mask != ignored
-                return values[keep].sum() / keep.sum().clamp(min=1)
-        return values.mean()
+        """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
+        return mean(self.problem, diverge(name, p, q, self.problem), kept(self.problem, self.inputs, p))

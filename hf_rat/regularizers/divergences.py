@@ -64,28 +64,6 @@ def logit_mse(p: Tensor, q: Tensor) -> Tensor:
 
 NAMES = {divergence.__name__: divergence for divergence in (ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse)}
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-
-
-def problem_type(config: object, labels: Tensor | None) -> str:
-    """The kind of task, by the rule that transformers' classification heads follow.
-
-    Args:
-        config: the model's config; its `problem_type` decides when it is set.
-        labels: the batch's labels or None. With `num_labels == 1` the task is a regression; floating point labels with
-            more than one output are multi-label; anything else is single-label.
-    """
-    given = getattr(config, "problem_type", None)
-    if given is not None:
-        if given not in PROBLEM_TYPES:
-            raise ValueError(f"config.problem_type is {given!r}; expected one of {', '.join(PROBLEM_TYPES)}")
-        return given
-    if getattr(config, "num_labels", 2) == 1:
-        return "regression"
-    if labels is not None and labels.is_floating_point():
-        return "multi_label_classification"
-    return "single_label_classification"
-
 
 def diverge(name: str, p: Tensor, q: Tensor, problem: str) -> Tensor:
     """The divergence `name` between two outputs of one model.
@@ -94,7 +72,7 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str) -> Tensor:
         name: a key of `NAMES`; on a regression every name is the mean squared difference of the outputs.
         p: reference logits (any float dtype), (batch, classes) or (batch, time, classes).
         q: logits of the same shape.
-        problem: one of `PROBLEM_TYPES`.
+        problem: what `problems.problem_type` returned.
 
     Returns:
         fp32, one value per example (batch,) or position (batch, time). Multi-label: mean over the labels, as the

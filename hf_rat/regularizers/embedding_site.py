@@ -22,6 +22,9 @@ class _Seen(Exception):
 class EmbeddingSite:
     """The output of the word embeddings, before position embeddings, normalisation and dropout.
 
+    The choices of a multiple choice are one example: its perturbation is as long as all of them, (batch, choices *
+    time, dim), and one norm is taken over it.
+
     Args:
         model: the unwrapped model. Its encoder's embeddings are taken when it is an encoder-decoder.
 
@@ -54,7 +57,7 @@ class EmbeddingSite:
         if self._cut:
             output = output.detach()
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
-        return (output + self.move).to(output.dtype)
+        return (output + self.move.reshape(output.shape)).to(output.dtype)
 
     @contextmanager
     def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
@@ -86,7 +89,7 @@ class EmbeddingSite:
         The table's gradient is as large as the table. Withheld in the clean pass and given back together with the last
         one, it does not take up memory while the adversarial passes hold their activations.
         """
-        product = (self.module(inputs["input_ids"]).float() * slope).sum().nan_to_num(0.0, 0.0, 0.0)
+        product = (self.module(inputs["input_ids"].flatten(1)).float() * slope).sum().nan_to_num(0.0, 0.0, 0.0)
         return product - product.detach()
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
@@ -100,10 +103,11 @@ class EmbeddingSite:
             self._look(inputs, ids)
         attention = inputs.get("attention_mask")
         mask = attention.bool() if isinstance(attention, Tensor) and attention.shape == ids.shape else None
+        ids = ids.flatten(1)
         return Place(
             shape=(*ids.shape, self._width),
             device=ids.device,
-            mask=mask,
+            mask=None if mask is None else mask.flatten(1),
             ids=ids,
             padding_idx=getattr(self.module, "padding_idx", None),
             embedding_norm=self.embedding_norm,
@@ -141,6 +145,7 @@ class EmbeddingSite:
         seen, output = self._seen
         del self._seen
         self._width = output.shape[-1]
+        ids = ids.flatten(0, -2)  # a model runs the choices of a multiple choice as examples
         batch_first = output.shape[:-1] == ids.shape
         time_first = output.shape[:-1] == ids.T.shape
         if batch_first and time_first and seen is not None:  # as many examples as tokens: only the ids can tell

@@ -46,6 +46,8 @@ class LogitsInputSite:
         x = args[0]
         mask = 1.0 + self.move
         mask = mask * (mask.shape[-1] / mask.detach().sum(-1, keepdim=True).clamp(min=1.0))
+        if x.shape[0] > mask.shape[0]:  # the choices of a multiple choice, which share their example's mask
+            mask = mask.repeat_interleave(x.shape[0] // mask.shape[0], dim=0)
         if x.dim() == 3:
             mask = mask.unsqueeze(1)
         return ((x * mask).to(x.dtype), *args[1:])
@@ -71,10 +73,13 @@ class LogitsInputSite:
         return Place(shape=(first.shape[0], self.module.in_features), device=first.device)
 
     def _find(self, inputs: Mapping[str, Any], first: Tensor) -> nn.Linear:
-        """The nn.Linear that runs last and is as wide as the logits."""
-        ran: list[nn.Linear] = []
+        """The nn.Linear that runs last and is as wide as the logits, or makes as many numbers.
+
+        A score for each choice or step of time is one number wide there, or two for the ends of an answer.
+        """
+        ran: list[tuple[nn.Linear, int]] = []
         handles = [
-            module.register_forward_pre_hook(lambda module, args: ran.append(module))
+            module.register_forward_hook(lambda module, args, output: ran.append((module, output.numel())))
             for module in self.model.modules()
             if isinstance(module, nn.Linear)
         ]
@@ -88,8 +93,8 @@ class LogitsInputSite:
                 module.training = training
             for handle in handles:
                 handle.remove()
-        for module in reversed(ran):
-            if module.out_features == logits.shape[-1]:
+        for module, numbers in reversed(ran):
+            if module.out_features == logits.shape[-1] or numbers == logits.numel():
                 return module
         raise ValueError(
             f"no nn.Linear of {type(self.model).__name__} makes its {logits.shape[-1]} logits, "

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_rat.regularizers.batches import Batch, Pass, Run
 from hf_rat.regularizers.buckets import joined
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
+from hf_rat.regularizers.problems import counted, is_labelled
 
 
 class Point:
@@ -167,15 +168,20 @@ class Point:
         if not batch.split:
             return self._moved(inputs, moves, run)
         split = [bucket.tiled(copies, batch.size) for bucket in batch.split]
-        parts = []
+        parts, labels = [], []
         for bucket in split:
             # Gradients are exchanged after the last forward only, so that processes may differ in their buckets.
             with nullcontext() if bucket is split[-1] else batch.no_sync():
-                own = {site: bucket.move(move) for site, move in moves.items()}
-                parts.append(self._moved(bucket.inputs(inputs), own, run))
-        losses = [len(bucket.rows) * loss for bucket, (loss, _) in zip(split, parts, strict=True) if loss is not None]
-        mean = torch.stack(losses).sum() / (copies * batch.size) if losses else None
-        return mean, joined([logits for _, logits in parts], split)
+                own = bucket.inputs(inputs)
+                parts.append(self._moved(own, {site: bucket.move(move) for site, move in moves.items()}, run))
+            if is_labelled(own):
+                labels.append(counted(batch.problem, own))
+        logits = joined([part for _, part in parts], split)
+        if not labels:
+            return None, logits
+        # Each loss is a mean over the bucket's labels, and NaN where it has none.
+        sums = [torch.where(n > 0, n * loss, 0.0) for n, (loss, _) in zip(labels, parts, strict=True)]  # type: ignore[operator]
+        return torch.stack(sums).sum() / torch.stack(labels).sum(), logits
 
     def _moved(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         with ExitStack() as contexts:
