@@ -227,6 +227,22 @@ def test_gradients_are_exchanged_once_per_step(two, expression, grouping):
     assert seen["exchanges"] == len(seen["logs"])
 
 
+@pytest.mark.parametrize("expression", two_processes.SPLIT)
+def test_length_buckets_change_nothing_in_two_processes(two, expression):
+    seen = two["split"][expression]
+    runs.assert_same_logs(seen["logs"], whole(expression).logs[:1])
+    assert seen["equal"]
+    assert seen["exchanges"] == 1
+
+
+@pytest.mark.parametrize("expression", two_processes.LEAN)
+def test_lean_memory_changes_nothing_in_two_processes(two, expression):
+    seen = two["lean"][expression]
+    runs.assert_same_logs(seen["logs"], run(expression, reg_memory="lean", **WHOLE).logs[:1])
+    assert seen["equal"]
+    assert seen["exchanges"] == 1
+
+
 @pytest.mark.parametrize("grouping", [None, *two_processes.GROUPINGS])
 def test_the_grouping_changes_nothing_beside_unlabeled_batches(two, grouping):
     """Each process takes its own part of the unlabeled examples; together they are those of one process."""

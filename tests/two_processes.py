@@ -11,17 +11,23 @@ import sys
 from typing import Any
 
 import keyed
+import pytest
 import runs
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import TrainerCallback
 
+from hf_rat import regularization
+
 GROUPINGS: dict[str, dict[str, Any]] = {
     "2 x 8": {"per_device_train_batch_size": 8, "max_steps": 1},
     "2 x 4, accumulated 2": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     "2 x 8, single backward": {"per_device_train_batch_size": 8, "max_steps": 1, "reg_single_backward": True},
 }
+SPLIT = ["rat(epsilon=0.5)", "freelb(epsilon=0.4, step=0.2, steps=3, start=0.2)", "vat(epsilon=0.5, start=0.5)"]
+"""Run in length buckets too, of which the processes have different numbers; and lean."""
+LEAN = ["rat(epsilon=0.5)", "rdrop(passes=3)"]
 
 
 class CountExchanges(TrainerCallback):
@@ -93,6 +99,11 @@ def main() -> None:
             name: train(runs.UNLABELED, options=beside, count=16, **{**settings, "max_steps": 1})
             for name, settings in GROUPINGS.items()
         }
+        eight = GROUPINGS["2 x 8"]
+        results["lean"] = {expression: train(expression, reg_memory="lean", **eight) for expression in LEAN}
+        with keyed.by_bucket(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(regularization, "overhead", lambda model: 0.0)  # a bucket for each length
+            results["split"] = {expression: train(expression, **eight) for expression in SPLIT}
         one_step, single = GROUPINGS["2 x 8"], GROUPINGS["2 x 8, single backward"]
         rat = runs.SETTINGS["rat"]
         results["bad"] = {
