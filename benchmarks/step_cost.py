@@ -2,6 +2,7 @@
 
     python benchmarks/step_cost.py --output results/step_cost.json
     python benchmarks/step_cost.py --methods plain rat "rat(passes=3)" "authors' R-AT" --rounds 40 --length 128
+    python benchmarks/step_cost.py --methods plain rat "rat lean" rdrop "rdrop lean"
 
 A step is forward, backward, AdamW and zero_grad. In each round every method makes one step, in an order drawn anew;
 the table shows the median, over the rounds, of a method's time divided by that of the plain step written by hand in
@@ -80,13 +81,14 @@ class Contestant:
 
 
 def enlist(name: str, path: str, fused: bool) -> Contestant:
-    """Set up a method: the name of a baseline, or an expression as for ``--reg``."""
+    """Set up a method: the name of a baseline, or an expression as for ``--reg``, " lean" behind it for lean memory."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(path).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=fused)
     if name in BASELINES:
         return Contestant(name, model, optimizer, partial(BASELINES[name], model))
-    regularization = Regularization(parse(name), model)
+    memory = "lean" if name.endswith(" lean") else "fast"
+    regularization = Regularization(parse(name.removesuffix(" lean")), model, memory=memory)
     backward = partial(regularization.backward, step=LATE)
     return Contestant(name, model, optimizer, backward, regularization.after_step)
 
