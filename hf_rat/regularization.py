@@ -29,6 +29,7 @@ from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
+from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require
 from hf_rat.teacher import Teacher
@@ -240,6 +241,7 @@ class Regularization:
             no_sync=self._no_sync,
             scale=scaler.scale if scaler is not None else lambda loss: loss,
             teacher=None if self.teacher is None else self.teacher.logits,
+            one_by_one=wide(self.unwrapped),
         )
 
     def _owed(self, batch: Batch, accumulation: int) -> Tensor | float:

@@ -35,6 +35,7 @@ class Batch:
         teacher: inputs -> logits of the averaged model, for SMART's proximal term.
         may_cut: passes at which a slope rides may withhold the gradient of the embeddings; whoever makes the backwards
             then owes it to them (`owing`).
+        one_by_one: passes at one point are not run as one doubled batch.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
@@ -52,6 +53,7 @@ class Batch:
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Callable[[dict[str, Any]], Tensor] | None = None
     may_cut: bool = False
+    one_by_one: bool = False
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
