@@ -12,6 +12,7 @@ from typing import Any
 
 import keyed
 import runs
+import tiny_tasks
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -22,6 +23,9 @@ GROUPINGS: dict[str, dict[str, Any]] = {
     "2 x 4, accumulated 2": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     "2 x 8, single backward": {"per_device_train_batch_size": 8, "max_steps": 1, "reg_single_backward": True},
 }
+
+
+BY_POSITION = {name: how for name, how in GROUPINGS.items() if name != "2 x 8, single backward"}
 
 
 class CountExchanges(TrainerCallback):
@@ -92,6 +96,16 @@ def main() -> None:
         results["unlabeled"] = {
             name: train(runs.UNLABELED, options=beside, count=16, **{**settings, "max_steps": 1})
             for name, settings in GROUPINGS.items()
+        }
+        results["by position"] = {
+            f"{expression} on {task}": {
+                name: train(
+                    expression, options=tiny_tasks.options(task), model=tiny_tasks.task_model(task, 0.1), **how
+                )
+                for name, how in BY_POSITION.items()
+            }
+            for task in tiny_tasks.INVARIANT
+            for expression in runs.BY_POSITION
         }
         one_step, single = GROUPINGS["2 x 8"], GROUPINGS["2 x 8, single backward"]
         rat = runs.SETTINGS["rat"]

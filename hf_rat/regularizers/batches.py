@@ -41,6 +41,7 @@ class Batch:
         may_cut: passes at which a slope rides may withhold the gradient of the embeddings; whoever makes the backwards
             then owes it to them (`owing`).
         split: the batch in buckets of like length; empty when it is run whole.
+        one_by_one: passes at one point are not run as one doubled batch.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
@@ -59,6 +60,7 @@ class Batch:
     teacher: Callable[[dict[str, Any]], Tensor] | None = None
     may_cut: bool = False
     split: Sequence[Bucket] = ()
+    one_by_one: bool = False
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
@@ -105,4 +107,5 @@ class Batch:
 
     def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
         """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
-        return mean(self.problem, diverge(name, p, q, self.problem), kept(self.problem, self.inputs, p))
+        keep = kept(self.problem, self.inputs, p)
+        return mean(self.problem, diverge(name, p, q, self.problem, keep), keep)

@@ -128,7 +128,7 @@ class Point:
                 self._cut.add(site)
                 batch.owing.append((site, self._leaves[site]))
         batch.forwards += count
-        if count > 1 and self._rates is None and self.masks is None:
+        if count > 1 and self._rates is None and self.masks is None and not batch.one_by_one:
             # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
             loss, logits = self._forward(batch.tiled(count), tiled, count)
