@@ -7,15 +7,13 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
-LENGTH_BUCKETS = ("auto", "off")
+KNOWN: tuple[Any, ...] = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)
+"""Config class -> model class, whose loss is a mean over labels; the companion models are there too."""
 
-KNOWN: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-"""Config class -> model class, whose loss is a mean over examples; the companion models are registered there too."""
-
-# What a forward and backward cost on one core of a CPU. Measured with MiniLM, where a bucket more costs 40 to 50
-# tokens in fp32 and in bf16; only the ratios matter.
+# What a forward and backward cost on one core of a CPU; only the ratios matter. Measured with MiniLM, where a bucket
+# more costs 40 to 50 tokens, in fp32 and in bf16.
 MODULE_SECONDS = 1.5e-4
 """For each module, beside its arithmetic: python, and starting kernels."""
 WEIGHT_SECONDS = 2e-9
@@ -28,7 +26,7 @@ def whole_because(asked: str, plain: bool, model: nn.Module, accelerator: Accele
     """Why the batches of a run are not split by length; None where they are.
 
     Args:
-        asked: one of LENGTH_BUCKETS.
+        asked: "auto" or "off".
         plain: training is plain.
         model: the unwrapped model.
         accelerator: of the run, or None.
@@ -36,8 +34,8 @@ def whole_because(asked: str, plain: bool, model: nn.Module, accelerator: Accele
     Raises:
         ValueError: `asked` is none of them.
     """
-    if asked not in LENGTH_BUCKETS:
-        raise ValueError(f"length_buckets is {asked!r}; expected one of {', '.join(LENGTH_BUCKETS)}")
+    if asked not in ("auto", "off"):
+        raise ValueError(f'length_buckets is {asked!r}; expected "auto" or "off"')
     if asked == "off":
         return "length_buckets is off"
     if plain:
@@ -45,8 +43,8 @@ def whole_because(asked: str, plain: bool, model: nn.Module, accelerator: Accele
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # of PEFT
     config: Any = getattr(base, "config", None)
-    if type(base) is not KNOWN.get(type(config), None):
-        # The loss of any other model may not be a mean over examples, and its inputs may not be cut as ours are.
+    if type(base) not in [known.get(type(config), None) for known in KNOWN]:
+        # The loss of any other model may not be a mean over labels, and its inputs may not be cut as ours are.
         return f"{type(base).__name__} is not known to judge every example by itself"
     if config.is_encoder_decoder:
         return f"{type(base).__name__} is an encoder-decoder"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
-from hf_rat.regularizers.batches import Batch
+from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
@@ -33,9 +34,10 @@ from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accu
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
-from hf_rat.requirements import require
+from hf_rat.requirements import require, require_memory
 from hf_rat.teacher import Teacher
 from hf_rat.weighting import Weighting, weighted
+from hf_rat.withheld import given_back
 
 
 class Regularization:
@@ -46,10 +48,13 @@ class Regularization:
         model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
             Open the regularization before the first forward of a compiled model.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
-        run: inputs -> (mean task loss, or None without labels; logits). The default calls the model.
+        run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
         single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
-        length_buckets: "auto" splits each batch by length where that is exact and faster, "off" leaves it whole.
+        length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
+            over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
+        memory: "fast" runs the dropout passes at a point as one batch; "lean" one by one, and keeps the activations of
+            one of them at a time: the others run again in the backward, under the same masks.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -61,9 +66,10 @@ class Regularization:
         model: nn.Module,
         *,
         accelerator: Accelerator | None = None,
-        run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]] | None = None,
+        run: Callable[[nn.Module, dict[str, Any]], Pass] | None = None,
         single_backward: bool | None = None,
-        length_buckets: str = "auto",
+        length_buckets: str | None = None,
+        memory: str = "fast",
     ) -> None:
         self.regularizer = regularizer
         self.model = model
@@ -71,12 +77,15 @@ class Regularization:
         self.unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
         self.single_backward = _is_deepspeed(accelerator) if single_backward is None else single_backward
         self.nonfinite = NonfiniteGuard(accelerator)
-        self._run = run or self._call_model
+        self._run = run or _call
+        self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        self.weighting = Weighting(model, self.unwrapped, self._run, accelerator)
+        self.weighting = Weighting(model, self.unwrapped, partial(self._run, model), accelerator)
         require(regularizer, self.unwrapped)
-        self.whole_because = whole_because(length_buckets, self.is_plain, self.unwrapped, accelerator)
+        require_memory(memory, accelerator)
+        asked = length_buckets or ("auto" if run is None else "off")
+        self.whole_because = whole_because(asked, self.is_plain, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
@@ -171,7 +180,7 @@ class Regularization:
                 done = total.detach() if done is None else done + total.detach()
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
-                owed = owed + self._owed(batch, accumulation)
+                owed = owed + given_back(batch, accumulation, self.accelerator)
         if pending is None:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
@@ -193,7 +202,7 @@ class Regularization:
         term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
         active = tuple(part for weight, part in term.parts(step) if weight > 0)
         if active not in self._costs:
-            self._costs[active] = rehearse(term, step)
+            self._costs[active] = rehearse(term, step, self._lean)
         return self._costs[active]
 
     def after_step(self) -> None:
@@ -248,7 +257,8 @@ class Regularization:
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
-            run=self._run,
+            run=partial(self._run, self.model),
+            rerun=partial(self._run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
             step=step,
@@ -261,22 +271,6 @@ class Regularization:
             one_by_one=wide(self.unwrapped),
         )
 
-    def _owed(self, batch: Batch, accumulation: int) -> Tensor | float:
-        """The gradients that passes withheld from the embeddings, as a scalar of value zero that gives them back."""
-        # A leaf's gradient is that of a loss that was divided and scaled as the returned one is going to be.
-        divided = float(accumulation)
-        if self.accelerator is not None:
-            divided *= self.accelerator.gradient_accumulation_steps
-            if self.accelerator.scaler is not None:
-                divided /= self.accelerator.scaler.get_scale()
-        owed: Tensor | float = 0.0
-        while batch.owing:
-            name, leaf = batch.owing.pop()
-            site = self._open_site(name)
-            if leaf.grad is not None and isinstance(site, EmbeddingSite):
-                owed = owed + site.owed(batch.inputs, leaf.grad * divided)
-        return owed
-
     def _backward(self, loss: Tensor) -> None:
         if self.accelerator is None:
             loss.backward()
@@ -286,10 +280,6 @@ class Regularization:
     def _no_sync(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.accelerator is None else self.accelerator.no_sync(self.model)
 
-    def _call_model(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        outputs = self.model(**inputs)
-        return outputs.get("loss"), logits_of(outputs, type(self.unwrapped).__name__)
-
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
             self._sites[name] = SITES[name](self.unwrapped)
@@ -298,3 +288,8 @@ class Regularization:
 
 def _is_deepspeed(accelerator: Accelerator | None) -> bool:
     return accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def _call(model: nn.Module, inputs: dict[str, Any]) -> Pass:
+    outputs = model(**inputs)
+    return outputs.get("loss"), logits_of(outputs, type(model).__name__)

@@ -6,6 +6,8 @@ import math
 import warnings
 from typing import Any, cast
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
@@ -65,6 +67,22 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
         raise ValueError(
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; "
             "leave use_reentrant at False, its default"
+        )
+
+
+def require_memory(memory: str, accelerator: Accelerator | None) -> None:
+    """Refuse an unknown way with memory, and one that an engine cannot go.
+
+    Raises:
+        ValueError: `memory` is neither "fast" nor "lean", or "lean" under FSDP or DeepSpeed.
+    """
+    if memory not in ("fast", "lean"):
+        raise ValueError(f'memory is {memory!r}; expected "fast" or "lean"')
+    engine = None if accelerator is None else accelerator.distributed_type
+    if memory == "lean" and engine in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f'memory="lean" runs passes again in the backward, which {engine.value} cannot; use memory="fast" with '
+            "activation checkpointing"
         )
 
 

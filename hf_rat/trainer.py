@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_rat.announcement import announcement
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.card import regularization_section
 from hf_rat.regularization import Regularization
+from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.problems import is_labelled
 from hf_rat.regularizers.recipes import plain
@@ -97,13 +99,11 @@ class RegularizationMixin(_Base):
                 accelerator=self.accelerator,
                 run=self._run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
-                length_buckets=self._length_buckets(),
+                # A loss function of the user's may be anything, for instance a contrast between examples.
+                length_buckets=getattr(self.args, "length_buckets", "auto") if not self.compute_loss_func else "off",
+                memory=getattr(self.args, "reg_memory", "fast"),
             )
         return self._regularization
-
-    def _length_buckets(self) -> str:
-        # A loss function of the user's may be anything, for instance a contrast between the examples of a batch.
-        return "off" if self.compute_loss_func is not None else getattr(self.args, "length_buckets", "auto")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
@@ -162,8 +162,7 @@ class RegularizationMixin(_Base):
         outputs = model(**inputs)
         return self.compute_loss_func(outputs, labels, num_items_in_batch=count), outputs
 
-    def _run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        model = self.model_wrapped
+    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
         loss, outputs = self._task(model, inputs) if is_labelled(inputs) else (None, model(**inputs))
         return loss, logits_of(outputs, type(self.model).__name__)
 
@@ -232,11 +231,11 @@ class RegularizationMixin(_Base):
                 regularization.teacher.load(self._resumed_from)
         self._store_state()
         if self.is_world_process_zero():
-            cost = regularization.cost()
-            if self._unlabeled is not None:
-                cost += regularization.cost(unlabeled=True)
-            told = "Regularizer %r: %s per step (plain: 1 and 1), on %s"
-            logger.info(told, regularization.regularizer, cost, self.args.device)
+            logger.info(self.announcement())
+
+    def announcement(self) -> str:
+        """What is going to be done, at what price, and how, in one line."""
+        return announcement(self.regularization, self.args, with_unlabeled=self._unlabeled_dataset is not None)
 
     @property
     def _callback_states(self) -> dict[str, Any]:

@@ -6,9 +6,12 @@ import keyed
 import pytest
 import runs
 import tiny
+import tiny_tasks
 import torch
+from torch import nn
 
-from hf_rat import Regularization, parse, regularization
+from hf_rat import Regularization, length_buckets, parse, regularization
+from hf_rat.models import RNNConfig, RNNForSequenceClassification
 from hf_rat.regularizers.buckets import Bucket, buckets, joined, partition
 
 EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED, "rat(epsilon=0.5, scope='table')", "pgd(epsilon=0.5, scope='table')"]
@@ -121,3 +124,66 @@ def test_buckets_change_nothing(expression, split):
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(of_parts[name], gradient, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("expression", ["rat(epsilon=0.5)", "rdrop(passes=3) + 0.5 * vat(epsilon=0.5, start=0.5)"])
+def test_labels_by_position_weigh_exactly(expression, split):
+    model = tiny_tasks.task_model("token_classification", dropout=0.1)
+    inputs = tiny_tasks.collate(tiny_tasks.task_rows("token_classification", 8))
+    assert len(set((inputs["labels"] != -100).sum(1).tolist())) > 3  # one example has no label at all
+    whole, gradients, whole_shapes = one_step(expression, model, inputs, "off")
+    parts, of_parts, shapes = one_step(expression, model, inputs, "auto")
+    assert sum(n * length for n, length in shapes) < sum(n * length for n, length in whole_shapes)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+    tiny.assert_same_gradients(of_parts, gradients)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: tiny_tasks.task_model("question_answering"), "not known to judge every example by itself"),
+        (lambda: tiny_tasks.task_model("causal_lm"), "not known"),
+        (lambda: tiny.tiny_model("t5"), "encoder-decoder"),
+        (lambda: nn.Linear(2, 2), "not known"),
+        (lambda: _with_batch_norm(), "couples the examples"),
+        (
+            lambda: RNNForSequenceClassification(RNNConfig(vocab_size=9, hidden_size=4)),
+            "recurrent layers skip padding",
+        ),
+    ],
+)
+def test_what_may_not_be_split_is_left_whole_and_says_why(model, reason):
+    assert reason in str(length_buckets.whole_because("auto", False, model(), None))
+
+
+def _with_batch_norm():
+    model = tiny.tiny_model()
+    model.bert.pooler.add_module("normalized", nn.BatchNorm1d(4))
+    return model
+
+
+def test_it_can_be_switched_off_and_a_run_of_ones_own_switches_it_off():
+    model = tiny.tiny_model()
+    assert Regularization(parse("rat"), model).whole_because is None
+    assert Regularization(parse("plain"), model).whole_because == "training is plain"
+    assert Regularization(parse("rat"), model, length_buckets="off").whole_because == "length_buckets is off"
+    own = Regularization(parse("rat"), model, run=lambda model, inputs: (None, model(**inputs).logits))
+    assert own.whole_because == "length_buckets is off"
+    with pytest.raises(ValueError, match="length_buckets is 'maybe'"):
+        Regularization(parse("rat"), model, length_buckets="maybe")
+
+
+def test_the_trainer_splits_and_a_loss_function_switches_it_off(split):
+    def because(**options):
+        trainer = runs.trainer("rat(epsilon=0.5)", model=tiny.tiny_model(dropout=0.1), **options)
+        trainer.train()
+        return trainer.regularization.whole_because
+
+    assert because() is None
+    assert because(length_buckets="off") == "length_buckets is off"
+
+    def contrast(outputs, labels, num_items_in_batch):
+        return outputs.logits.var()
+
+    assert because(options={"compute_loss_func": contrast}) == "length_buckets is off"
