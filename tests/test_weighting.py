@@ -88,6 +88,19 @@ def test_plain_is_the_stock_trainer_where_that_counts_labels_rightly():
     assert ours["grad_norm"] == pytest.approx(stock["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.parametrize("task", ["question_answering", "multiple_choice"])
+def test_micro_batches_of_as_many_examples_count_alike(task):
+    options = {"train_dataset": task_rows(task, 16), "data_collator": tiny_tasks.collate_to_one_length}
+    whole, cut = (
+        runs.run("fgm(epsilon=0.5)", model=task_model(task), options=options, max_steps=1, **how).logs
+        for how in (
+            {"per_device_train_batch_size": 16},
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+        )
+    )
+    runs.assert_same_logs(cut, whole)
+
+
 # -- what the task loss may be ---------------------------------------------------------------------------------------
 
 
