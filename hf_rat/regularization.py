@@ -32,6 +32,7 @@ from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
+from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require, require_memory
 from hf_rat.teacher import Teacher
@@ -119,8 +120,7 @@ class Regularization:
                 adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
             step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
-            items: the sum of `counted` over the step's micro-batches on all processes: each token (or example) then
-                counts alike. Default: each micro-batch does. The unlabeled batch is never weighted.
+            items: `counted`, summed over the step and all processes: labels count alike. Default: micro-batches do.
 
         Returns:
             Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
@@ -161,8 +161,7 @@ class Regularization:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
 
-        Returns:
-            The scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
+        Returns: the scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
         """
         named: dict[str, Tensor] = {}
         done = pending = None
@@ -269,6 +268,7 @@ class Regularization:
             no_sync=self._no_sync,
             scale=scaler.scale if scaler is not None else lambda loss: loss,
             teacher=None if self.teacher is None else self.teacher.logits,
+            one_by_one=wide(self.unwrapped),
         )
 
     def _backward(self, loss: Tensor) -> None:

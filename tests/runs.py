@@ -44,6 +44,9 @@ COMPOSED = [
     "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', begin=1)",
 ]
 
+BY_POSITION = ["plain", SETTINGS["rat"], "vat(epsilon=0.5, start=0.5) + adversarial_dropout(rate=0.2)"]
+"""For tasks with a label per position: one of each kind of term."""
+
 
 def examples(count: int, labels: int = 3, seed: int = 0) -> list[dict[str, Tensor]]:
     """Different examples of 4 to 7 tokens, without padding."""
@@ -99,8 +102,7 @@ def trainer(
     return kind(
         model=tiny.tiny_model(dropout=0.1, _attn_implementation="eager") if model is None else model,
         args=arguments(reg=reg, **settings),
-        train_dataset=examples(count),
-        **{"data_collator": collate, **(options or {})},
+        **{"train_dataset": examples(count), "data_collator": collate, **(options or {})},
     )
 
 

@@ -6,7 +6,9 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, softmax
 from scipy.stats import entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_rat.regularizers import divergences
 from hf_rat.regularizers.divergences import NAMES, diverge
 from hf_rat.regularizers.problems import PROBLEM_TYPES
 
@@ -125,3 +127,119 @@ def test_extreme_logits_stay_finite_with_finite_gradients(name, problem):
     assert torch.isfinite(value)
     assert torch.isfinite(z.grad).all()
     assert torch.isfinite(w.grad).all()
+
+
+# -- over a large vocabulary -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """Outputs of more than 12 entries are compared in chunks."""
+    monkeypatch.setattr(divergences, "CHUNK", 12)
+
+
+def with_gradients(name, z, w, problem, keep=None):
+    """Values and both gradients, under slopes that differ from position to position."""
+    z, w = z.clone().requires_grad_(), w.clone().requires_grad_()
+    values = diverge(name, z, w, problem, keep)
+    slopes = 1 + torch.arange(values.numel()).view(values.shape)
+    return values.detach(), *torch.autograd.grad((slopes * values).sum(), [z, w])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("problem", PROBLEM_TYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_in_chunks_it_is_the_dense_formula(name, problem, dtype, monkeypatch):
+    z, w = logits(3, 5, 7, seed=1).to(dtype), logits(3, 5, 7, seed=2).to(dtype)
+    dense = with_gradients(name, z, w, problem)
+    for chunk in (1, 12, 40):  # less than a row, one row, several rows
+        monkeypatch.setattr(divergences, "CHUNK", chunk)
+        for ours, expected in zip(with_gradients(name, z, w, problem), dense, strict=True):
+            assert ours.dtype == expected.dtype
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [12, divergences.CHUNK])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_position_that_is_not_kept_is_zero_whatever_its_logits(name, chunk, monkeypatch):
+    monkeypatch.setattr(divergences, "CHUNK", chunk)
+    keep = torch.tensor([[True, False, True], [False, False, True]])
+    z, w = logits(2, 3, 4, seed=1), logits(2, 3, 4, seed=2)
+    expected = [diverge(name, a, b, SINGLE) if kept else torch.tensor(0.0)
+                for a, b, kept in zip(z.flatten(0, 1), w.flatten(0, 1), keep.flatten(), strict=True)]  # fmt: skip
+    _, z_gradient, w_gradient = with_gradients(name, z, w, SINGLE)
+    z[~keep], w[~keep] = float("nan"), float("inf")
+    values, *gradients = with_gradients(name, z, w, SINGLE, keep)
+    torch.testing.assert_close(values, torch.stack(expected).view(2, 3))
+    for ours, whole in zip(gradients, (z_gradient, w_gradient), strict=True):
+        torch.testing.assert_close(ours[keep], whole[keep])
+        assert not ours[~keep].any()
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+@pytest.mark.parametrize("name", ["bi_kl", "kl", "js"])
+def test_one_gradient_where_only_one_is_asked_for(name, needs):
+    pair = [
+        z.requires_grad_(need) for z, need in zip((logits(4, 9, seed=1), logits(4, 9, seed=2)), needs, strict=True)
+    ]
+    diverge(name, *pair, SINGLE).sum().backward()
+    both = with_gradients(name, *(z.detach() for z in pair), SINGLE)
+    assert [z.grad is not None for z in pair] == list(needs)
+    (asked,) = (z for z in pair if z.grad is not None)
+    pair_of = [z.clone().requires_grad_() for z in (pair[0].detach(), pair[1].detach())]
+    diverge(name, *pair_of, SINGLE).sum().backward()
+    torch.testing.assert_close(asked.grad, pair_of[needs.index(True)].grad)
+    assert torch.isfinite(torch.cat([z.flatten() for z in both])).all()
+
+
+@pytest.mark.usefixtures("chunks")
+def test_in_chunks_there_is_no_slope_at_all_on_equals_either():
+    z = logits(50, 4, seed=1, scale=10)
+    for name in NAMES:
+        w = z.clone().requires_grad_()
+        diverge(name, z, w, SINGLE).sum().backward()
+        assert not w.grad.any() or name == "ce"
+
+
+@pytest.mark.usefixtures("chunks")
+def test_a_second_derivative_in_chunks_is_refused():
+    z = logits(4, 9, seed=1).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative") as error:
+        torch.autograd.grad(diverge("kl", z, logits(4, 9, seed=2), SINGLE).sum(), z, create_graph=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("chunks")
+def test_nothing_kept_is_zero_with_zero_gradients():
+    values, *gradients = with_gradients("kl", logits(4, 9), logits(4, 9, seed=1), SINGLE, torch.zeros(4).bool())
+    assert not values.any()
+    assert not any(gradient.any() for gradient in gradients)
+
+
+class Largest(TorchDispatchMode):
+    """Sizes of what was newly made, by the operation that made it."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not func.is_view and not func._schema.name.endswith("_"):
+            self.made.append((out.numel(), str(func)))
+        return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_larger_than_a_chunk_is_made_but_the_gradients(name, monkeypatch):
+    monkeypatch.setattr(divergences, "CHUNK", 2**9)
+    vocabulary, positions = 2**8, 2**9
+    z = logits(2, positions // 2, vocabulary, seed=1)
+    w = z.flip(-1).requires_grad_()
+    keep = torch.arange(positions).view(2, -1) % 3 > 0
+    with Largest() as largest:
+        diverge(name, z, w, SINGLE, keep).sum().backward()
+    large = [(size, what) for size, what in largest.made if size > z.numel() // 32]
+    assert [size for size, _ in large] == [z.numel()], large
+    assert "zeros_like" in large[0][1]

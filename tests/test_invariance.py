@@ -2,7 +2,8 @@
 
 Losses, each logged component and the gradient norm agree to 1e-5. Without dropout the divergences of R-Drop and R-AT
 would be zero and prove nothing, so dropout is on, and it and all noise are keyed by example (see keyed.py). The
-24 examples make two steps of 16 and 8: the second is a short last window where the first is 4 x 4.
+24 examples make two steps of 16 and 8: the second is a short last window where the first is 4 x 4. Where labels are by
+position, micro-batches and processes have unequal numbers of them.
 
 `scope="table"` is exempt: it takes one norm over a process's micro-batch.
 """
@@ -19,6 +20,7 @@ import peft
 import pytest
 import runs
 import tiny
+import tiny_tasks
 import torch
 import two_processes
 from torch import nn
@@ -184,6 +186,46 @@ def test_a_compiled_pass_has_its_own_rate():
     assert named["task"].item() != pytest.approx(named["adversarial_task"].item(), rel=1e-4), "the clean one has it"
 
 
+# -- labels by position ----------------------------------------------------------------------------------------------
+
+LABELS_ONE_BY_ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
+
+
+@cache
+def whole_task(expression, task):
+    return run_task(expression, task, **WHOLE)
+
+
+def run_task(expression, task, **settings):
+    options = tiny_tasks.options(task)
+    return run(expression, model=tiny_tasks.task_model(task, 0.1), options=options, **settings)
+
+
+def unequal(task):
+    """How many labels count in each example."""
+    return {sum(label != tiny_tasks.IGNORED for label in row["labels"]) for row in tiny_tasks.task_rows(task, 24)}
+
+
+# One by one, the fourth example is a micro-batch in which nothing counts.
+@pytest.mark.parametrize("cut", [CUT, LABELS_ONE_BY_ONE], ids=["4 x 4", "16 x 1"])
+@pytest.mark.parametrize("task", tiny_tasks.INVARIANT)
+@pytest.mark.parametrize("expression", runs.BY_POSITION)
+def test_every_label_counts_alike(expression, task, cut):
+    assert len(unequal(task)) > 2
+    assert 0 in unequal(task)
+    one, several = whole_task(expression, task), run_task(expression, task, **cut)
+    assert all(value > 1e-3 for log in one.logs for name, value in log.items() if name.startswith("loss_"))
+    runs.assert_same_logs(several.logs, one.logs)
+    assert all(log.get("nonfinite_steps", 0) == 0 for log in several.logs)
+    for name, weight in one.weights.items():
+        torch.testing.assert_close(several.weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("expression", EVERY)
+def test_every_label_counts_alike_for_every_recipe(expression):
+    runs.assert_same_logs(run_task(expression, "causal_lm", **CUT).logs, whole_task(expression, "causal_lm").logs)
+
+
 # -- two processes ---------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +283,16 @@ def test_lean_memory_changes_nothing_in_two_processes(two, expression):
     runs.assert_same_logs(seen["logs"], run(expression, reg_memory="lean", **WHOLE).logs[:1])
     assert seen["equal"]
     assert seen["exchanges"] == 1
+
+
+@pytest.mark.parametrize("grouping", two_processes.BY_POSITION)
+@pytest.mark.parametrize("task", tiny_tasks.INVARIANT)
+@pytest.mark.parametrize("expression", runs.BY_POSITION)
+def test_every_label_counts_alike_on_two_processes(two, expression, task, grouping):
+    seen = two["by position"][f"{expression} on {task}"][grouping]
+    runs.assert_same_logs(seen["logs"], whole_task(expression, task).logs[: len(seen["logs"])])
+    assert seen["exchanges"] == len(seen["logs"])
+    assert seen["equal"]
 
 
 @pytest.mark.parametrize("grouping", [None, *two_processes.GROUPINGS])

@@ -36,6 +36,7 @@ TASKS: dict[str, tuple[Any, str]] = {
 """Name -> its Auto class, and the family of tiny.py. The causal model of BART does not shift its labels."""
 
 BY_POSITION = [name for name in TASKS if name not in ("question_answering", "multiple_choice")]
+INVARIANT = ["token_classification", "masked_lm", "causal_lm", "seq2seq"]
 IGNORED = -100
 
 
@@ -106,3 +107,8 @@ def collate(rows: list[dict[str, Any]], length: int = 0) -> dict[str, Tensor]:
 def collate_to_one_length(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """For question answering, whose task loss is a softmax over the padding too."""
     return collate(rows, 7)
+
+
+def options(task: str, count: int = 24) -> dict[str, Any]:
+    """Data for a trainer: `count` examples of a task."""
+    return {"train_dataset": task_rows(task, count), "data_collator": collate}

@@ -13,6 +13,7 @@ from typing import Any
 import keyed
 import pytest
 import runs
+import tiny_tasks
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -28,6 +29,9 @@ GROUPINGS: dict[str, dict[str, Any]] = {
 SPLIT = ["rat(epsilon=0.5)", "freelb(epsilon=0.4, step=0.2, steps=3, start=0.2)", "vat(epsilon=0.5, start=0.5)"]
 """Run in length buckets too, of which the processes have different numbers; and lean."""
 LEAN = ["rat(epsilon=0.5)", "rdrop(passes=3)"]
+
+
+BY_POSITION = {name: how for name, how in GROUPINGS.items() if name != "2 x 8, single backward"}
 
 
 class CountExchanges(TrainerCallback):
@@ -104,6 +108,16 @@ def main() -> None:
         with keyed.by_bucket(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(regularization, "overhead", lambda model: 0.0)  # a bucket for each length
             results["split"] = {expression: train(expression, **eight) for expression in SPLIT}
+        results["by position"] = {
+            f"{expression} on {task}": {
+                name: train(
+                    expression, options=tiny_tasks.options(task), model=tiny_tasks.task_model(task, 0.1), **how
+                )
+                for name, how in BY_POSITION.items()
+            }
+            for task in tiny_tasks.INVARIANT
+            for expression in runs.BY_POSITION
+        }
         one_step, single = GROUPINGS["2 x 8"], GROUPINGS["2 x 8, single backward"]
         rat = runs.SETTINGS["rat"]
         results["bad"] = {

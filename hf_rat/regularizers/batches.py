@@ -43,6 +43,7 @@ class Batch:
         rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
+        one_by_one: passes at one point are not run as one doubled batch.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
@@ -63,6 +64,7 @@ class Batch:
     may_cut: bool = False
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
+    one_by_one: bool = False
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
@@ -110,4 +112,5 @@ class Batch:
 
     def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
         """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
-        return mean(self.problem, diverge(name, p, q, self.problem), kept(self.problem, self.inputs, p))
+        keep = kept(self.problem, self.inputs, p)
+        return mean(self.problem, diverge(name, p, q, self.problem, keep), keep)

@@ -7,15 +7,25 @@ mean squared difference of the outputs when the task is a regression.
 
 The first argument is the reference (the clean prediction, or the earlier pass), the second one the prediction that
 is compared with it. Nothing is detached here. All arithmetic is fp32, whatever the dtype of the logits.
+
+Over a large vocabulary the temporaries of a divergence would outweigh the model. There it is computed a chunk of
+positions at a time, and once more in the backward, so that what it holds beyond the logits and their gradients is a
+chunk.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+CHUNK = 2**18
+"""Outputs with more entries than this are compared in chunks of at least this many (see `_chunks`)."""
 
 
 def ce(p: Tensor, q: Tensor) -> Tensor:
@@ -65,7 +75,7 @@ def logit_mse(p: Tensor, q: Tensor) -> Tensor:
 NAMES = {divergence.__name__: divergence for divergence in (ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse)}
 
 
-def diverge(name: str, p: Tensor, q: Tensor, problem: str) -> Tensor:
+def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None = None) -> Tensor:
     """The divergence `name` between two outputs of one model.
 
     Args:
@@ -73,11 +83,24 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str) -> Tensor:
         p: reference logits (any float dtype), (batch, classes) or (batch, time, classes).
         q: logits of the same shape.
         problem: what `problems.problem_type` returned.
+        keep: bool, one per example or position; None keeps all. Nothing is computed where it is False.
 
     Returns:
-        fp32, one value per example (batch,) or position (batch, time). Multi-label: mean over the labels, as the
-        binary cross-entropy of transformers is, so that alpha means the same against the task loss.
+        fp32, one value per example (batch,) or position (batch, time), zero where `keep` is False. Multi-label: mean
+        over the labels, as the binary cross-entropy of transformers is, so that alpha means the same against the task
+        loss. Outputs of more than CHUNK entries have no second derivative: asking for it is an error.
     """
+    compare = partial(_compare, name, problem)
+    if keep is None:
+        if p.numel() <= CHUNK:
+            return compare(p, q)
+        keep = torch.ones(p.shape[:-1], dtype=torch.bool, device=p.device)
+    where = keep.nonzero(as_tuple=True)
+    values = compare(p[where], q[where]) if p.numel() <= CHUNK else _Chunked.apply(p, q, compare, *where)
+    return values.new_zeros(keep.shape).index_put(where, values)
+
+
+def _compare(name: str, problem: str, p: Tensor, q: Tensor) -> Tensor:
     p, q = p.float(), q.float()
     if problem == "regression" or name == "logit_mse":
         return logit_mse(p, q)
@@ -89,3 +112,37 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str) -> Tensor:
 def _bernoulli(logits: Tensor) -> Tensor:
     """Log-probabilities of label present and label absent, (..., labels, 2)."""
     return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=-1)
+
+
+class _Chunked(torch.autograd.Function):
+    """`compare(p[where], q[where])`, of which no more than a chunk is alive at any time."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, q: Tensor, compare: Callable[[Tensor, Tensor], Tensor], *where: Tensor) -> Tensor:
+        ctx.save_for_backward(p, q, *where)
+        ctx.compare = compare
+        return torch.cat([compare(p[rows], q[rows]) for rows in _chunks(p, *where)])
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; autograd would take the second derivative for zero
+            raise RuntimeError("a divergence over a large vocabulary has no second derivative: leave out create_graph")
+        p, q, *where = ctx.saved_tensors
+        gradients = [
+            torch.zeros_like(z) if needed else None for z, needed in zip((p, q), ctx.needs_input_grad[:2], strict=True)
+        ]
+        for *rows, slope in _chunks(p, *where, slopes):
+            pair = [z[tuple(rows)].requires_grad_(g is not None) for z, g in zip((p, q), gradients, strict=True)]
+            with torch.enable_grad():
+                values = ctx.compare(*pair)
+            found = iter(torch.autograd.grad(values, [z for z in pair if z.requires_grad], slope))
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient[tuple(rows)] = next(found)
+        return *gradients, None, *[None] * len(where)
+
+
+def _chunks(logits: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Columns of equal length, cut into pieces whose rows of logits hold CHUNK entries, or a 32nd of them all."""
+    rows = max(CHUNK, logits.numel() // 32) // logits.shape[-1]
+    return zip(*(column.split(max(1, rows)) for column in columns), strict=True)

@@ -131,7 +131,8 @@ class Point:
                 batch.owing.append((site, self._leaves[site]))
         batch.forwards += count
         lean = batch.rerun is not None and self._graph and not self._searching
-        if count > 1 and self._rates is None and self.masks is None and not lean:
+        tiles = self._rates is None and self.masks is None and not lean and not batch.one_by_one
+        if count > 1 and tiles:
             # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
             loss, logits = self._forward(batch.tiled(count), tiled, batch.run, count)
