@@ -26,7 +26,7 @@ from hf_rat.regularizers.batches import Batch
 from hf_rat.regularizers.divergences import problem_type
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
-from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
+from hf_rat.regularizers.sites import EmbeddingSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
@@ -180,19 +180,19 @@ class Regularization:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
-        site = self._sites.get(EMBEDDINGS)
-        norm = site.embedding_norm if isinstance(site, EmbeddingSite) else None
+        norms = {name: site.embedding_norm for name, site in self._sites.items() if isinstance(site, EmbeddingSite)}
         return {
             "regularizer": repr(self.regularizer),
-            "embedding_norm": norm,
+            "embedding_norms": norms,
             "nonfinite_steps": self.nonfinite.steps,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`: epsilon keeps the unit that the run began with."""
-        site = self._sites.get(EMBEDDINGS)
-        if isinstance(site, EmbeddingSite) and state.get("embedding_norm") is not None:
-            site.embedding_norm = float(state["embedding_norm"])
+        for name, norm in state.get("embedding_norms", {}).items():
+            site = self._sites.get(name)
+            if isinstance(site, EmbeddingSite):
+                site.embedding_norm = float(norm)
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
     def close(self) -> None:
@@ -276,7 +276,7 @@ class Regularization:
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
-            self._sites[name] = SITES[name](self.unwrapped)
+            self._sites[name] = open_site(name, self.unwrapped)
         return self._sites[name]
 
 
