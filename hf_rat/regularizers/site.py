@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -79,6 +80,7 @@ class OutputSite(Site):
         self._cut = False
         self._looking = False
         self._time_first = False
+        self._felt = False
         self._handle = module.register_forward_hook(self._hook)
 
     def close(self) -> None:
@@ -112,8 +114,17 @@ class OutputSite(Site):
         if self._cut:
             first = first.detach()
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
-        first = (first + (self.move.transpose(0, 1) if self._time_first else self.move)).to(first.dtype)
-        return (first, *output[1:]) if isinstance(output, tuple) else first
+        moved = (first + (self.move.transpose(0, 1) if self._time_first else self.move)).to(first.dtype)
+        if first.dtype in (torch.float16, torch.bfloat16) and not self._felt and self.move.any():
+            self._felt = True
+            if torch.equal(moved, first):
+                warnings.warn(
+                    f"a perturbation of at most {float(self.move.detach().abs().max()):.1g} is lost in the "
+                    f"{first.dtype} that the {type(module).__name__} of {type(self.model).__name__} puts out; enlarge "
+                    "it, or keep the weights in fp32 under autocast",
+                    stacklevel=2,
+                )
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     def look(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:
         """Run the model up to this site: (first positional argument, output) of the module; None if it did not run."""
