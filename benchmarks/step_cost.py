@@ -81,7 +81,7 @@ class Contestant:
 
 
 def enlist(name: str, path: str, fused: bool) -> Contestant:
-    """Set up a method: the name of a baseline, or an expression as for ``--reg``, " lean" behind it for lean memory."""
+    """Set up a method: the name of a baseline, or an expression as for ``--reg`` (" lean" behind it)."""
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(path).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=fused)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+from hf_rat.regularizers.sites import SITES
 
 KNOWN: tuple[Any, ...] = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)
 """Config class -> model class, whose loss is a mean over labels; the companion models are there too."""
@@ -22,12 +25,15 @@ FLOP_SECONDS = 1.5e-11
 """For each floating point operation."""
 
 
-def whole_because(asked: str, plain: bool, model: nn.Module, accelerator: Accelerator | None) -> str | None:
+def whole_because(
+    asked: str, plain: bool, sites: Sequence[str], model: nn.Module, accelerator: Accelerator | None
+) -> str | None:
     """Why the batches of a run are not split by length; None where they are.
 
     Args:
         asked: "auto" or "off".
         plain: training is plain.
+        sites: where the regularizer perturbs the model.
         model: the unwrapped model.
         accelerator: of the run, or None.
 
@@ -40,6 +46,9 @@ def whole_because(asked: str, plain: bool, model: nn.Module, accelerator: Accele
         return "length_buckets is off"
     if plain:
         return "training is plain"
+    module = next((site for site in sites if site not in SITES), None)
+    if module is not None:
+        return f"the output of {module} may not be cut with the tokens"
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # of PEFT
     config: Any = getattr(base, "config", None)

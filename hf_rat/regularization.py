@@ -29,7 +29,7 @@ from hf_rat.regularizers.buckets import buckets
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
-from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
+from hf_rat.regularizers.sites import EmbeddingSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
@@ -85,10 +85,10 @@ class Regularization:
         require(regularizer, self.unwrapped)
         require_memory(memory, accelerator)
         asked = length_buckets or ("auto" if run is None else "off")
-        self.whole_because = whole_because(asked, self.is_plain, self.unwrapped, accelerator)
-        self._bucket_overhead = overhead(self.unwrapped)
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
+        self.whole_because = whole_because(asked, self.is_plain, self._site_names, self.unwrapped, accelerator)
+        self._bucket_overhead = overhead(self.unwrapped)
         betas = [term.beta for term in terms if isinstance(term, Proximal)]
         if len(set(betas)) > 1:
             raise ValueError(f"{regularizer!r} asks for averages with beta {betas}; one model keeps one average")
@@ -212,15 +212,19 @@ class Regularization:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
-        site = self._sites.get(EMBEDDINGS)
-        norm = site.embedding_norm if isinstance(site, EmbeddingSite) else None
-        return {"regularizer": repr(self.regularizer), "embedding_norm": norm, "nonfinite_steps": self.nonfinite.steps}
+        norms = {name: site.embedding_norm for name, site in self._sites.items() if isinstance(site, EmbeddingSite)}
+        return {
+            "regularizer": repr(self.regularizer),
+            "embedding_norms": norms,
+            "nonfinite_steps": self.nonfinite.steps,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`: epsilon keeps the unit that the run began with."""
-        site = self._sites.get(EMBEDDINGS)
-        if isinstance(site, EmbeddingSite) and state.get("embedding_norm") is not None:
-            site.embedding_norm = float(state["embedding_norm"])
+        for name, norm in state.get("embedding_norms", {}).items():
+            site = self._sites.get(name)
+            if isinstance(site, EmbeddingSite):
+                site.embedding_norm = float(norm)
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
     def close(self) -> None:
@@ -282,7 +286,7 @@ class Regularization:
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
-            self._sites[name] = SITES[name](self.unwrapped)
+            self._sites[name] = open_site(name, self.unwrapped)
         return self._sites[name]
 
 

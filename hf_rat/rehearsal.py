@@ -11,7 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat.regularizers.batches import Batch
 from hf_rat.regularizers.points import Point
-from hf_rat.regularizers.sites import SITES, Site
+from hf_rat.regularizers.sites import EMBEDDINGS, MASKS, SITES, Site
 from hf_rat.regularizers.terms import Term, groups
 
 # Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
@@ -111,7 +111,7 @@ class _Stage(nn.Module):
 
     def site(self, name: str) -> Site:
         if name not in self._sites:
-            self._sites[name] = SITES[name](self)
+            self._sites[name] = SITES[name if name in MASKS else EMBEDDINGS](self)
         return self._sites[name]
 
     def run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:

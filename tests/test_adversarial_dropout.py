@@ -21,7 +21,7 @@ from hf_rat.models.modeling_rnn import RNNForSequenceClassification, RNNForToken
 from hf_rat.models.modeling_rnn_lm import RNNForCausalLM
 from hf_rat.models.recurrent import GRU, LSTM, Dropouts
 from hf_rat.regularizers import perturbations
-from hf_rat.regularizers.sites import SITES
+from hf_rat.regularizers.sites import RECURRENT, SITES
 
 quiet = pytest.mark.filterwarnings("ignore:.*has no dropout")
 CELLS = {"LSTM": LSTM, "GRU": GRU}
@@ -490,7 +490,7 @@ def test_on_every_recurrent_model(name, base):
 def test_the_last_layer_that_takes_a_mask_is_the_one():
     model = classifier()
     model.second = GRU(UNITS, 5)
-    assert SITES["recurrent"](model).module is model.second
+    assert SITES[RECURRENT](model).module is model.second
 
 
 # -- at work ---------------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_table_scope_projects_the_whole_table_at_once():
 
 def test_table_scope_without_token_ids_is_refused():
     place = Place((2, 3, DIM), torch.device("cpu"))
-    with pytest.raises(ValueError, match='scope="table" needs input_ids'):
+    with pytest.raises(ValueError, match='scope="table" needs the ids of a look-up'):
         L2(1.0, scope="table").farthest(torch.ones(place.shape), place)
 
 

@@ -154,7 +154,7 @@ def test_labels_by_position_weigh_exactly(expression, split):
     ],
 )
 def test_what_may_not_be_split_is_left_whole_and_says_why(model, reason):
-    assert reason in str(length_buckets.whole_because("auto", False, model(), None))
+    assert reason in str(length_buckets.whole_because("auto", False, ["embeddings"], model(), None))
 
 
 def _with_batch_norm():
@@ -168,6 +168,8 @@ def test_it_can_be_switched_off_and_a_run_of_ones_own_switches_it_off():
     assert Regularization(parse("rat"), model).whole_because is None
     assert Regularization(parse("plain"), model).whole_because == "training is plain"
     assert Regularization(parse("rat"), model, length_buckets="off").whole_because == "length_buckets is off"
+    inside = Regularization(parse('rat(site="bert.encoder.layer.0")'), model)
+    assert inside.whole_because == "the output of bert.encoder.layer.0 may not be cut with the tokens"
     own = Regularization(parse("rat"), model, run=lambda model, inputs: (None, model(**inputs).logits))
     assert own.whole_because == "length_buckets is off"
     with pytest.raises(ValueError, match="length_buckets is 'maybe'"):

@@ -387,7 +387,7 @@ def test_the_unit_of_epsilon_survives_training_and_a_checkpoint():
     first.close()
     again = Regularization(regularizer, model)
     again.load_state(kept)
-    assert kept["embedding_norm"] == again.state()["embedding_norm"]
+    assert kept["embedding_norms"] == again.state()["embedding_norms"]
     assert kept["regularizer"] == repr(regularizer)
     with torch.no_grad():
         model.get_input_embeddings().weight.div_(10)

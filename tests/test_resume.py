@@ -132,7 +132,7 @@ def test_epsilon_keeps_the_unit_of_the_beginning(tmp_path):
     for step in (3, 6):
         folder = Path(tmp_path) / f"checkpoint-{step}"
         state = json.loads((folder / "trainer_state.json").read_text())
-        kept = state["stateful_callbacks"]["hf_rat"]["attributes"]["embedding_norm"]
+        kept = state["stateful_callbacks"]["hf_rat"]["attributes"]["embedding_norms"]["embeddings"]
         table = load_file(folder / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
         assert kept == pytest.approx(before, rel=1e-6)
         assert table.norm(dim=-1).mean().item() != pytest.approx(before, rel=1e-6)

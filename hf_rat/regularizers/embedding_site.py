@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_rat.regularizers.dropout import random_devices
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.site import OutputSite
 
 EMBEDDINGS = "embeddings"
+DECODER_EMBEDDINGS = "decoder_embeddings"
+IGNORED = -100
+"""The label of a position that is not scored."""
 
 
-class _Seen(Exception):
-    """Raised by a hook to end a look at the model as soon as it has seen enough."""
-
-
-class EmbeddingSite:
+class EmbeddingSite(OutputSite):
     """The output of the word embeddings, before position embeddings, normalisation and dropout.
 
     The choices of a multiple choice are one example: its perturbation is as long as all of them, (batch, choices *
@@ -33,50 +31,14 @@ class EmbeddingSite:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.module = _input_embeddings(model)
-        self.move: Tensor | None = None
-        self.fired = False
-        self._cut = False
-        self._time_first: bool | None = None
-        self._looking = False
+        super().__init__(model, *self._find(model))
+        self._width: int | None = None
         self._norm: float | None = None
-        self._handle = self.module.register_forward_hook(self._hook)
 
-    def close(self) -> None:
-        self._handle.remove()
-
-    def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self._looking:
-            self._seen = (args[0] if args else None, output)
-            raise _Seen
-        # Only the first call of a forward: an encoder-decoder may run one module on both of its sides.
-        if self.move is None or self.fired:
-            return None
-        self.fired = True
-        if self._cut:
-            output = output.detach()
-        # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
-        return (output + self.move.reshape(output.shape)).to(output.dtype)
-
-    @contextmanager
-    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
-        """Forwards inside run with `move` (batch, time, dim) added to the embeddings; None leaves them alone.
-
-        With `cut` no gradient flows into the embeddings themselves: see `owed`.
-        """
-        self.fired = False
-        self._cut = cut
-        self.move = move.transpose(0, 1) if move is not None and self._time_first else move
-        try:
-            yield
-            if move is not None and not self.fired:
-                raise RuntimeError(
-                    f"the perturbation never reached {type(self.model).__name__}: its {type(self.module).__name__} "
-                    "did not run; pass input_ids rather than inputs_embeds"
-                )
-        finally:
-            self.move = None
+    def _find(self, model: nn.Module) -> tuple[nn.Module, int]:
+        """The module, and which of its runs in a forward is meant."""
+        # get_input_embeddings() of BART and T5 classifiers names a module that never runs.
+        return _input_embeddings(model, model.get_encoder() if _has_two_sides(model) else model), 0  # type: ignore
 
     @property
     def can_cut(self) -> bool:
@@ -89,20 +51,15 @@ class EmbeddingSite:
         The table's gradient is as large as the table. Withheld in the clean pass and given back together with the last
         one, it does not take up memory while the adversarial passes hold their activations.
         """
-        product = (self.module(inputs["input_ids"].flatten(1)).float() * slope).sum().nan_to_num(0.0, 0.0, 0.0)
+        product = (self.module(self.ids(inputs).flatten(1)).float() * slope).sum().nan_to_num(0.0, 0.0, 0.0)
         return product - product.detach()
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
         """The geometry of a batch. The first call looks at the model to learn its batch axis and the width."""
-        ids = inputs.get("input_ids")
-        if not isinstance(ids, Tensor):
-            raise ValueError(
-                f"the batch has no input_ids (it has {', '.join(inputs)}): perturbing the embeddings needs them"
-            )
-        if self._time_first is None:
-            self._look(inputs, ids)
-        attention = inputs.get("attention_mask")
-        mask = attention.bool() if isinstance(attention, Tensor) and attention.shape == ids.shape else None
+        ids = self.ids(inputs)
+        if self._width is None:
+            self._width = self._first_look(inputs, ids)
+        mask = self.mask(inputs, ids)
         ids = ids.flatten(1)
         return Place(
             shape=(*ids.shape, self._width),
@@ -113,38 +70,40 @@ class EmbeddingSite:
             embedding_norm=self.embedding_norm,
         )
 
+    def ids(self, inputs: Mapping[str, Any]) -> Tensor:
+        """What is looked up, (batch, time) or (batch, choices, time)."""
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, Tensor):
+            raise ValueError(
+                f"the batch has no input_ids (it has {', '.join(inputs)}): perturbing the embeddings needs them; "
+                'where there are none, name a module as the site, for instance site="vit.embeddings"'
+            )
+        return ids
+
+    def mask(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | None:
+        """True on tokens, shaped as `ids`; None if nothing tells."""
+        return _mask(inputs.get("attention_mask"), ids)
+
     @property
     def embedding_norm(self) -> float:
-        """Mean L2 norm of the table's rows when it was first asked for; training keeps this length."""
+        """Mean L2 norm of the embeddings of all tokens when it was first asked for; training keeps this length."""
         if self._norm is None:
-            weight = getattr(self.module, "weight", None)
-            if weight is None:
-                return 1.0
-            self._norm = float(weight.detach().float().norm(dim=-1).mean())
+            self._norm = _mean_norm(self.module)
         return self._norm
 
     @embedding_norm.setter
     def embedding_norm(self, value: float) -> None:
         self._norm = value
 
-    def _look(self, inputs: Mapping[str, Any], ids: Tensor) -> None:
-        """Run the model up to its embeddings, which tells whether they run at all and where their batch axis is."""
-        self._looking = True
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=random_devices(ids)):
-                self.model(**inputs)
-        except _Seen:
-            pass
-        else:
+    def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
+        """Learn whether the embeddings run at all, where their batch axis is, and their width."""
+        found = self.look(inputs, ids)
+        if found is None:
             raise ValueError(
                 f"{type(self.model).__name__} does not run the {type(self.module).__name__} that "
                 "get_input_embeddings() names, so its embeddings cannot be perturbed"
             )
-        finally:
-            self._looking = False
-        seen, output = self._seen
-        del self._seen
-        self._width = output.shape[-1]
+        seen, output = found
         ids = ids.flatten(0, -2)  # a model runs the choices of a multiple choice as examples
         batch_first = output.shape[:-1] == ids.shape
         time_first = output.shape[:-1] == ids.T.shape
@@ -156,15 +115,85 @@ class EmbeddingSite:
                 f"(batch, time, dim) nor (time, batch, dim) for input_ids of shape {tuple(ids.shape)}"
             )
         self._time_first = not batch_first
+        return int(output.shape[-1])
 
 
-def _input_embeddings(model: nn.Module) -> nn.Module:
-    owner = model
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        # get_input_embeddings() of BART and T5 classifiers names a module that never runs.
-        owner = model.get_encoder()  # type: ignore[operator]
+class DecoderEmbeddingSite(EmbeddingSite):
+    """The output of the decoder's word embeddings in an encoder-decoder.
+
+    The decoder's ids are the batch's `decoder_input_ids`, or what the model makes of the `labels`. Padding is told by
+    `decoder_attention_mask`, or begins where no later position is scored.
+
+    Args:
+        model: the unwrapped model.
+
+    Raises:
+        ValueError: the model is no encoder-decoder; (at the first batch) it makes its decoder's ids in another way.
+    """
+
+    def _find(self, model: nn.Module) -> tuple[nn.Module, int]:
+        if not _has_two_sides(model):
+            raise ValueError(
+                f'{type(model).__name__} is not an encoder-decoder: site="{DECODER_EMBEDDINGS}" is nowhere in it; '
+                f'leave site at "{EMBEDDINGS}"'
+            )
+        encoders, _ = super()._find(model)
+        module = _input_embeddings(model, model.get_decoder())  # type: ignore[operator]
+        return module, 1 if module is encoders else 0  # one module for both sides runs for the encoder first
+
+    def ids(self, inputs: Mapping[str, Any]) -> Tensor:
+        ids, labels = inputs.get("decoder_input_ids"), inputs.get("labels")
+        if isinstance(ids, Tensor):
+            return ids
+        shifted = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+        if shifted is None or not (isinstance(labels, Tensor) and labels.dim() == 2) or labels.is_floating_point():
+            raise ValueError(
+                f"the batch has no decoder_input_ids, and {type(self.model).__name__} does not make them of labels: "
+                f'site="{DECODER_EMBEDDINGS}" needs them'
+            )
+        made: Tensor = shifted(labels=labels)
+        return made
+
+    def mask(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | None:
+        labels, given = inputs.get("labels"), _mask(inputs.get("decoder_attention_mask"), ids)
+        if given is None and isinstance(labels, Tensor) and labels.shape == ids.shape:
+            return (labels != IGNORED).flip(1).int().cummax(1).values.flip(1).bool()
+        return given
+
+    def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
+        width = super()._first_look(inputs, ids)
+        seen, _ = self.look(inputs, ids) or (None, None)
+        if not (isinstance(seen, Tensor) and torch.equal(seen.view(ids.shape), ids)):
+            raise ValueError(
+                f"{type(self.model).__name__} looks up other ids in its decoder than those it prepares from labels; "
+                "put decoder_input_ids into the batch"
+            )
+        return width
+
+
+def _has_two_sides(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _mask(attention: Any, ids: Tensor) -> Tensor | None:
+    return attention.bool() if isinstance(attention, Tensor) and attention.shape == ids.shape else None
+
+
+def _mean_norm(module: nn.Module) -> float:
+    """Of what the module puts out for all its tokens: some scale or normalise the rows of their table."""
+    table = getattr(module, "weight", None)
+    if table is None:
+        return 1.0
+    with torch.no_grad():
+        if type(module).forward is nn.Embedding.forward:
+            return float(table.float().norm(dim=-1).mean())
+        ids = torch.arange(len(table), device=table.device)
+        return float(torch.cat([module.forward(some).float().norm(dim=-1) for some in ids.split(1024)]).mean())
+
+
+def _input_embeddings(model: nn.Module, side: nn.Module) -> nn.Module:
     try:
-        module = owner.get_input_embeddings()  # type: ignore[operator]
+        module = side.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
         module = None
     if not isinstance(module, nn.Module):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,14 +11,16 @@ from torch import Tensor, nn
 from hf_rat.regularizers.dropout import random_devices
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.site import Site
 
-LOGITS_INPUT = "logits_input"
+LOGITS_INPUT = "logits input"
 
 
-class LogitsInputSite:
+class LogitsInputSite(Site):
     """A mask on the input of the linear layer that makes the logits: one mask per example, shared over time.
 
-    Kept units are scaled by units / (units that are on), as Park et al. do.
+    A move is (batch, units) in {-1, 0}, and the mask `1 + move`. Kept units are scaled by units / (units that are on),
+    as Park et al. do.
 
     Args:
         model: the unwrapped model.
@@ -29,10 +30,8 @@ class LogitsInputSite:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        super().__init__(model)
         self.module: nn.Linear | None = None
-        self.move: Tensor | None = None
-        self.fired = False
         self._handle: Any = None
 
     def close(self) -> None:
@@ -52,18 +51,9 @@ class LogitsInputSite:
             mask = mask.unsqueeze(1)
         return ((x * mask).to(x.dtype), *args[1:])
 
-    @contextmanager
-    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
-        """Forwards inside run with the mask `1 + move`, move (batch, units) in {-1, 0}; None means no mask."""
-        self.fired, self.move = False, move
-        try:
-            yield
-            if move is not None and not self.fired:
-                raise RuntimeError(f"the dropout mask never reached the output layer of {type(self.model).__name__}")
-        finally:
-            self.move = None
-
-    can_cut = False
+    @property
+    def unreached(self) -> str:
+        return f"the dropout mask never reached the output layer of {type(self.model).__name__}"
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
         first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)

@@ -27,12 +27,11 @@ START_MASKS = ("one_drop", "base", "random")
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Base of all."""
+    """Base of all. `site` says where it moves: see sites.py."""
 
     @property
     def site(self) -> str | None:
-        """Where it moves."""
-        return EMBEDDINGS
+        return None
 
     @property
     def rides(self) -> bool:
@@ -62,10 +61,11 @@ class Noise(Perturbation):
 
     ball: L2 | Linf
     kind: str = "uniform"
+    site: str = EMBEDDINGS
 
     def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
         assert not isinstance(self.ball.radius, tuple)
-        yield 1.0, point.at(EMBEDDINGS, self.ball.noise(self.ball.radius, point.batch.place(EMBEDDINGS), self.kind))
+        yield 1.0, point.at(self.site, self.ball.noise(self.ball.radius, point.batch.place(self.site), self.kind))
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Gradient(Perturbation):
     ball: L2 | Linf
     start: float = 0.0
     steps: int = 1
+    site: str = EMBEDDINGS
 
     @property
     def rides(self) -> bool:
@@ -91,18 +92,18 @@ class Gradient(Perturbation):
         return self.start > 0
 
     def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        place = point.batch.place(EMBEDDINGS)
+        place = point.batch.place(self.site)
         if self.start == 0:
-            slope = point.slope(EMBEDDINGS, climb)
+            slope = point.slope(self.site, climb)
         else:
             assert isinstance(self.ball, L2)
             start = self.ball.length(self.start, place)
             direction = self.ball.random_direction(place)
             for _ in range(self.steps):
                 # Under other dropout masks the divergence at a small start would measure the dropout, not the move.
-                slope = point.at(EMBEDDINGS, start * direction, point.masks).slope(EMBEDDINGS, climb)
+                slope = point.at(self.site, start * direction, point.masks).slope(self.site, climb)
                 direction = self.ball.uphill(slope, place)
-        yield 1.0, point.at(EMBEDDINGS, self.ball.farthest(slope, place))
+        yield 1.0, point.at(self.site, self.ball.farthest(slope, place))
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Ascent(Perturbation):
     start: float = 0.0
     kind: str = "uniform"
     every: bool = False
+    site: str = EMBEDDINGS
 
     @property
     def rides(self) -> bool:
@@ -134,7 +136,7 @@ class Ascent(Perturbation):
         return not self.every and (self.start > 0 or self.steps > 1)
 
     def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        place = point.batch.place(EMBEDDINGS)
+        place = point.batch.place(self.site)
         step = self.ball.length(self.step, place)
         move = torch.zeros(place.shape, device=place.device)
         if self.start > 0:
@@ -143,18 +145,16 @@ class Ascent(Perturbation):
         for taken in range(self.steps):
             if self.every:
                 last = taken == self.steps - 1
-                there = point.at(EMBEDDINGS, move, masks, climbed=not last)
+                there = point.at(self.site, move, masks, climbed=not last)
                 yield 1 / self.steps, there
                 if last:
                     return
             else:
                 # The first slope of a start at zero is the one that the starting point's own backward leaves.
-                there = (
-                    point if taken == 0 and self.start == 0 and climb is None else point.at(EMBEDDINGS, move, masks)
-                )
-            slope = there.slope(EMBEDDINGS, climb)
+                there = point if taken == 0 and self.start == 0 and climb is None else point.at(self.site, move, masks)
+            slope = there.slope(self.site, climb)
             move = self.ball.project(move + step * self.ball.uphill(slope, place), place)
-        yield 1.0, point.at(EMBEDDINGS, move)
+        yield 1.0, point.at(self.site, move)
 
 
 @dataclass(frozen=True)
@@ -222,10 +222,6 @@ class Redrawn(Perturbation):
     """The same inputs under newly drawn dropout masks; rate=0 is the network without dropout."""
 
     rate: float | None = None
-
-    @property
-    def site(self) -> str | None:
-        return None
 
     def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
         yield 1.0, Point(point.batch, point.moves, rate=self.rate)

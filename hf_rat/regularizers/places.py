@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,12 +15,15 @@ class Place:
     """What the geometry must know of a batch at a site.
 
     Args:
-        shape: of a perturbation, batch first: (batch, time, dim) for embeddings, (batch, units) for a mask.
+        shape: of a perturbation, batch first: (batch, time, dim) for embeddings, (batch, units) for a mask, (batch,
+            ...) for any other module's output.
         device: where perturbations live.
-        mask: (batch, time) bool, True on tokens, False on padding; None where there is no padding.
+        mask: (batch, time) bool, True on tokens, False on padding; None where there is no padding. The perturbation
+            is then (batch, time, dim).
         ids: (batch, time) token ids, for perturbations of the embedding table.
         padding_idx: the row of the table that never moves, or None.
-        embedding_norm: mean L2 norm of the rows of the embedding table: the length of `unit="embedding"`.
+        embedding_norm: mean L2 norm of the embeddings of all tokens: the length of `unit="embedding"`. None where
+            there are no tokens.
     """
 
     shape: tuple[int, ...]
@@ -27,25 +31,29 @@ class Place:
     mask: Tensor | None = None
     ids: Tensor | None = None
     padding_idx: int | None = None
-    embedding_norm: float = 1.0
+    embedding_norm: float | None = 1.0
 
     def length(self, size: float, unit: str) -> float:
-        return size * self.embedding_norm if unit == "embedding" else size
+        if unit == "absolute":
+            return size
+        if self.embedding_norm is None:
+            raise ValueError('unit="embedding" needs word embeddings, which this site is not; use unit="absolute"')
+        return size * self.embedding_norm
 
     def masked(self, x: Tensor) -> Tensor:
         return x if self.mask is None else x * self.mask.unsqueeze(-1)
 
     def entries(self) -> Tensor:
-        """Unpadded entries per example, (batch, 1, 1)."""
-        per_token = self.shape[-1]
+        """Unpadded entries per example, (batch, 1, ...), with as many axes as a perturbation."""
+        ones = [1] * (len(self.shape) - 1)
         if self.mask is None:
-            return torch.full((self.shape[0], 1, 1), float(self.shape[1] * per_token), device=self.device)
-        return (self.mask.sum(-1) * per_token).clamp(min=1).view(-1, 1, 1).float()
+            return torch.full((self.shape[0], *ones), float(math.prod(self.shape[1:])), device=self.device)
+        return (self.mask.sum(-1) * self.shape[-1]).clamp(min=1).view(-1, *ones).float()
 
     @cached_property
     def _tokens(self) -> tuple[Tensor, Tensor]:
         if self.ids is None:
-            raise ValueError('scope="table" needs input_ids in the batch; use scope="example"')
+            raise ValueError('scope="table" needs the ids of a look-up, which this site is not; use scope="example"')
         return torch.unique(self.ids.flatten(), return_inverse=True)
 
     @property

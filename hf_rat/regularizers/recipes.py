@@ -4,9 +4,11 @@ Arguments mean the same everywhere: `epsilon` radius of the ball, `step` length 
 `start` size of the random start, `alpha` weight of the regularizing part, `rate` fraction of units flipped, `passes`
 dropout passes, `scope` what a norm is taken over, `unit` what epsilon, step and start are measured in ("absolute", as
 in the papers; "embedding" multiplies them by the mean norm of the model's embeddings), `divergence` one of
-ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse. Two more belong to every recipe but `plain`: before optimizer
-step `begin` training is plain, and over the `warmup` steps after it the regularizing part grows linearly to its full
-weight.
+ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse, `site` where the perturbation enters: "embeddings" (the word
+embeddings, in an encoder-decoder those of the encoder), "decoder_embeddings", or the name of any module, whose output
+is then moved, for instance "vit.embeddings"; adversarial_dropout has sites of its own. Two more belong to every recipe
+but `plain`: before optimizer step `begin` training is plain, and over the `warmup` steps after it the regularizing
+part grows linearly to its full weight.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card says how to convert the paper's alpha and that of the official code.
@@ -20,6 +22,7 @@ import difflib
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
@@ -27,7 +30,7 @@ from typing import Any, ParamSpec
 from hf_rat.regularizers.balls import L2, SCOPES, UNITS, Hamming, Linf
 from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.perturbations import START_MASKS, Ascent, Dropped, Flip, Gradient, Noise, Redrawn
-from hf_rat.regularizers.sites import LOGITS_INPUT, RECURRENT
+from hf_rat.regularizers.sites import DECODER_EMBEDDINGS, EMBEDDINGS, LOGITS_INPUT, RECURRENT
 from hf_rat.regularizers.terms import (
     Adversarial,
     Consistency,
@@ -58,7 +61,7 @@ class Recipe(Term):
         return self.body.parts(step)
 
     def __repr__(self) -> str:
-        silent = {"begin": 0, "warmup": 0}
+        silent = {"begin": 0, "warmup": 0, "site": EMBEDDINGS}
         shown = (f"{name}={value!r}" for name, value in self.arguments if value != silent.get(name))
         return f"{self.name}({', '.join(shown)})"
 
@@ -118,6 +121,12 @@ def _yes_or_no(value: Any) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
 
+def _place_name(value: Any) -> str | None:
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+", value):
+        return None
+    return f'"{EMBEDDINGS}", "{DECODER_EMBEDDINGS}" or the name of a module'
+
+
 def _several(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
     def each(value: Any) -> str | None:
         if value is None or (isinstance(value, tuple) and value and not any(check(item) for item in value)):
@@ -142,7 +151,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "scope": _choice(SCOPES),
     "unit": _choice(UNITS),
     "start_mask": _choice(START_MASKS),
-    "site": _choice(tuple(MASK_SITES)),
+    "site": _place_name,
     "base": _choice(BASES),
     "fixed": _yes_or_no,
     "divergence": _choice(tuple(NAMES)),
@@ -177,7 +186,14 @@ def plain() -> Term:
 
 
 @recipe
-def fgm(epsilon: float = 0.1, scope: str = "example", unit: str = "absolute", begin: int = 0, warmup: int = 0) -> Term:
+def fgm(
+    epsilon: float = 0.1,
+    scope: str = "example",
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    begin: int = 0,
+    warmup: int = 0,
+) -> Term:
     """Fast gradient method, the adversarial training of Miyato et al.
 
     L = L(x) + L(x + r),  r = epsilon g / ||g||_2,  g = dL(x)/dx, x the word embeddings of one example.
@@ -193,11 +209,13 @@ def fgm(epsilon: float = 0.1, scope: str = "example", unit: str = "absolute", be
     Paper and code: the paper shares the embedding dropout mask between the two passes; here all masks are drawn anew,
         as in the snippets. r is not differentiated (both agree).
     """
-    return TaskLoss() + Adversarial(Gradient(L2(epsilon, scope, unit)), TaskLoss())
+    return TaskLoss() + Adversarial(Gradient(L2(epsilon, scope, unit), site=site), TaskLoss())
 
 
 @recipe
-def fgsm(epsilon: float = 0.01, unit: str = "absolute", begin: int = 0, warmup: int = 0) -> Term:
+def fgsm(
+    epsilon: float = 0.01, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0, warmup: int = 0
+) -> Term:
     """Fast gradient sign method.
 
     L = L(x) + L(x + epsilon sign(dL/dx)).
@@ -207,7 +225,7 @@ def fgsm(epsilon: float = 0.01, unit: str = "absolute", begin: int = 0, warmup: 
     Cost: 2F + 2B.
     Reference: Goodfellow, Shlens, Szegedy 2015, "Explaining and Harnessing Adversarial Examples".
     """
-    return TaskLoss() + Adversarial(Gradient(Linf(epsilon, unit)), TaskLoss())
+    return TaskLoss() + Adversarial(Gradient(Linf(epsilon, unit), site=site), TaskLoss())
 
 
 @recipe
@@ -218,6 +236,7 @@ def pgd(
     start: float = 0.0,
     scope: str = "example",
     unit: str = "absolute",
+    site: str = EMBEDDINGS,
     begin: int = 0,
     warmup: int = 0,
 ) -> Term:
@@ -233,7 +252,7 @@ def pgd(
         new ones and wipes accumulated gradients on the way); the last pass draws its own. FreeLB's PGD has no clean
         loss; ours has.
     """
-    ascent = Ascent(L2(epsilon, scope, unit), step=step, steps=steps, start=start)
+    ascent = Ascent(L2(epsilon, scope, unit), step=step, steps=steps, start=start, site=site)
     return TaskLoss() + Adversarial(ascent, TaskLoss())
 
 
@@ -244,6 +263,7 @@ def freelb(
     steps: int = 3,
     start: float = 0.2,
     unit: str = "absolute",
+    site: str = EMBEDDINGS,
     begin: int = 0,
 ) -> Term:
     """Free large-batch adversarial training: the mean of the task loss over the points of an ascent.
@@ -262,11 +282,13 @@ def freelb(
         counts ascents, one less. All dropout masks are shared over the K passes, as in the paper (both official trees
         share only some of them).
     """
-    return Adversarial(Ascent(L2(epsilon, unit=unit), step=step, steps=steps, start=start, every=True), TaskLoss())
+    return Adversarial(
+        Ascent(L2(epsilon, unit=unit), step=step, steps=steps, start=start, every=True, site=site), TaskLoss()
+    )
 
 
 @recipe
-def neftune(epsilon: float = 5.0, unit: str = "absolute", begin: int = 0) -> Term:
+def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0) -> Term:
     """Noisy embedding fine-tuning.
 
     L = L(x + u),  u = U(-1, 1) epsilon / sqrt(tokens * dim).
@@ -277,7 +299,7 @@ def neftune(epsilon: float = 5.0, unit: str = "absolute", begin: int = 0) -> Ter
     Reference: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning".
     Paper and code: the official code counts padding in `tokens` and puts noise on it; here neither.
     """
-    return Adversarial(Noise(L2(epsilon, unit=unit)), TaskLoss())
+    return Adversarial(Noise(L2(epsilon, unit=unit), site=site), TaskLoss())
 
 
 # -- agreement of dropout passes -------------------------------------------------------------------------------------
@@ -312,6 +334,7 @@ def rat(
     epsilons: tuple[float, ...] | None = None,
     dropouts: tuple[float, ...] | None = None,
     unit: str = "absolute",
+    site: str = EMBEDDINGS,
     begin: int = 0,
     warmup: int = 0,
 ) -> Term:
@@ -339,7 +362,8 @@ def rat(
             raise ValueError(f"rat({name}={values!r}): {name} must have one value per pass, and passes={passes}")
     radius = epsilon if epsilons is None else epsilons
     return TaskLoss() + Adversarial(
-        Gradient(L2(radius, scope, unit)), TaskLoss(passes, dropouts) + alpha * Consistency(divergence, passes)
+        Gradient(L2(radius, scope, unit), site=site),
+        TaskLoss(passes, dropouts) + alpha * Consistency(divergence, passes),
     )
 
 
@@ -397,6 +421,7 @@ def vat(
     start: float = 0.1,
     steps: int = 1,
     unit: str = "absolute",
+    site: str = EMBEDDINGS,
     begin: int = 0,
     warmup: int = 0,
 ) -> Term:
@@ -415,7 +440,7 @@ def vat(
         that of the masks; the pass at x + r draws its own, as the official text code does.
     """
     _positive("vat", "start", start)
-    return TaskLoss() + alpha * Smoothness(Gradient(L2(epsilon, unit=unit), start=start, steps=steps), "kl")
+    return TaskLoss() + alpha * Smoothness(Gradient(L2(epsilon, unit=unit), start=start, steps=steps, site=site), "kl")
 
 
 @recipe
@@ -428,6 +453,7 @@ def smart(
     mu: float = 1.0,
     beta: float = 0.99,
     unit: str = "absolute",
+    site: str = EMBEDDINGS,
     begin: int = 0,
     warmup: int = 0,
 ) -> Term:
@@ -448,12 +474,19 @@ def smart(
         The search replays the clean pass's dropout masks (the code draws new ones). The average runs without dropout.
     """
     _positive("smart", "start", start)
-    ascent = Ascent(Linf(epsilon, unit), step=step, steps=steps, start=start, kind="normal")
+    ascent = Ascent(Linf(epsilon, unit), step=step, steps=steps, start=start, kind="normal", site=site)
     return TaskLoss() + alpha * (Smoothness(ascent, "bi_kl", fixed=False) + mu * Proximal("bi_kl", beta))
 
 
 @recipe
-def r3f(epsilon: float = 1e-5, alpha: float = 1.0, unit: str = "absolute", begin: int = 0, warmup: int = 0) -> Term:
+def r3f(
+    epsilon: float = 1e-5,
+    alpha: float = 1.0,
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    begin: int = 0,
+    warmup: int = 0,
+) -> Term:
     """R3F: the prediction must not change under parametric noise.
 
     L = L(x) + alpha 1/2 [KL(p(x) || p(x + u)) + KL(p(x + u) || p(x))],  u = U(-epsilon, epsilon) per entry.
@@ -467,7 +500,7 @@ def r3f(epsilon: float = 1e-5, alpha: float = 1.0, unit: str = "absolute", begin
     Paper and code: the noise is added in fp32 (in a bf16 sum only 4 % of it would survive); padding gets none; the
         code skips regression, here it is the mean squared difference.
     """
-    return TaskLoss() + alpha * Smoothness(Noise(Linf(epsilon, unit)), "bi_kl", fixed=False)
+    return TaskLoss() + alpha * Smoothness(Noise(Linf(epsilon, unit), site=site), "bi_kl", fixed=False)
 
 
 @recipe
@@ -514,6 +547,8 @@ def adversarial_dropout(
         after the last valid step (the paper's lambda_T = 1); for token-level outputs D is the mean over unmasked
         positions (lambda_t uniform). A GRU's mask acts on what enters the gates, and the carried z h stays whole.
     """
+    if site not in MASK_SITES:
+        raise ValueError(f"adversarial_dropout(site={site!r}): site must be one of {', '.join(MASK_SITES)}")
     at = MASK_SITES[site]
     gap: Term = Smoothness(Flip(Hamming(rate), start_mask, steps, at), divergence, fixed=fixed)
     if base == "random":

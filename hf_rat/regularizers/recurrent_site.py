@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.site import Site
 
-RECURRENT = "recurrent"
+RECURRENT = "recurrent state"
 
 
-class RecurrentSite:
+class RecurrentSite(Site):
     """A mask on the hidden state where it re-enters the last recurrent layer: one per example, the same at all steps.
 
     The layer is the last module of the model (in the order of `model.modules()`) whose `forward` takes the keyword
     `recurrent_mask`, (batch, hidden), and which has an integer `hidden_size`: what the RNN, LSTM and GRU of
-    hf_rat.models.recurrent offer, and any layer may. Kept units are scaled by units / (units that are on), and the
-    slope sees that scaling, as in the authors' code for sequences of pixels.
+    hf_rat.models.recurrent offer, and any layer may. A move is (batch, units) in {-1, 0}, and the mask `1 + move`.
+    Kept units are scaled by units / (units that are on), and the slope sees that scaling, as in the authors' code for
+    sequences of pixels.
 
     Args:
         model: the unwrapped model.
@@ -30,10 +31,8 @@ class RecurrentSite:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        super().__init__(model)
         self.module = _last_recurrent(model)
-        self.move: Tensor | None = None
-        self.fired = False
         units = getattr(self.module, "hidden_size", None)
         if not isinstance(units, int):
             raise ValueError(
@@ -61,21 +60,12 @@ class RecurrentSite:
         mask = mask * (self._units / mask.sum(-1, keepdim=True).clamp(min=1.0))
         return args, {**kwargs, "recurrent_mask": mask}
 
-    @contextmanager
-    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
-        """Forwards inside run with the mask `1 + move`, move (batch, units) in {-1, 0}; None means no mask."""
-        self.fired, self.move = False, move
-        try:
-            yield
-            if move is not None and not self.fired:
-                raise RuntimeError(
-                    f"the mask never reached the recurrent state of {type(self.model).__name__}: its "
-                    f"{type(self.module).__name__} did not run"
-                )
-        finally:
-            self.move = None
-
-    can_cut = False
+    @property
+    def unreached(self) -> str:
+        return (
+            f"the mask never reached the recurrent state of {type(self.model).__name__}: its "
+            f"{type(self.module).__name__} did not run"
+        )
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
         first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)

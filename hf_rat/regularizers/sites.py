@@ -1,18 +1,36 @@
-"""Where a perturbation enters a model: its word embeddings, or a mask on its last layer's input or recurrent state.
+"""Where a perturbation enters a model: the output of its word embeddings or of another module, or a mask on its last
+layer's input or recurrent state.
 
 A site is opened once on a model, by one persistent hook, and read by that hook in every forward: no weight is ever
 edited, nothing is registered or removed between steps (torch.compile ignores hooks that come and go), and frozen
 embeddings (LoRA) and tied embeddings work, since what is differentiated is a leaf of ours.
 """
 
-from hf_rat.regularizers.embedding_site import EMBEDDINGS, EmbeddingSite
+from collections.abc import Callable
+
+from torch import nn
+
+from hf_rat.regularizers.embedding_site import DECODER_EMBEDDINGS, EMBEDDINGS, DecoderEmbeddingSite, EmbeddingSite
 from hf_rat.regularizers.logits_site import LOGITS_INPUT, LogitsInputSite
+from hf_rat.regularizers.module_site import ModuleSite
 from hf_rat.regularizers.recurrent_site import RECURRENT, RecurrentSite
+from hf_rat.regularizers.site import Site
 
-Site = EmbeddingSite | LogitsInputSite | RecurrentSite
+MASKS = (LOGITS_INPUT, RECURRENT)
+"""The sites where a perturbation changes a dropout mask; at the others it is added to an output."""
 
-SITES: dict[str, type[EmbeddingSite] | type[LogitsInputSite] | type[RecurrentSite]] = {
+SITES: dict[str, Callable[[nn.Module], Site]] = {
     EMBEDDINGS: EmbeddingSite,
+    DECODER_EMBEDDINGS: DecoderEmbeddingSite,
     LOGITS_INPUT: LogitsInputSite,
     RECURRENT: RecurrentSite,
 }
+
+
+def open_site(name: str, model: nn.Module) -> Site:
+    """The site of that name on an unwrapped model: a key of SITES, or the output of a module of the model.
+
+    Raises:
+        ValueError: the model has no such place; the message says why.
+    """
+    return SITES[name](model) if name in SITES else ModuleSite(model, name)

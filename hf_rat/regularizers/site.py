@@ -1,0 +1,142 @@
+"""What all sites have in common, and what those have that add to the output of a module."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_rat.regularizers.dropout import random_devices
+from hf_rat.regularizers.places import Place
+
+
+class Site:
+    """Where a perturbation enters a model. Subclasses hook a module and set `fired` when a move has reached it.
+
+    Args:
+        model: the unwrapped model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.move: Tensor | None = None
+        self.fired = False
+
+    def close(self) -> None:
+        """Take the hook off."""
+        raise NotImplementedError
+
+    def place(self, inputs: Mapping[str, Any]) -> Place:
+        """The geometry of a batch."""
+        raise NotImplementedError
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether passes may withhold a gradient here: see `EmbeddingSite.owed`."""
+        return False
+
+    @property
+    def unreached(self) -> str:
+        """What to say of a move that the model never ran into."""
+        raise NotImplementedError
+
+    @contextmanager
+    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
+        """Forwards inside run perturbed by `move`, of the shape of `place`; None leaves them alone.
+
+        With `cut`, where `can_cut`, no gradient flows into what the hooked module itself learns.
+        """
+        self.move, self.fired = move, False
+        try:
+            yield
+            if move is not None and not self.fired:
+                raise RuntimeError(self.unreached)
+        finally:
+            self.move = None
+
+
+class _Seen(Exception):
+    """Raised by a hook to end a look at the model as soon as it has seen enough."""
+
+
+class OutputSite(Site):
+    """A tensor that is added to the output of a module, in one of its runs in each forward.
+
+    Args:
+        model: the unwrapped model.
+        module: the module. The first tensor of a tuple is its output.
+        run: in which of its runs, from 0; a module that an encoder and a decoder share runs on both sides.
+    """
+
+    def __init__(self, model: nn.Module, module: nn.Module, run: int = 0) -> None:
+        super().__init__(model)
+        self.module = module
+        self._run = run
+        self._runs = 0
+        self._cut = False
+        self._looking = False
+        self._time_first = False
+        self._felt = False
+        self._handle = module.register_forward_hook(self._hook)
+
+    def close(self) -> None:
+        self._handle.remove()
+
+    @property
+    def unreached(self) -> str:
+        return (
+            f"the perturbation never reached {type(self.model).__name__}: its {type(self.module).__name__} "
+            "did not run; pass input_ids rather than inputs_embeds"
+        )
+
+    @contextmanager
+    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
+        self._runs, self._cut = 0, cut
+        with super().entered(move, cut):
+            yield
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.move is None and not self._looking:
+            return None
+        self._runs += 1
+        if self._runs != self._run + 1:
+            return None
+        first = output[0] if isinstance(output, tuple) else output
+        if self._looking:
+            self._seen = (args[0] if args else None, first)
+            raise _Seen
+        assert self.move is not None
+        self.fired = True
+        if self._cut:
+            first = first.detach()
+        # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
+        move = self.move.transpose(0, 1) if self._time_first else self.move
+        moved = (first + move.reshape(first.shape)).to(first.dtype)
+        if first.dtype in (torch.float16, torch.bfloat16) and not self._felt and self.move.any():
+            self._felt = True
+            if torch.equal(moved, first):
+                warnings.warn(
+                    f"a perturbation of at most {float(self.move.detach().abs().max()):.1g} is lost in the "
+                    f"{first.dtype} that the {type(module).__name__} of {type(self.model).__name__} puts out; enlarge "
+                    "it, or keep the weights in fp32 under autocast",
+                    stacklevel=2,
+                )
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    def look(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:
+        """Run the model up to this site: (first positional argument, output) of the module; None if it did not run."""
+        self._looking, self._runs = True, 0
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=random_devices(first)):
+                self.model(**inputs)
+        except _Seen:
+            seen = self._seen
+            del self._seen
+            return seen
+        finally:
+            self._looking = False
+        return None
