@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 LENGTH_BUCKETS = ("auto", "off")
@@ -14,7 +15,7 @@ LENGTH_BUCKETS = ("auto", "off")
 KNOWN: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 """Config class -> model class, whose loss is a mean over examples; the companion models are registered there too."""
 
-# What a forward and backward cost on one core of a CPU. Measured with MiniLM, where a bucket more costs 40 to 50 tokens
+# What a forward and backward cost on one core of a CPU. Measured with MiniLM, where a bucket more costs 40-50 tokens
 # in fp32 and in bf16; only the ratios matter.
 MODULE_SECONDS = 1.5e-4
 """For each module, beside its arithmetic: python, and starting kernels."""
@@ -46,9 +47,11 @@ def whole_because(model: nn.Module, accelerator: Accelerator | None) -> str | No
         return "recurrent layers skip padding by themselves"
     if next(base.parameters()).device.type != "cpu":
         return "that was measured faster on CPUs only"
+    if any(isinstance(module, FSDPModule) for module in base.modules()):
+        return "FSDP2 wants the same forwards on every process"
     if accelerator is not None:
-        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            return f"{accelerator.distributed_type.value} wants the same forwards on every process"
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return "DeepSpeed wants the same forwards on every process"
         if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
             return "a compiled model would be compiled again for each length"
     return None

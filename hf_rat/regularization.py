@@ -11,16 +11,16 @@ group's graphs at a time. Trainers and plain Accelerate loops use the same objec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 
+from hf_rat.engine import Engine
 from hf_rat.length_buckets import LENGTH_BUCKETS, overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch
@@ -65,15 +65,19 @@ class Regularization:
         length_buckets: str = "auto",
     ) -> None:
         self.regularizer = regularizer
-        self.model = model
         self.accelerator = accelerator
-        self.unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
-        self.single_backward = _is_deepspeed(accelerator) if single_backward is None else single_backward
-        self.nonfinite = NonfiniteGuard(accelerator)
+        self.engine = Engine(model, accelerator)
+        self.unwrapped = self.engine.unwrapped
+        self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
+        if self.engine.steps_in_backward and not self.single_backward:
+            raise ValueError(
+                "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
+            )
+        self.nonfinite = NonfiniteGuard(self.engine.everywhere)
         self._run = run or self._call_model
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        require(regularizer, self.unwrapped)
+        require(regularizer, self.unwrapped, model)
         if length_buckets not in LENGTH_BUCKETS:
             raise ValueError(f"length_buckets is {length_buckets!r}; expected one of {', '.join(LENGTH_BUCKETS)}")
         self.whole_because = self._whole_because(length_buckets)
@@ -118,7 +122,7 @@ class Regularization:
             ValueError: nothing in the regularizer can use an unlabeled batch.
         """
         loss, named = self.all_but_last_backward(inputs, unlabeled=unlabeled, step=step, accumulation=accumulation)
-        self._backward(loss / accumulation)
+        self.engine.backward(loss / accumulation)
         return named
 
     def losses(
@@ -155,8 +159,8 @@ class Regularization:
             if last or self.single_backward:
                 pending = total if pending is None else pending + total
             else:
-                with self._no_sync():
-                    self._backward(total / accumulation)
+                with self.engine.no_sync():
+                    self.engine.backward(total / accumulation)
                 done = total.detach() if done is None else done + total.detach()
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
@@ -228,12 +232,11 @@ class Regularization:
         for index in range(count):
             last = index == count - 1
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
-            with nullcontext() if last else self._no_sync():
+            with nullcontext() if last else self.engine.no_sync():
                 losses = next(stream)()
             yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step))
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
-        scaler = None if self.accelerator is None else self.accelerator.scaler
         labels = inputs.get("labels")
         return Batch(
             inputs=dict(inputs),
@@ -246,9 +249,10 @@ class Regularization:
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.
-            may_cut=self.accelerator is None or self.accelerator.distributed_type != DistributedType.FSDP,
-            no_sync=self._no_sync,
-            scale=scaler.scale if scaler is not None else lambda loss: loss,
+            may_cut=not self.engine.is_sharded,
+            slopes_apart=self.engine.steps_in_backward,
+            no_sync=self.engine.search,
+            scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
         )
 
@@ -276,17 +280,8 @@ class Regularization:
                 owed = owed + site.owed(batch.inputs, leaf.grad * divided)
         return owed
 
-    def _backward(self, loss: Tensor) -> None:
-        if self.accelerator is None:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(self.model)
-
     def _call_model(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        outputs = self.model(**inputs)
+        outputs = self.engine.called(**inputs)
         logits = logits_of(outputs, type(self.unwrapped).__name__)
         return outputs.get("loss"), logits
 
@@ -294,7 +289,3 @@ class Regularization:
         if name not in self._sites:
             self._sites[name] = SITES[name](self.unwrapped)
         return self._sites[name]
-
-
-def _is_deepspeed(accelerator: Accelerator | None) -> bool:
-    return accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED

@@ -146,7 +146,7 @@ class RegularizationMixin(_Base):
         return self.compute_loss_func(outputs, labels, num_items_in_batch=count), outputs
 
     def _run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        model = self.model_wrapped
+        model = self.regularization.engine.called
         if "labels" in inputs:
             loss, outputs = self._task(model, inputs)
         else:

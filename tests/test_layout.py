@@ -15,8 +15,17 @@ ALLOWED = {
     "requirements": {"regularizers"},
     "teacher": {"regularizers"},
     "nonfinite": set(),
+    "engine": set(),
     "length_buckets": set(),
-    "regularization": {"length_buckets", "nonfinite", "regularizers", "rehearsal", "requirements", "teacher"},
+    "regularization": {
+        "engine",
+        "length_buckets",
+        "nonfinite",
+        "regularizers",
+        "rehearsal",
+        "requirements",
+        "teacher",
+    },
     "arguments": {"regularizers", "regularization"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hf_rat.regularizers.dropout import random_devices
 from hf_rat.regularizers.places import Place
@@ -116,7 +117,8 @@ class EmbeddingSite:
             weight = getattr(self.module, "weight", None)
             if weight is None:
                 return 1.0
-            self._norm = float(weight.detach().float().norm(dim=-1).mean())
+            mean = weight.detach().float().norm(dim=-1).mean()
+            self._norm = float(mean.full_tensor() if isinstance(mean, DTensor) else mean)
         return self._norm
 
     @embedding_norm.setter
