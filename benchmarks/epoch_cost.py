@@ -67,7 +67,7 @@ def enlist(name: str, path: str, labels: int, maximum: int) -> Contestant:
         backward = partial(plain, model)
     else:
         buckets = "auto" if how == "in buckets" else "off"
-        run = partial(autocast, model) if fast else None
+        run = autocast if fast else None
         backward = partial(Regularization(parse(method), model, run=run, length_buckets=buckets).backward, step=LATE)
 
     def pad_and_back(texts: Any) -> None:

@@ -65,6 +65,13 @@ class RegularizedTrainingArguments(TrainingArguments):
         metadata={"help": "Make one backward per micro-batch (same gradients, more memory); DeepSpeed always does."},
     )
 
+    reg_memory: str = field(
+        default="fast",
+        metadata={
+            "help": "fast: dropout passes run as one batch; lean: one by one, with the activations of one of them in "
+            "memory, and once more in the backward."
+        },
+    )
     length_buckets: str = field(
         default="auto",
         metadata={
@@ -110,5 +117,6 @@ class RegularizedTrainingArguments(TrainingArguments):
 
     def reg_overrides(self) -> dict[str, Any]:
         """argument -> value, of the `reg_*` fields that are set."""
-        names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name != "reg_single_backward"]
+        how = ("reg_single_backward", "reg_memory")
+        names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name not in how]
         return {name.removeprefix("reg_"): getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -62,6 +62,7 @@ class Engine:
     @contextmanager
     def search(self) -> Iterator[None]:
         """Passes inside give slopes, and no gradients of parameters."""
+        before = self.called
         if self.steps_in_backward:
             # DeepSpeed takes any traversal that begins at its own output for the backward that it waits for.
             self.called = self.unwrapped
@@ -69,7 +70,7 @@ class Engine:
             with self.no_sync():
                 yield
         finally:
-            self.called = self._model
+            self.called = before
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the loss scale of fp16."""

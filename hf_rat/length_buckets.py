@@ -10,13 +10,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-LENGTH_BUCKETS = ("auto", "off")
-
 KNOWN: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-"""Config class -> model class, whose loss is a mean over examples; the companion models are registered there too."""
+"""Config class -> model class, whose loss is a mean over examples; the companion models are there too."""
 
-# What a forward and backward cost on one core of a CPU. Measured with MiniLM, where a bucket more costs 40-50 tokens
-# in fp32 and in bf16; only the ratios matter.
+# What a forward and backward cost on one core of a CPU; only the ratios matter. Measured with MiniLM, where a bucket
+# more costs 40 to 50 tokens, in fp32 and in bf16.
 MODULE_SECONDS = 1.5e-4
 """For each module, beside its arithmetic: python, and starting kernels."""
 WEIGHT_SECONDS = 2e-9
@@ -25,13 +23,18 @@ FLOP_SECONDS = 1.5e-11
 """For each floating point operation."""
 
 
-def whole_because(model: nn.Module, accelerator: Accelerator | None) -> str | None:
+def whole_because(length_buckets: str, model: nn.Module, accelerator: Accelerator | None) -> str | None:
     """Why batches of this model are not split by length; None where they are.
 
     Args:
+        length_buckets: "auto" or "off".
         model: the unwrapped model.
         accelerator: of the run, or None.
     """
+    if length_buckets not in ("auto", "off"):
+        raise ValueError(f'length_buckets is {length_buckets!r}; expected "auto" or "off"')
+    if length_buckets == "off":
+        return "length_buckets is off"
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # of PEFT
     config: Any = getattr(base, "config", None)

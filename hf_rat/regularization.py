@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,9 +22,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_rat.engine import Engine
-from hf_rat.length_buckets import LENGTH_BUCKETS, overhead, whole_because
+from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
-from hf_rat.regularizers.batches import Batch
+from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
 from hf_rat.regularizers.divergences import problem_type
 from hf_rat.regularizers.outputs import logits_of
@@ -32,7 +33,7 @@ from hf_rat.regularizers.sites import EMBEDDINGS, SITES, EmbeddingSite, Site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.rehearsal import Cost, rehearse
-from hf_rat.requirements import require
+from hf_rat.requirements import require, require_memory
 from hf_rat.teacher import Teacher
 
 
@@ -44,11 +45,13 @@ class Regularization:
         model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
             Open the regularization before the first forward of a compiled model.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
-        run: inputs -> (mean task loss, or None without labels; logits). The default calls the model.
+        run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
         single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
-        length_buckets: "auto" splits each batch by length where that is exact and faster (see `whole_because`), "off"
-            leaves it whole.
+        length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
+            over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
+        memory: "fast" runs the dropout passes at a point as one batch; "lean" one by one, and keeps the activations of
+            one of them at a time: the others run again in the backward, under the same masks.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -60,9 +63,10 @@ class Regularization:
         model: nn.Module,
         *,
         accelerator: Accelerator | None = None,
-        run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]] | None = None,
+        run: Callable[[nn.Module, dict[str, Any]], Pass] | None = None,
         single_backward: bool | None = None,
-        length_buckets: str = "auto",
+        length_buckets: str | None = None,
+        memory: str = "fast",
     ) -> None:
         self.regularizer = regularizer
         self.accelerator = accelerator
@@ -74,13 +78,16 @@ class Regularization:
                 "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
             )
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
-        self._run = run or self._call_model
+        self._run = run or _call
+        self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
         require(regularizer, self.unwrapped, model)
-        if length_buckets not in LENGTH_BUCKETS:
-            raise ValueError(f"length_buckets is {length_buckets!r}; expected one of {', '.join(LENGTH_BUCKETS)}")
-        self.whole_because = self._whole_because(length_buckets)
+        require_memory(memory, self.unwrapped, accelerator)
+        length_buckets = length_buckets or ("auto" if run is None else "off")
+        self.whole_because = (
+            "training is plain" if self.is_plain else whole_because(length_buckets, self.unwrapped, accelerator)
+        )
         self._bucket_overhead = overhead(self.unwrapped)
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
@@ -182,7 +189,7 @@ class Regularization:
         term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
         active = tuple(part for weight, part in term.parts(step) if weight > 0)
         if active not in self._costs:
-            self._costs[active] = rehearse(term, step)
+            self._costs[active] = rehearse(term, step, self._lean)
         return self._costs[active]
 
     def after_step(self) -> None:
@@ -241,7 +248,8 @@ class Regularization:
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
-            run=self._run,
+            run=lambda inputs: self._run(self.engine.called, inputs),
+            rerun=partial(self._run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=problem_type(
                 getattr(self.unwrapped, "config", None), labels if isinstance(labels, Tensor) else None
@@ -255,14 +263,6 @@ class Regularization:
             scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
         )
-
-    def _whole_because(self, length_buckets: str) -> str | None:
-        """Why batches are not split by length, or None."""
-        if length_buckets == "off":
-            return "length_buckets is off"
-        if self.is_plain:
-            return "training is plain"
-        return whole_because(self.unwrapped, self.accelerator)
 
     def _owed(self, batch: Batch, accumulation: int) -> Tensor | float:
         """The gradients that passes withheld from the embeddings, as a scalar of value zero that gives them back."""
@@ -280,12 +280,12 @@ class Regularization:
                 owed = owed + site.owed(batch.inputs, leaf.grad * divided)
         return owed
 
-    def _call_model(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        outputs = self.engine.called(**inputs)
-        logits = logits_of(outputs, type(self.unwrapped).__name__)
-        return outputs.get("loss"), logits
-
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
             self._sites[name] = SITES[name](self.unwrapped)
         return self._sites[name]
+
+
+def _call(model: nn.Module, inputs: dict[str, Any]) -> Pass:
+    outputs = model(**inputs)
+    return outputs.get("loss"), logits_of(outputs, type(model).__name__)

@@ -14,6 +14,9 @@ from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.sites import SITES, Site
 from hf_rat.regularizers.terms import Term, groups
 
+# Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
+FORWARD, BACKWARD, SLOPE, OPTIMIZER = 0.375, 0.56, 0.31, 0.065
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -24,12 +27,14 @@ class Cost:
         backwards: passes that are back-propagated to the parameters.
         slopes: further traversals, for a slope with respect to the perturbation only.
         groups: backwards that are made one after the other.
+        graphs: passes whose activations are in memory at a time, at most.
     """
 
     forwards: int
     backwards: int
     slopes: int
     groups: int
+    graphs: int = 1
 
     def __add__(self, other: Cost) -> Cost:
         """Of both, one after the other."""
@@ -38,37 +43,57 @@ class Cost:
             self.backwards + other.backwards,
             self.slopes + other.slopes,
             self.groups + other.groups,
+            max(self.graphs, other.graphs),
         )
+
+    @property
+    def time(self) -> float:
+        """Expected multiple of a plain step's time, on an encoder in fp32, its optimizer step included."""
+        work = FORWARD * self.forwards + BACKWARD * self.backwards + SLOPE * self.slopes
+        return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER)
 
     def __str__(self) -> str:
         text = f"{self.forwards} forward and {self.backwards} backward passes"
         return text + (f" and {self.slopes} for slopes" if self.slopes else "")
 
+    def price(self) -> str:
+        """Time and memory as multiples of plain training's."""
+        return f"about {self.time:.1f} times the time and {self.graphs} times the activations of plain training"
 
-def rehearse(regularizer: Term, step: int) -> Cost:
-    """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were."""
+
+def rehearse(regularizer: Term, step: int, lean: bool = False) -> Cost:
+    """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were.
+
+    Args:
+        regularizer: what is rehearsed.
+        step: the optimizer step.
+        lean: whether passes are run again instead of kept.
+    """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        return _rehearse(regularizer, step, _Stage())
+        return _rehearse(regularizer, step, _Stage(), lean)
 
 
-def _rehearse(regularizer: Term, step: int, stage: _Stage) -> Cost:
+def _rehearse(regularizer: Term, step: int, stage: _Stage, lean: bool) -> Cost:
     batch = Batch(
         inputs={"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])},
         run=stage.run,
         open_site=stage.site,
         problem="single_label_classification",
         step=step,
+        rerun=stage.run if lean else None,
         teacher=lambda inputs: stage.run(inputs)[1].detach(),
     )
-    backwards = count = 0
+    backwards = count = graphs = 0
     for group in groups(regularizer, Point(batch)):
-        before = batch.forwards - batch.searches
+        before, reruns = batch.forwards - batch.searches, batch.reruns
         losses = group()
-        backwards += batch.forwards - batch.searches - before
+        passes = batch.forwards - batch.searches - before
+        backwards += passes
+        graphs = max(graphs, passes - (batch.reruns - reruns))
         count += 1
         if losses:
             torch.stack(list(losses.values())).sum().backward()
-    return Cost(batch.forwards, backwards, batch.slopes, count)
+    return Cost(batch.forwards + batch.reruns, backwards, batch.slopes, count, graphs)
 
 
 class _Stage(nn.Module):

@@ -7,6 +7,8 @@ import os
 import warnings
 from typing import Any, cast
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import TrainingArguments
@@ -79,6 +81,22 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
         raise ValueError(
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; "
             "leave use_reentrant at False, its default"
+        )
+
+
+def require_memory(memory: str, model: nn.Module, accelerator: Accelerator | None) -> None:
+    """Refuse an unknown way with memory, and one that an engine cannot go, on a model without wrappers.
+
+    Raises:
+        ValueError: `memory` is neither "fast" nor "lean", or "lean" under FSDP or DeepSpeed.
+    """
+    if memory not in ("fast", "lean"):
+        raise ValueError(f'memory is {memory!r}; expected "fast" or "lean"')
+    deepspeed = accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
+    if memory == "lean" and (deepspeed or any(isinstance(module, FSDPModule) for module in model.modules())):
+        raise ValueError(
+            f'memory="lean" runs passes again in the backward, which {"DeepSpeed" if deepspeed else "FSDP2"} cannot; '
+            'use memory="fast" with activation checkpointing'
         )
 
 

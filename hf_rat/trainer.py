@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_rat.announcement import announcement
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.card import regularization_section
 from hf_rat.regularization import Regularization
+from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, accumulate
@@ -93,6 +95,7 @@ class RegularizationMixin(_Base):
                 run=self._run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
                 length_buckets=self._length_buckets(),
+                memory=getattr(self.args, "reg_memory", "fast"),
             )
         return self._regularization
 
@@ -145,8 +148,7 @@ class RegularizationMixin(_Base):
         count = (labels != -100).sum()
         return self.compute_loss_func(outputs, labels, num_items_in_batch=count), outputs
 
-    def _run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        model = self.regularization.engine.called
+    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
         if "labels" in inputs:
             loss, outputs = self._task(model, inputs)
         else:
@@ -218,15 +220,11 @@ class RegularizationMixin(_Base):
                 regularization.teacher.load(self._resumed_from)
         self._store_state()
         if self.is_world_process_zero():
-            cost = regularization.cost()
-            if self._unlabeled is not None:
-                cost += regularization.cost(unlabeled=True)
-            logger.info(
-                "Regularizer %r: %s per step (plain: 1 and 1), on %s",
-                regularization.regularizer,
-                cost,
-                self.args.device,
-            )
+            logger.info(self.announcement())
+
+    def announcement(self) -> str:
+        """What is going to be done, at what price, and how, in one line."""
+        return announcement(self.regularization, self.args, with_unlabeled=self._unlabeled_dataset is not None)
 
     @property
     def _callback_states(self) -> dict[str, Any]:

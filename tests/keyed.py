@@ -108,14 +108,14 @@ def by_bucket():
         start[:] = [torch.get_rng_state()]
         return forward(self, *args, **kwargs)
 
-    def bucket_forward(self, inputs, moves):
+    def bucket_forward(self, inputs, moves, run):
         batch = _examples[0]
         ids = inputs["input_ids"]
         _examples[0] = _identified(ids, inputs.get("attention_mask", torch.ones_like(ids)))
         _examples[0] = _examples[0][: len(set(_examples[0].tolist()))]  # of one copy
         torch.set_rng_state(start[0])
         try:
-            return moved(self, inputs, moves)
+            return moved(self, inputs, moves, run)
         finally:
             _examples[0] = batch
 

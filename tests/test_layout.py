@@ -26,9 +26,11 @@ ALLOWED = {
         "requirements",
         "teacher",
     },
+    "announcement": {"regularization"},
     "arguments": {"regularizers", "regularization"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {
+        "announcement",
         "regularizers",
         "regularization",
         "arguments",

@@ -353,7 +353,7 @@ def test_a_loop_can_run_the_model_its_own_way():
     model, batch = tiny_model(), tiny_batch()
     weights = torch.tensor([0.2, 1.0, 3.0])
 
-    def run(inputs):
+    def run(model, inputs):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         logits = model(**inputs).logits

@@ -26,8 +26,6 @@ from hf_rat.data.loading import require_rows
 from hf_rat.data.metrics import TaskMetric
 from hf_rat.data.submission import write_answers
 from hf_rat.data.tasks import HeldOut, Task
-from hf_rat.regularizers.terms import FULL_STRENGTH
-from hf_rat.rehearsal import rehearse
 from hf_rat.trainer import RegularizedTrainer
 
 T = TypeVar("T")
@@ -194,15 +192,6 @@ def _values(logits: Any, labels: Labels) -> np.ndarray:
     return logits.reshape(-1) if labels.regression else labels.from_model(logits.argmax(axis=1))
 
 
-def announce(trainer: RegularizedTrainer) -> None:
-    """Regularizer, cost and device in one line."""
-    regularizer, args = trainer.regularizer, trainer.args
-    say(
-        f"Regularizer {regularizer!r}: {rehearse(regularizer, FULL_STRENGTH)} per step (plain: 1 and 1), "
-        f"on {args.device.type} x {args.world_size}"
-    )
-
-
 def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     """Train, evaluate, predict and save as the flags say; the scores and speeds, as in all_results.json.
 
@@ -212,7 +201,7 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         resume: a whole checkpoint, or None.
     """
     trainer = build_trainer(flags, job)
-    announce(trainer)
+    say(trainer.announcement())
     results: dict[str, float] = {}
     if job.train is not None:
         trained = trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).metrics

@@ -41,11 +41,14 @@ class Batch:
         teacher: inputs -> logits of the averaged model, for SMART's proximal term.
         may_cut: passes at which a slope rides may withhold the gradient of the embeddings; whoever makes the backwards
             then owes it to them (`owing`).
+        rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
+            It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
         slopes: passes traversed so far for a slope alone.
+        reruns: passes that run a second time, in the backward.
         owing: (site, leaf) of the passes that withheld a gradient; it lies in the leaf's `grad`.
     """
 
@@ -60,10 +63,12 @@ class Batch:
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Callable[[dict[str, Any]], Tensor] | None = None
     may_cut: bool = False
+    rerun: Run | None = None
     split: Sequence[Bucket] = ()
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
+    reruns: int = 0
     owing: list[tuple[str, Tensor]] = field(default_factory=list)
     _places: dict[str, Place] = field(default_factory=dict)
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from hf_rat.regularizers.batches import Batch, Pass
+from hf_rat.regularizers.batches import Batch, Pass, Run
 from hf_rat.regularizers.buckets import joined
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
 
@@ -142,21 +143,22 @@ class Point:
                 self._cut.add(site)
                 batch.owing.append((site, self._leaves[site]))
         batch.forwards += count
-        if count > 1 and self._rates is None and self.masks is None:
+        lean = batch.rerun is not None and self._graph and not self._searching
+        if count > 1 and self._rates is None and self.masks is None and not lean:
             # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
-            loss, logits = self._forward(batch.tiled(count), tiled, count)
+            loss, logits = self._forward(batch.tiled(count), tiled, batch.run, count)
             return loss, list(logits.chunk(count))
         losses, all_logits = [], []
         for k in range(count):
-            with ExitStack() as contexts:
-                if self.masks is not None and k == 0:
-                    contexts.enter_context(self.masks.replayed())
-                rate = self.rate if self._rates is None else self._rates[k]
-                if rate is not None:
-                    contexts.enter_context(DropoutRate(rate))
-                own = {site: self._per_pass(site, move)[k] for site, move in moves.items()}
-                loss, logits = self._forward(dict(batch.inputs), own)
+            own = {site: self._per_pass(site, move)[k] for site, move in moves.items()}
+            with self.masks.replayed() if self.masks is not None and k == 0 else nullcontext():
+                if lean and k < count - 1:
+                    # Its logits are needed now, its activations when the backward has left the passes after it.
+                    batch.reruns += 1
+                    loss, logits = checkpoint(self._at_rate, k, own, batch.rerun, use_reentrant=False)
+                else:
+                    loss, logits = self._at_rate(k, own, batch.run)
             losses.append(loss)
             all_logits.append(logits)
         known = [loss for loss in losses if loss is not None]
@@ -167,27 +169,33 @@ class Point:
         shared = move.dim() == len(self.batch.place(site).shape)
         return move.expand(self._count, *move.shape) if shared else move
 
-    def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], copies: int = 1) -> Pass:
+    def _at_rate(self, k: int, moves: Mapping[str, Tensor], run: Run) -> Pass:
+        """Pass `k`, under its own dropout rate."""
+        rate = self.rate if self._rates is None else self._rates[k]
+        with nullcontext() if rate is None else DropoutRate(rate):
+            return self._forward(dict(self.batch.inputs), moves, run)
+
+    def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run, copies: int = 1) -> Pass:
         """One forward over `copies` copies of the batch, in one piece or bucket after bucket."""
         batch = self.batch
         if not batch.split:
-            return self._moved(inputs, moves)
+            return self._moved(inputs, moves, run)
         split = [bucket.tiled(copies, batch.size) for bucket in batch.split]
         parts = []
         for bucket in split:
             # Gradients are exchanged after the last forward only, so that processes may differ in their buckets.
             with nullcontext() if bucket is split[-1] else batch.no_sync():
                 own = {site: bucket.move(move) for site, move in moves.items()}
-                parts.append(self._moved(bucket.inputs(inputs), own))
+                parts.append(self._moved(bucket.inputs(inputs), own, run))
         losses = [len(bucket.rows) * loss for bucket, (loss, _) in zip(split, parts, strict=True) if loss is not None]
         mean = torch.stack(losses).sum() / (copies * batch.size) if losses else None
         return mean, joined([logits for _, logits in parts], split)
 
-    def _moved(self, inputs: dict[str, Any], moves: Mapping[str, Tensor]) -> Pass:
+    def _moved(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         with ExitStack() as contexts:
             for site, move in moves.items():
                 contexts.enter_context(self.batch.open_site(site).entered(move, site in self._cut))
-            return self.batch.run(inputs)
+            return run(inputs)
 
     # -- slopes ------------------------------------------------------------------------------------------------------
 
