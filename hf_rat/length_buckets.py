@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
 from hf_rat.regularizers.sites import SITES
@@ -64,9 +65,11 @@ def whole_because(
         return "recurrent layers skip padding by themselves"
     if next(base.parameters()).device.type != "cpu":
         return "that was measured faster on CPUs only"
+    if any(isinstance(module, FSDPModule) for module in base.modules()):
+        return "FSDP2 wants the same forwards on every process"
     if accelerator is not None:
-        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            return f"{accelerator.distributed_type.value} wants the same forwards on every process"
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return "DeepSpeed wants the same forwards on every process"
         if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
             return "a compiled model would be compiled again for each length"
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 
@@ -11,11 +12,11 @@ class NonfiniteGuard:
     """Keeps what is not finite away from the weights, and counts the optimizer steps in which there was any.
 
     Args:
-        accelerator: asks the other processes; None when there is one only.
+        everywhere: (n,) bool -> (n,) bool, what holds on every process.
     """
 
-    def __init__(self, accelerator: Accelerator | None) -> None:
-        self._accelerator = accelerator
+    def __init__(self, everywhere: Callable[[Tensor], Tensor]) -> None:
+        self._everywhere = everywhere
         self.steps = 0
         self._last = -1
 
@@ -24,10 +25,7 @@ class NonfiniteGuard:
         if not losses:
             return losses
         finite = torch.stack([torch.isfinite(value.detach()).all() for value in losses.values()])
-        if self._accelerator is not None and self._accelerator.num_processes > 1:
-            votes = self._accelerator.reduce(finite.float(), reduction="sum")
-            finite = votes == self._accelerator.num_processes
-        kept = finite.tolist()
+        kept = self._everywhere(finite).tolist()
         if all(kept):
             return losses
         self.count(step)

@@ -11,7 +11,7 @@ group's graphs at a time. Trainers and plain Accelerate loops use the same objec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 
+from hf_rat.engine import Engine
 from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
@@ -72,18 +72,22 @@ class Regularization:
         memory: str = "fast",
     ) -> None:
         self.regularizer = regularizer
-        self.model = model
         self.accelerator = accelerator
-        self.unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
-        self.single_backward = _is_deepspeed(accelerator) if single_backward is None else single_backward
-        self.nonfinite = NonfiniteGuard(accelerator)
+        self.engine = Engine(model, accelerator)
+        self.unwrapped = self.engine.unwrapped
+        self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
+        if self.engine.steps_in_backward and not self.single_backward:
+            raise ValueError(
+                "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
+            )
+        self.nonfinite = NonfiniteGuard(self.engine.everywhere)
         self._run = run or _call
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        self.weighting = Weighting(model, self.unwrapped, partial(self._run, model), accelerator)
-        require(regularizer, self.unwrapped)
-        require_memory(memory, accelerator)
+        self.weighting = Weighting(self.engine, lambda inputs: self._run(self.engine.called, inputs))
+        require(regularizer, self.unwrapped, model)
+        require_memory(memory, self.unwrapped, accelerator)
         asked = length_buckets or ("auto" if run is None else "off")
         terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
@@ -131,7 +135,7 @@ class Regularization:
         loss, named = self.all_but_last_backward(
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
         )
-        self._backward(loss / accumulation)
+        self.engine.backward(loss / accumulation)
         return named
 
     def losses(
@@ -175,12 +179,12 @@ class Regularization:
             if last or self.single_backward:
                 pending = total if pending is None else pending + total
             else:
-                with self._no_sync():
-                    self._backward(total / accumulation)
+                with self.engine.no_sync():
+                    self.engine.backward(total / accumulation)
                 done = total.detach() if done is None else done + total.detach()
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
-                owed = owed + given_back(batch, accumulation, self.accelerator)
+                owed = owed + given_back(batch, accumulation, self.engine)
         if pending is None:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
@@ -252,46 +256,33 @@ class Regularization:
         for index in range(count):
             last = index == count - 1
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
-            with nullcontext() if last else self._no_sync():
+            with nullcontext() if last else self.engine.no_sync():
                 losses = weighted(next(stream)(), weight if index < labelled else None)
             yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step))
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
-        scaler = None if self.accelerator is None else self.accelerator.scaler
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
-            run=partial(self._run, self.model),
+            run=lambda inputs: self._run(self.engine.called, inputs),
             rerun=partial(self._run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.
-            may_cut=self.accelerator is None or self.accelerator.distributed_type != DistributedType.FSDP,
-            no_sync=self._no_sync,
-            scale=scaler.scale if scaler is not None else lambda loss: loss,
+            may_cut=not self.engine.is_sharded,
+            slopes_apart=self.engine.steps_in_backward,
+            no_sync=self.engine.search,
+            scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
             one_by_one=wide(self.unwrapped),
         )
-
-    def _backward(self, loss: Tensor) -> None:
-        if self.accelerator is None:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(self.model)
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
             self._sites[name] = open_site(name, self.unwrapped)
         return self._sites[name]
-
-
-def _is_deepspeed(accelerator: Accelerator | None) -> bool:
-    return accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 def _call(model: nn.Module, inputs: dict[str, Any]) -> Pass:

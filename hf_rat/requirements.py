@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_rat.regularizers.perturbations import Flip, Redrawn
-from hf_rat.regularizers.terms import Consistency, Smoothness, TaskLoss, Term, all_terms, is_plain
+from hf_rat.regularizers.terms import Consistency, Proximal, Smoothness, TaskLoss, Term, all_terms, is_plain
 
 
-def require(regularizer: Term, model: nn.Module) -> None:
-    """Refuse a model (unwrapped) that the regularizer would be silently wrong on; warn where it would do nothing.
+def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
+    """Refuse a model that the regularizer would be silently wrong on; warn where it would do nothing.
+
+    Args:
+        regularizer: the term.
+        model: without wrappers.
+        wrapped: as the loop calls it.
 
     Raises:
         ValueError: a pass has a dropout rate of its own, and activation checkpointing or an attention kernel would not
-            obey it; activation checkpointing is reentrant; or the regularizer leaves no loss at all.
+            obey it; activation checkpointing is reentrant; the weights are sharded in a way that the regularizer
+            cannot be right under; or the regularizer leaves no loss at all.
     """
     terms = list(all_terms(regularizer))
     if not terms:
         raise ValueError(f"{regularizer!r} leaves no loss to train on: its factor of 0 takes everything away")
     _require_obeyed_rates(regularizer, terms, model)
+    _require_readable_weights(regularizer, terms, model, wrapped)
     if not is_plain(regularizer) and any(map(_checkpoints_reentrantly, model.modules())):
         raise ValueError(
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; enable it with "
@@ -45,8 +54,13 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
 
     Raises:
         ValueError: several GPUs in one process, an optimizer that steps inside the backward, or reentrant activation
-            checkpointing.
+            checkpointing. Also for `plain`: FSDP on the CPU.
     """
+    if args.device.type == "cpu" and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
+        raise ValueError(
+            "FSDP was asked for and the device is the CPU, where Accelerate trains with DDP instead and does not say "
+            "so; launch on GPUs or without FSDP"
+        )
     if is_plain(regularizer):
         return
     if args.n_gpu > 1:
@@ -70,19 +84,19 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
         )
 
 
-def require_memory(memory: str, accelerator: Accelerator | None) -> None:
-    """Refuse an unknown way with memory, and one that an engine cannot go.
+def require_memory(memory: str, model: nn.Module, accelerator: Accelerator | None) -> None:
+    """Refuse an unknown way with memory, and one that an engine cannot go, on a model without wrappers.
 
     Raises:
         ValueError: `memory` is neither "fast" nor "lean", or "lean" under FSDP or DeepSpeed.
     """
     if memory not in ("fast", "lean"):
         raise ValueError(f'memory is {memory!r}; expected "fast" or "lean"')
-    engine = None if accelerator is None else accelerator.distributed_type
-    if memory == "lean" and engine in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    deepspeed = accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
+    if memory == "lean" and (deepspeed or any(isinstance(module, FSDPModule) for module in model.modules())):
         raise ValueError(
-            f'memory="lean" runs passes again in the backward, which {engine.value} cannot; use memory="fast" with '
-            "activation checkpointing"
+            f'memory="lean" runs passes again in the backward, which {"DeepSpeed" if deepspeed else "FSDP2"} cannot; '
+            'use memory="fast" with activation checkpointing'
         )
 
 
@@ -104,6 +118,27 @@ def _require_obeyed_rates(regularizer: Term, terms: list[Term], model: nn.Module
         raise ValueError(
             f'{regularizer!r} gives a pass its own dropout rate, which attn_implementation="{attention}" does not '
             'obey; use "sdpa" or "eager"'
+        )
+
+
+def _require_readable_weights(regularizer: Term, terms: list[Term], model: nn.Module, wrapped: nn.Module) -> None:
+    if not is_plain(regularizer) and any(isinstance(m, FullyShardedDataParallel) for m in wrapped.modules()):
+        raise ValueError(
+            f"{regularizer!r} under FSDP 1, which shows no weights and no embeddings outside its own forward; use "
+            "fsdp_version: 2"
+        )
+    zero3 = any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
+    sharded = zero3 or any(isinstance(module, FSDPModule) for module in model.modules())
+    if sharded and any(isinstance(term, Proximal) for term in terms):
+        raise ValueError(
+            f"{regularizer!r} keeps an average of the whole model, and {'ZeRO-3' if zero3 else 'FSDP2'} shards the "
+            "weights over the processes; use DDP, ZeRO-1 or ZeRO-2"
+        )
+    balls = [getattr(term.perturb, "ball", None) for term in terms]
+    if zero3 and any(getattr(ball, "unit", None) == "embedding" for ball in balls):
+        raise ValueError(
+            f"{regularizer!r} measures the embedding table, which ZeRO-3 shards over the processes; use "
+            'unit="absolute"'
         )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
+from hf_rat.engine import Engine
 from hf_rat.regularizers.dropout import random_devices
 from hf_rat.regularizers.problems import IGNORED, counted, has_a_label_per_position, is_labelled, problem_type
 from hf_rat.regularizers.terms import Losses
@@ -18,20 +18,12 @@ class Weighting:
     """Gives the losses of a micro-batch, which are means over what it has, their share of an optimizer step.
 
     Args:
-        model: the model that is trained, as the loop calls it.
-        unwrapped: the same without wrappers.
+        engine: averages gradients over processes and micro-batches.
         run: inputs -> (mean task loss, logits).
-        accelerator: averages gradients over processes and micro-batches; None for a bare loop.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        unwrapped: nn.Module,
-        run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]],
-        accelerator: Accelerator | None,
-    ) -> None:
-        self._model, self._unwrapped, self._run, self._accelerator = model, unwrapped, run, accelerator
+    def __init__(self, engine: Engine, run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]]) -> None:
+        self._engine, self._run = engine, run
         self._shifts: bool | None = None
 
     def problem(self, inputs: Mapping[str, Any]) -> str:
@@ -39,11 +31,11 @@ class Weighting:
         if self._shifts is None and "labels" in inputs and self.by_position(inputs):
             self._shifts = False  # until it is known, since the task loss may ask for the kind of task
             self._shifts = not self._first_label_counts(inputs)
-        return problem_type(self._unwrapped, inputs, bool(self._shifts))
+        return problem_type(self._engine.unwrapped, inputs, bool(self._shifts))
 
     def by_position(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the task loss is a mean over labelled positions, rather than over examples."""
-        return is_labelled(inputs) and has_a_label_per_position(self._unwrapped, inputs)
+        return is_labelled(inputs) and has_a_label_per_position(self._engine.unwrapped, inputs)
 
     def counted(self, inputs: Mapping[str, Any]) -> Tensor:
         """How many labels a micro-batch has: what its losses are means over; an integer scalar."""
@@ -59,10 +51,7 @@ class Weighting:
         if not samples or not self.by_position(samples[0]):
             return None
         items = torch.stack([self.counted(sample) for sample in samples]).sum()
-        if self._accelerator is None:
-            return items
-        items = items.to(self._accelerator.device)
-        return self._accelerator.reduce(items) if across else items * self._accelerator.num_processes
+        return self._engine.sum(items) if across else items * self._engine.processes
 
     def weight(self, inputs: Mapping[str, Any], items: Tensor | int | None, accumulation: int = 1) -> Tensor | None:
         """The factor with which a mean of weighted means is the mean over all `items`; None: means count alike.
@@ -73,10 +62,8 @@ class Weighting:
         """
         if items is None:
             return None
-        means = accumulation
-        if self._accelerator is not None:
-            means *= self._accelerator.gradient_accumulation_steps * self._accelerator.num_processes
         own = self.counted(inputs)
+        means = accumulation * self._engine.accumulation * self._engine.processes
         return own * means / torch.as_tensor(items, device=own.device).clamp(min=1)
 
     def _first_label_counts(self, inputs: Mapping[str, Any]) -> bool:
@@ -88,9 +75,9 @@ class Weighting:
         nowhere = torch.full_like(inputs["labels"], IGNORED)
         first = nowhere.clone()
         first[:, 0] = 0
-        modes = [(module, module.training) for module in self._model.modules()]
+        modes = [(module, module.training) for module in self._engine.called.modules()]
         try:
-            self._model.eval()
+            self._engine.called.eval()
             eager = torch.compiler.set_stance("force_eager")  # nothing is compiled for this
             with torch.no_grad(), torch.random.fork_rng(devices=random_devices(nowhere)), eager:
                 at_none, at_first = (self._run({**inputs, "labels": labels})[0] for labels in (nowhere, first))

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator
+import torch
 from torch import Tensor
 
+from hf_rat.engine import Engine
 from hf_rat.regularizers.batches import Batch
 from hf_rat.regularizers.sites import EmbeddingSite
 
 
-def given_back(batch: Batch, accumulation: int, accelerator: Accelerator | None) -> Tensor | float:
+def given_back(batch: Batch, accumulation: int, engine: Engine) -> Tensor | float:
     """What `batch` owes the embeddings, as a scalar of value zero whose backward gives it back."""
     # A leaf's gradient is that of a loss that was divided and scaled as the returned one is going to be.
-    divided = float(accumulation)
-    if accelerator is not None:
-        divided *= accelerator.gradient_accumulation_steps
-        if accelerator.scaler is not None:
-            divided /= accelerator.scaler.get_scale()
+    divided = accumulation * engine.accumulation / engine.scale(torch.ones((), device=batch.device))
     owed: Tensor | float = 0.0
     while batch.owing:
         name, leaf = batch.owing.pop()

@@ -35,6 +35,8 @@ class Batch:
         step: the optimizer step that is being made, from 0: terms that begin later compare with it.
         streaming: groups are back-propagated one by one, so that a slope may ride on a backward; otherwise all
             graphs are kept for one backward and slopes are taken separately.
+        slopes_apart: a slope that was announced is taken in passes of its own, because the engine cannot traverse a
+            graph twice.
         no_sync: passes of a search run inside this context (gradients of parameters are not computed there).
         scale: multiplies a loss before a slope is taken (the fp16 loss scale; slopes are used for direction only).
         teacher: inputs -> logits of the averaged model, for SMART's proximal term.
@@ -58,6 +60,7 @@ class Batch:
     problem: str
     step: int = 0
     streaming: bool = True
+    slopes_apart: bool = False
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Callable[[dict[str, Any]], Tensor] | None = None

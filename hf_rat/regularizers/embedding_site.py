@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.site import OutputSite
@@ -85,14 +86,17 @@ class EmbeddingSite(OutputSite):
         return _mask(inputs.get("attention_mask"), ids)
 
     @property
-    def embedding_norm(self) -> float:
-        """Mean L2 norm of the embeddings of all tokens when it was first asked for; training keeps this length."""
+    def embedding_norm(self) -> float | None:
+        """Mean L2 norm of the embeddings of all tokens when it was first asked for; training keeps this length.
+
+        None where it cannot be told: a table that FSDP2 shards, in a module that does more than look up.
+        """
         if self._norm is None:
             self._norm = _mean_norm(self.module)
         return self._norm
 
     @embedding_norm.setter
-    def embedding_norm(self, value: float) -> None:
+    def embedding_norm(self, value: float | None) -> None:
         self._norm = value
 
     def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
@@ -179,14 +183,17 @@ def _mask(attention: Any, ids: Tensor) -> Tensor | None:
     return attention.bool() if isinstance(attention, Tensor) and attention.shape == ids.shape else None
 
 
-def _mean_norm(module: nn.Module) -> float:
+def _mean_norm(module: nn.Module) -> float | None:
     """Of what the module puts out for all its tokens: some scale or normalise the rows of their table."""
     table = getattr(module, "weight", None)
     if table is None:
         return 1.0
     with torch.no_grad():
         if type(module).forward is nn.Embedding.forward:
-            return float(table.float().norm(dim=-1).mean())
+            mean = table.float().norm(dim=-1).mean()
+            return float(mean.full_tensor() if isinstance(mean, DTensor) else mean)
+        if isinstance(table, DTensor):
+            return None
         ids = torch.arange(len(table), device=table.device)
         return float(torch.cat([module.forward(some).float().norm(dim=-1) for some in ids.split(1024)]).mean())
 

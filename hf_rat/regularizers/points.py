@@ -7,6 +7,7 @@ buckets.py, dropout.py and the sites.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import cached_property
@@ -112,12 +113,25 @@ class Point:
     @cached_property
     def _passes(self) -> tuple[Tensor | None, list[Tensor]]:
         if self._graph:
-            return self._run()
+            apart = self.batch.slopes_apart and self._climbed and not self._searching
+            return self._run_after_a_search() if apart else self._run()
         # Not under no_grad: autocast would keep the cast weights without a graph for the passes that need one.
         self.batch.searches += self._count
         with self.batch.no_sync():
             loss, logits = self._run()
         return None if loss is None else loss.detach(), [z.detach() for z in logits]
+
+    def _run_after_a_search(self) -> tuple[Tensor | None, list[Tensor]]:
+        """The passes, after passes of the same dropout masks that only give the announced slopes."""
+        repeated = SharedMasks(self.batch.device)
+        # A copy, so that masks which are yet to be drawn are those of the passes proper.
+        search = Point(self.batch, self.moves, copy.copy(self.masks), self.rate, self._climbed)
+        search._count, search._rates, search._searching = self._count, self._rates, True
+        self.batch.searches += self._count
+        with repeated.replayed(), self.batch.no_sync():
+            self._slopes = search._traversed(search._run()[0], keep_graph=False)
+        with repeated.replayed():
+            return self._run()
 
     def _run(self) -> tuple[Tensor | None, list[Tensor]]:
         batch, count = self.batch, self._count
@@ -198,11 +212,14 @@ class Point:
         Args:
             alone: the group's loss is (a multiple of) the task loss of this point and nothing else.
         """
-        if self._climbed and not (alone and self.batch.streaming):
-            sites = sorted(self._climbed)
-            leaves = [self._leaves[site] for site in sites]
-            slopes = self.batch.gradient(self.task, leaves, keep_graph=True, passes=self._count)
-            self._slopes = dict(zip(sites, slopes, strict=True))
+        if self._climbed and not self._slopes and not (alone and self.batch.streaming):
+            self._slopes = self._traversed(self.task, keep_graph=True)
+
+    def _traversed(self, loss: Tensor | None, keep_graph: bool) -> dict[str, Tensor]:
+        sites = sorted(self._climbed)
+        assert loss is not None
+        slopes = self.batch.gradient(loss, [self._leaves[site] for site in sites], keep_graph, self._count)
+        return dict(zip(sites, slopes, strict=True))
 
     def slope(self, site: str, climb: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Gradient, at this point's perturbation, of the task loss or of `climb(logits)`; its scale means nothing.

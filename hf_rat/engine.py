@@ -1,0 +1,108 @@
+"""Who runs the passes and backwards of a model: one process, DDP, FSDP2 or DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, extract_model_from_parallel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+
+class Engine:
+    """One face for all engines.
+
+    Args:
+        model: as the loop calls it.
+        accelerator: None for a bare loop, also one over several processes with DDP or `fully_shard`.
+
+    Attributes:
+        unwrapped: the model inside.
+        called: what a pass calls now: `model`, or in a search under DeepSpeed `unwrapped`.
+        is_sharded: `fully_shard` (FSDP2) spreads the weights over the processes.
+        steps_in_backward: every backward makes an optimizer step (DeepSpeed), so that there must be one only.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator | None) -> None:
+        self.called = self._model = model
+        self.unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
+        self._accelerator = accelerator
+        kind = None if accelerator is None else accelerator.distributed_type
+        self.steps_in_backward = kind == DistributedType.DEEPSPEED
+        # Not by the parameters: between a forward and its backward they are whole.
+        self.is_sharded = any(isinstance(module, FSDPModule) for module in self.unwrapped.modules())
+        # DeepSpeed has one backward, hence nothing to postpone. A process of FSDP2 that postponed its exchange would
+        # hold the gradients of the whole model.
+        self._exchanges_always = self.is_sharded or self.steps_in_backward
+        self._shares_without_accelerator = (
+            accelerator is None
+            and (self.is_sharded or isinstance(model, nn.parallel.DistributedDataParallel))
+            and torch.distributed.is_initialized()
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        if self._accelerator is None:
+            loss.backward()
+        else:
+            self._accelerator.backward(loss)
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """Backwards inside leave the exchange of gradients to a later one."""
+        if self._exchanges_always:
+            return nullcontext()
+        if self._accelerator is None:
+            no_sync: AbstractContextManager[Any] = getattr(self._model, "no_sync", nullcontext)()
+            return no_sync
+        return self._accelerator.no_sync(self._model)
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        """Passes inside give slopes, and no gradients of parameters."""
+        before = self.called
+        if self.steps_in_backward:
+            # DeepSpeed takes any traversal that begins at its own output for the backward that it waits for.
+            self.called = self.unwrapped
+        try:
+            with self.no_sync():
+                yield
+        finally:
+            self.called = before
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss times the loss scale of fp16."""
+        if self.steps_in_backward:
+            return loss * getattr(getattr(self._model, "optimizer", None), "cur_scale", 1.0)
+        if self._accelerator is None or self._accelerator.scaler is None:
+            return loss
+        return self._accelerator.scaler.scale(loss)
+
+    @property
+    def accumulation(self) -> int:
+        """By how many micro-batches `backward` divides a loss by itself."""
+        return 1 if self._accelerator is None else self._accelerator.gradient_accumulation_steps
+
+    @property
+    def processes(self) -> int:
+        """Over how many processes gradients are averaged."""
+        if self._shares_without_accelerator:
+            return torch.distributed.get_world_size()
+        return 1 if self._accelerator is None else self._accelerator.num_processes
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        if self.processes == 1:
+            return x
+        if self._accelerator is None:
+            x = x.clone()
+            torch.distributed.all_reduce(x)
+            return x
+        total: Tensor = self._accelerator.reduce(x.to(self._accelerator.device), reduction="sum")
+        return total
+
+    def everywhere(self, holds: Tensor) -> Tensor:
+        """(n,) bool: what holds on every process."""
+        return holds if self.processes == 1 else self.sum(holds.float()) == self.processes

@@ -1,0 +1,40 @@
+"""FSDP2 and DDP without Accelerate, over gloo: what two processes get is what one process gets on all examples."""
+
+import json
+
+import launches
+import pytest
+import runs
+import sharded_processes
+
+BOTH = pytest.mark.parametrize("engine", sharded_processes.ENGINES)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    result = tmp_path_factory.mktemp("sharded") / "result.json"
+    script = str(launches.HERE / "sharded_processes.py")
+    launches.run([*launches.TORCHRUN, "--nproc-per-node", "2", script, str(result)])
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("expression", sharded_processes.EVERY)
+@pytest.mark.parametrize("case", sharded_processes.CASES)
+def test_two_processes_get_the_losses_and_gradients_of_one(seen, case, expression):
+    one = seen["compared"][case][expression]
+    if case != "DDP" and expression == runs.SETTINGS["smart"]:
+        assert "FSDP2 shards the weights" in one["refused"]
+        assert "\n" not in one["refused"]
+        return
+    assert one["losses"] == pytest.approx(one["expected"], rel=1e-5, abs=1e-6)
+    assert one["largest"] > 0.01
+    assert one["gradients apart"] < 1e-4
+
+
+@BOTH
+def test_a_bad_pass_on_one_process_is_left_out_on_both(seen, engine):
+    assert seen["bad"][engine] == {"kept": [["task"], ["task"]], "finite": True, "counted": 1}
+
+
+def test_lean_memory_is_refused_on_shards(seen):
+    assert "FSDP2 cannot" in seen["lean"]
