@@ -90,7 +90,7 @@ def test_checkpointing_changes_nothing():
 @pytest.mark.filterwarnings("ignore:.*checkpointing")
 @pytest.mark.parametrize("expression", ["r3f(epsilon=1e-5)", "smart(epsilon=1e-5, start=1e-5)"])
 def test_a_perturbation_that_half_precision_swallows_is_told(expression):
-    with pytest.warns(UserWarning, match=r"a perturbation of at most \de-0\d is lost in the torch.bfloat16") as told:
+    with pytest.warns(UserWarning, match=r"a perturbation of at most \de-0\d is lost in the half precision") as told:
         step(expression, dtype=torch.bfloat16)
     assert sum("is lost" in str(warning.message) for warning in told) == 1
     with warnings.catch_warnings():

@@ -41,14 +41,15 @@ class StandIn(nn.Module):
         super().__init__()
         self.module = module
         self.optimizer = SimpleNamespace(cur_scale=scale)
-        self.steps, self._running, self._traversed = 0, False, set()
+        self.steps, self._forwards, self._running, self._traversed = 0, 0, False, set()
         self._sgd = torch.optim.SGD(module.parameters(), lr=0.1)
 
     def forward(self, **inputs):
+        self._forwards += 1
         outputs = self.module(**inputs)
         for name in ("loss", "logits"):
             if isinstance(outputs.get(name), torch.Tensor) and outputs[name].requires_grad:
-                outputs[name].register_hook(self._traversal(f"{name} of forward {id(outputs)}"))
+                outputs[name].register_hook(self._traversal(f"{name} of forward {self._forwards}"))
         return outputs
 
     def _traversal(self, which):
@@ -89,7 +90,9 @@ class StandInAccelerator:
 @pytest.fixture
 def stand_in(monkeypatch):
     """(expression, model, scale) -> the stand-in and a regularization on it."""
-    monkeypatch.setattr("hf_rat.engine.extract_model_from_parallel", lambda model, **_: model.module)
+    monkeypatch.setattr(
+        "hf_rat.engine.extract_model_from_parallel", lambda model, **_: getattr(model, "module", model)
+    )
 
     def build(expression, model, scale=1.0):
         engine = StandIn(model, scale)

@@ -80,7 +80,7 @@ class OutputSite(Site):
         self._cut = False
         self._looking = False
         self._time_first = False
-        self._felt = False
+        self._measured = False
         self._handle = module.register_forward_hook(self._hook)
 
     def close(self) -> None:
@@ -116,16 +116,21 @@ class OutputSite(Site):
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
         move = self.move.transpose(0, 1) if self._time_first else self.move
         moved = (first + move.reshape(first.shape)).to(first.dtype)
-        if first.dtype in (torch.float16, torch.bfloat16) and not self._felt and self.move.any():
-            self._felt = True
-            if torch.equal(moved, first):
-                warnings.warn(
-                    f"a perturbation of at most {float(self.move.detach().abs().max()):.1g} is lost in the "
-                    f"{first.dtype} that the {type(module).__name__} of {type(self.model).__name__} puts out; enlarge "
-                    "it, or keep the weights in fp32 under autocast",
-                    stacklevel=2,
-                )
+        if first.dtype in (torch.float16, torch.bfloat16) and not self._measured and move.any():
+            self._measured = True
+            self._tell_what_is_lost(move.detach().reshape(first.shape), (moved.float() - first.float()).detach())
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    def _tell_what_is_lost(self, asked: Tensor, felt: Tensor) -> None:
+        """Warn where rounding takes more than half of a perturbation, measured along itself."""
+        left = float((asked * felt).sum() / asked.square().sum())
+        if left < 0.5:
+            warnings.warn(
+                f"a perturbation of at most {float(asked.abs().max()):.1g} is lost in the half precision that the "
+                f"{type(self.module).__name__} of {type(self.model).__name__} puts out ({left:.0%} of it is felt); "
+                "enlarge it, or keep the weights in fp32 under autocast",
+                stacklevel=2,
+            )
 
     def look(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:
         """Run the model up to this site: (first positional argument, output) of the module; None if it did not run."""
