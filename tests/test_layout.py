@@ -20,6 +20,7 @@ ALLOWED = {
     "length_buckets": {"regularizers"},
     "withheld": {"engine", "regularizers"},
     "announcement": {"regularization"},
+    "speed": {"regularization", "regularizers"},
     "regularization": {
         "engine",
         "length_buckets",
@@ -56,6 +57,7 @@ ALLOWED = {
         "regularization",
         "rehearsal",
         "arguments",
+        "speed",
         "trainer",
         "checkpoints",
         "curriculum",
