@@ -24,6 +24,7 @@ from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, accumulate
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import require_arguments
+from hf_rat.sft import SFTPasses, is_sft, require_sft
 from hf_rat.unlabeled import UnlabeledBatches
 from hf_rat.weighting import weighted
 
@@ -71,6 +72,7 @@ class RegularizationMixin(_Base):
         self._components: dict[str, Tensor] = {}
         self._components_logged_at = 0
         self._gradients_finite = True
+        self._sft = SFTPasses(self) if is_sft(self) else None
         if regularizer is not None and isinstance(self.args, RegularizedTrainingArguments):
             fields = {"reg": self.args.reg, **self.args.reg_overrides()}
             if fields != {"reg": "plain"}:
@@ -93,14 +95,15 @@ class RegularizationMixin(_Base):
         if self._regularization is None:
             regularizer = self.regularizer
             self._refuse(regularizer)
+            # A loss function of the user's may be anything, for instance a contrast between examples.
+            whole = self.compute_loss_func or self._sft
             self._regularization = Regularization(
                 regularizer,
                 self.model_wrapped,
                 accelerator=self.accelerator,
                 run=self._run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
-                # A loss function of the user's may be anything, for instance a contrast between examples.
-                length_buckets=getattr(self.args, "length_buckets", "auto") if not self.compute_loss_func else "off",
+                length_buckets="off" if whole else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
             )
         return self._regularization
@@ -134,6 +137,8 @@ class RegularizationMixin(_Base):
         if self.regularization.is_plain:
             weight = self.regularization.weighting.weight(inputs, self._items, accumulation)
             return weighted({"task": self._task(model, inputs)[0]}, weight)["task"]
+        if self._sft is not None:
+            self._sft.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
             inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
@@ -155,6 +160,8 @@ class RegularizationMixin(_Base):
     def _task(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """One pass through the wrapped model: (task loss, a mean over the micro-batch; outputs)."""
         inputs = dict(inputs)  # the Trainer's own compute_loss takes the labels out
+        if self._sft is not None:
+            return self._sft.task(super().compute_loss, model, inputs)
         if self.compute_loss_func is None or "labels" not in inputs:
             return cast(tuple[Tensor, Any], super().compute_loss(model, inputs, return_outputs=True))
         count = self.regularization.counted(inputs).clamp(min=1)
@@ -195,17 +202,10 @@ class RegularizationMixin(_Base):
         if teacher is not None and _internal_call and output_dir is not None and self.args.should_save:
             teacher.save(output_dir)
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
         """The Trainer's model card with the tag hf-rat, and a section on the regularizer."""
         tags = [tags] if isinstance(tags, str) else list(tags or [])
-        super().create_model_card(language, license, [*tags, "hf-rat"], *args, **kwargs)
+        super().create_model_card(*args, **{**kwargs, "tags": [*tags, "hf-rat"]})
         card = Path(str(self.args.output_dir)) / "README.md"
         if self.is_world_process_zero() and card.is_file():
             section = regularization_section(self.regularizer, self.state.log_history)
@@ -259,6 +259,7 @@ class RegularizationMixin(_Base):
         if self._unlabeled_dataset is not None:
             Unlabeled(regularizer)
         require_arguments(regularizer, self.args)
+        require_sft(self, regularizer)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
