@@ -271,7 +271,7 @@ class Regularization:
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.
-            may_cut=not self.engine.is_sharded,
+            may_look_up=not self.engine.is_sharded,
             slopes_apart=self.engine.steps_in_backward,
             no_sync=self.engine.search,
             scale=self.engine.scale,
