@@ -7,9 +7,8 @@ what the head would have said is read from the logits. Training with `plain` and
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,71 +16,64 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_rat.passes.trainer import Passes, is_a
 from hf_rat.regularizers.problems import IGNORED
 from hf_rat.regularizers.terms import Term, is_plain
 
 _ROWS_AT_A_TIME = 256
 
 
-def is_sft(trainer: object) -> bool:
-    """Whether a trainer is an `SFTTrainer`; TRL need not be installed."""
-    module = sys.modules.get("trl.trainer.sft_trainer")
-    return module is not None and isinstance(trainer, module.SFTTrainer)
-
-
-def require_sft(trainer: Any, regularizer: Term) -> None:
-    """Refuse the settings of an `SFTTrainer` that a regularizer would be wrong under; other trainers pass.
-
-    Raises:
-        ValueError: several examples in one row, activations kept for one backward only, or a loss function.
-    """
-    if not is_sft(trainer):
-        return
-    if trainer.compute_loss_func is not None:
-        raise ValueError(
-            "compute_loss_func with SFTTrainer, which deprecates it: override compute_loss in a subclass of "
-            "SFTTrainer and put RegularizationMixin in front of that"
-        )
-    if is_plain(regularizer):
-        return
-    if trainer.padding_free:
-        raise ValueError(
-            f"{regularizer!r} asks something of every example, and padding_free (or packing with the strategy "
-            f"{trainer.args.packing_strategy!r}) puts several into one row; set packing=False, or "
-            'packing_strategy="wrapped", where a row is one example, and padding_free=False'
-        )
-    if trainer.args.activation_offloading:
-        raise ValueError(
-            f"activation_offloading=True keeps activations for one backward, and {regularizer!r} makes several; use "
-            "gradient checkpointing"
-        )
-
-
-class SFTPasses:
-    """Runs passes through the `compute_loss` of an `SFTTrainer`.
+class SFTPasses(Passes):
+    """Passes through the `compute_loss` of an `SFTTrainer`.
 
     Its metrics (entropy, mean_token_accuracy, num_tokens) are those of the first pass over each micro-batch.
     """
 
     def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+        super().__init__(trainer)
         self._rows = 0
         self._due = False
 
-    def begin(self, inputs: dict[str, Any]) -> None:
-        """A new micro-batch, whose metrics are due."""
+    @classmethod
+    def fits(cls, trainer: object) -> bool:
+        return is_a(trainer, "trl.trainer.sft_trainer", "SFTTrainer")
+
+    def require(self, regularizer: Term) -> None:
+        """Refuse several examples in one row, activations kept for one backward only, and a loss function."""
+        trainer = self.trainer
+        if trainer.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func with SFTTrainer, which deprecates it: override compute_loss in a subclass of "
+                "SFTTrainer and put RegularizationMixin in front of that"
+            )
+        if is_plain(regularizer):
+            return
+        if trainer.padding_free:
+            raise ValueError(
+                f"{regularizer!r} asks something of every example, and padding_free (or packing with the strategy "
+                f"{trainer.args.packing_strategy!r}) puts several into one row; set packing=False, or "
+                'packing_strategy="wrapped", where a row is one example, and padding_free=False'
+            )
+        if trainer.args.activation_offloading:
+            raise ValueError(
+                f"activation_offloading=True keeps activations for one backward, and {regularizer!r} makes several; "
+                "use gradient checkpointing"
+            )
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
         self._rows, self._due = len(inputs["input_ids"]), True
 
-    def task(self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """One pass: (task loss, a mean over the labels of the batch; outputs, with the logits and their graph)."""
-        trainer = self._trainer
+    def task(
+        self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, Any]:
+        trainer = self.trainer
         if trainer.model.training and trainer.regularization.is_plain:
-            return compute_loss(model, inputs), None
+            return compute_loss(model, dict(inputs)), None
         once = _Once(model)
         metrics, tokens = trainer._metrics, trainer._total_train_tokens
         trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         try:
-            loss = compute_loss(once, inputs)
+            loss = compute_loss(once, dict(inputs))
             heard = trainer._metrics["train"]
         finally:
             seen, trainer._total_train_tokens = trainer._total_train_tokens - tokens, tokens
