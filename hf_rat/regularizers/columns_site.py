@@ -80,19 +80,15 @@ class ColumnsSite(EmbeddingSite):
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.move is None or self._looking:
             return super()._hook(module, args, output)
-        output_ids = args[0]
-        rows, width = output_ids.shape
+        ids = args[0]
+        rows, width = ids.shape
         several = self._columns[self._next : self._next + rows // len(self.move)]
-        padded = [F.pad(ids, (0, width - ids.shape[1])) for ids in several if ids.shape[1] <= width]
-        if not padded or len(padded) < len(several) or not torch.equal(torch.cat(padded), output_ids):
+        padded = [F.pad(column, (0, width - column.shape[1])) for column in several if column.shape[1] <= width]
+        if not padded or len(padded) < len(several) or not torch.equal(torch.cat(padded), ids):
             raise RuntimeError(f"the loss runs the model over other texts than the next column. {self._order}")
-        starts = [
-            sum(ids.shape[1] for ids in self._columns[:at]) for at in range(self._next, self._next + len(several))
-        ]
-        own = [
-            F.pad(self.move[:, start : start + ids.shape[1]], (0, 0, 0, width - ids.shape[1]))
-            for start, ids in zip(starts, several, strict=True)
-        ]
+        moves = self.move.split([column.shape[1] for column in self._columns], dim=1)
+        moves = moves[self._next : self._next + len(several)]
+        own = [F.pad(move, (0, 0, 0, width - move.shape[1])) for move in moves]
         self._next += len(several)
         self.fired = self._next == len(self._columns)
         return self._added(torch.cat(own), output)

@@ -113,6 +113,7 @@ class OutputSite(Site):
         return self._added(self.move.transpose(0, 1) if self._time_first else self.move, output)
 
     def _added(self, move: Tensor, output: Any) -> Any:
+        """The output of the module, moved."""
         first = output[0] if isinstance(output, tuple) else output
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
         move = move.reshape(first.shape)
