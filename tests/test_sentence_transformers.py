@@ -37,16 +37,20 @@ class MyTrainer(RegularizationMixin, sentence_transformers.SentenceTransformerTr
     """What a user writes."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny BERT without dropout and a tokenizer to which the word `w7` is token 7."""
-    path = tmp_path_factory.mktemp("tiny")
+def save_tiny_bert(path):
+    """A tiny BERT without dropout, and a tokenizer to which the word `w7` is token 7."""
     words = {"<pad>": tiny.PAD, "<unk>": 1, **{f"w{number}": number for number in range(2, tiny.VOCABULARY)}}
     text = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     text.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=text, pad_token="<pad>", unk_token="<unk>").save_pretrained(path)
     torch.manual_seed(0)
     BertModel(tiny._config("bert", 0.0)).save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    save_tiny_bert(path)
     return str(path)
 
 
