@@ -21,6 +21,7 @@ ALLOWED = {
     "length_buckets": {"regularizers"},
     "withheld": {"engine", "regularizers"},
     "announcement": {"regularization"},
+    "speed": {"regularization", "regularizers"},
     "regularization": {
         "engine",
         "length_buckets",
@@ -58,6 +59,7 @@ ALLOWED = {
         "regularization",
         "rehearsal",
         "arguments",
+        "speed",
         "trainer",
         "checkpoints",
         "curriculum",

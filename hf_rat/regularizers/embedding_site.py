@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.problems import IGNORED
 from hf_rat.regularizers.site import OutputSite
 
 EMBEDDINGS = "embeddings"
 DECODER_EMBEDDINGS = "decoder_embeddings"
-IGNORED = -100
-"""The label of a position that is not scored."""
 
 
 class EmbeddingSite(OutputSite):
