@@ -110,8 +110,13 @@ class OutputSite(Site):
             raise _Seen
         assert self.move is not None
         self.fired = True
+        return self._added(self.move.transpose(0, 1) if self._time_first else self.move, output)
+
+    def _added(self, move: Tensor, output: Any) -> Any:
+        """The output of the module, moved."""
+        first = output[0] if isinstance(output, tuple) else output
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
-        move = (self.move.transpose(0, 1) if self._time_first else self.move).reshape(first.shape)
+        move = move.reshape(first.shape)
         moved = (move if self._instead else first + move).to(first.dtype)
         if first.dtype in (torch.float16, torch.bfloat16) and not self._measured:
             asked = (move - first if self._instead else move).detach()
