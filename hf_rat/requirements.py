@@ -54,13 +54,18 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
 
     Raises:
         ValueError: several GPUs in one process, an optimizer that steps inside the backward, or reentrant activation
-            checkpointing. Also for `plain`: FSDP on the CPU, and processes that would each train alone.
+            checkpointing. Also for `plain`: FSDP or fp16 on the CPU, and processes that would each train alone.
     """
     _require_company(args)
     if args.device.type == "cpu" and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
         raise ValueError(
             "FSDP was asked for and the device is the CPU, where Accelerate trains with DDP instead and does not say "
             "so; launch on GPUs or without FSDP"
+        )
+    if args.device.type == "cpu" and args.mixed_precision == "fp16" and args.deepspeed_plugin is None:
+        raise ValueError(
+            "fp16 was asked for and the device is the CPU, where Accelerate trains in fp32 instead and does not say "
+            "so; use --bf16 or neither"
         )
     if is_plain(regularizer):
         return

@@ -1,6 +1,6 @@
 """Run by test_engines_hosts.py in two processes; process 0 writes what both saw to a JSON file.
 
-accelerate launch --config_file configs/accelerate/... launched_processes.py RESULT.json
+accelerate launch --config_file configs/accelerate/... launched_processes.py RESULT.json CASE...
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def train(expression: str, **settings: Any) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for name, (expressions, model, settings) in CASES.items():
+    for name in sys.argv[2:]:
+        expressions, model, settings = CASES[name]
         with noise(name):
             results[name] = {expression: train(expression, **model(), **settings) for expression in expressions}
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]

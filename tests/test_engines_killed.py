@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = str(launches.HERE / "killed_processes.py")
 LAUNCH = [*launches.ACCELERATE, "--config_file", "configs/accelerate/ddp_2_processes.yaml", SCRIPT]
-SECONDS = 60
-"""Until the others have ended."""
+SECONDS = 240
+"""Until the others have ended, from their start on; gloo itself would wait half an hour for a silent process."""
 
 
 @pytest.fixture(scope="module")

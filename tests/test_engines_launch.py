@@ -86,18 +86,24 @@ def test_the_hosts_are_told_where_the_first_is(started):
     assert seen.options.rdzv_endpoint == "10.0.0.1:29500"
 
 
-# -- processes that would train alone --------------------------------------------------------------------------------
+# -- what would silently be something else ---------------------------------------------------------------------------
 
-ALONE = {
-    "several processes, no --use_cpu": ({"WORLD_SIZE": "2"}, "add --use_cpu"),
-    "MULTI_CPU without MPI": ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}, "MULTI_CPU needs MPI"),
+OTHERWISE = {
+    "several processes, no --use_cpu": ({"WORLD_SIZE": "2"}, {}, "add --use_cpu"),
+    "MULTI_CPU without MPI": ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}, {}, "MULTI_CPU needs MPI"),
+    "FSDP, launched": ({"ACCELERATE_USE_FSDP": "true"}, {}, "FSDP was asked for and the device is the CPU"),
+    "fp16, launched": ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "fp16 was asked for and the device is the CPU"),
+    "fp16, by a flag": ({}, {"fp16": True}, "fp16 was asked for and the device is the CPU"),
 }
 
 
 @pytest.mark.parametrize("reg", ["plain", "rat"])
-@pytest.mark.parametrize(("environment", "words"), ALONE.values(), ids=ALONE)
-def test_processes_that_would_train_alone_are_refused(environment, words, reg, monkeypatch):
-    args = runs.arguments(reg=reg)
+@pytest.mark.parametrize(("environment", "settings", "words"), OTHERWISE.values(), ids=OTHERWISE)
+def test_what_accelerate_does_not_do_on_a_cpu_is_refused(environment, settings, words, reg, monkeypatch):
+    if "WORLD_SIZE" not in environment:  # with it, Accelerate would look for the other process
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+    args = runs.arguments(reg=reg, **settings)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words) as error:
