@@ -22,6 +22,7 @@ from hf_rat import (  # noqa: E402
     RegularizedTrainingArguments,
     adversarial_dropout,
     fgm,
+    neftune,
     parse,
     plain,
     rat,
@@ -283,6 +284,16 @@ def test_evaluation_is_that_of_trl(tmp_path):
     stock = trainer(tmp_path, kind=trl.SFTTrainer, model=model, options=held_back).evaluate()
     for name in ("eval_loss", "eval_entropy", "eval_mean_token_accuracy"):
         assert log[name] == pytest.approx(stock[name], rel=1e-5), name  # nothing of the training passes is among them
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "fused"), [(fgm(epsilon=0.5), True), (neftune(), True), (rat(epsilon=0.5), False)], ids=str
+)
+def test_logits_are_built_only_where_they_are_compared(regularizer, fused, tmp_path):
+    one, built = trainer(tmp_path, regularizer), []
+    one.model.lm_head.register_forward_hook(lambda *_: built.append(True))
+    one.train()
+    assert bool(built) != fused
 
 
 def test_a_checkpoint_has_a_card_of_both(tmp_path):
