@@ -343,3 +343,15 @@ def test_activations_offloaded_for_one_backward_are_refused(tmp_path):
     one._given_regularizer = rat(epsilon=0.3)
     with pytest.raises(ValueError, match=r"activation_offloading=True.*one backward"):
         one.train()
+
+
+def test_other_trainers_of_trl_are_refused(tmp_path):
+    class MyDPO(RegularizationMixin, trl.DPOTrainer):
+        pass
+
+    rows = [{"prompt": "w4 w5", "chosen": " w6", "rejected": " w7"}] * 2
+    arguments = trl.DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    settings = {"args": arguments, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer()}
+    with pytest.raises(ValueError, match=r"fgm.* with MyDPO: of TRL's trainers only SFTTrainer") as error:
+        MyDPO(task_model(TASK), task_model(TASK), regularizer=fgm(epsilon=0.5), **settings)
+    assert "\n" not in str(error.value)
