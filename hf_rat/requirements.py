@@ -54,12 +54,18 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
 
     Raises:
         ValueError: several GPUs in one process, an optimizer that steps inside the backward, or reentrant activation
-            checkpointing. Also for `plain`: FSDP on the CPU.
+            checkpointing. Also for `plain`: FSDP or fp16 on the CPU, and processes that would each train alone.
     """
+    _require_company(args)
     if args.device.type == "cpu" and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"):
         raise ValueError(
             "FSDP was asked for and the device is the CPU, where Accelerate trains with DDP instead and does not say "
             "so; launch on GPUs or without FSDP"
+        )
+    if args.device.type == "cpu" and args.mixed_precision == "fp16" and args.deepspeed_plugin is None:
+        raise ValueError(
+            "fp16 was asked for and the device is the CPU, where Accelerate trains in fp32 instead and does not say "
+            "so; use --bf16 or neither"
         )
     if is_plain(regularizer):
         return
@@ -81,6 +87,24 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
         raise ValueError(
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; "
             "leave use_reentrant at False, its default"
+        )
+
+
+def _require_company(args: TrainingArguments) -> None:
+    """Several processes were asked for: refuse what Accelerate does then on a CPU if it is not told about the CPU."""
+    if args.world_size > 1:
+        return
+    launched = os.environ.get("WORLD_SIZE")
+    if launched is not None and int(launched) > 1:
+        raise ValueError(
+            f"WORLD_SIZE is {launched}, and the Trainer would train in each of these processes alone, as it sees no "
+            "GPU; on the CPU add --use_cpu"
+        )
+    # What `accelerate launch` sets for several processes on the CPU, which it leaves to MPI to start.
+    if launched is None and "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU") == "True":
+        raise ValueError(
+            "accelerate launch was asked for several processes on the CPU and started one, as distributed_type "
+            "MULTI_CPU needs MPI; use MULTI_GPU with --use_cpu, as configs/accelerate/ddp_2_processes.yaml does"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import keyed
 import runs
+import tiny_tasks
 import torch
 from accelerate.state import AcceleratorState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -22,9 +23,13 @@ EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED, "fgm(epsilon=0.1, unit='embedd
 SETTINGS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 
 
-def train(stage: str, expression: str) -> dict[str, Any]:
+def language_model() -> dict[str, Any]:
+    return {"model": tiny_tasks.task_model("causal_lm", 0.1), "options": tiny_tasks.options("causal_lm")}
+
+
+def train(stage: str, expression: str, **model: Any) -> dict[str, Any]:
     config = json.loads((CONFIGS / f"deepspeed_zero{stage}.json").read_text(encoding="utf-8"))
-    one = runs.trainer(expression, keyed.KeyedTrainer, deepspeed=config, **SETTINGS)
+    one = runs.trainer(expression, keyed.KeyedTrainer, deepspeed=config, **SETTINGS, **model)
     try:
         one.train()
     except ValueError as error:
@@ -39,7 +44,10 @@ def train(stage: str, expression: str) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     with keyed.noise():
-        results = {expression: train(sys.argv[1], expression) for expression in EVERY}
+        results = {
+            "by example": {expression: train(sys.argv[1], expression) for expression in EVERY},
+            "by position": {one: train(sys.argv[1], one, **language_model()) for one in runs.BY_POSITION},
+        }
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
     torch.distributed.destroy_process_group()

@@ -9,6 +9,7 @@ import importlib.util
 import json
 from types import SimpleNamespace
 
+import deepspeed_processes
 import keyed
 import launches
 import pytest
@@ -167,10 +168,15 @@ def test_zero_on_two_processes_changes_nothing(stage, tmp_path):
     script = str(launches.HERE / "deepspeed_processes.py")
     command = [*launches.TORCHRUN, "--nproc-per-node", "2", script, stage, str(result)]
     launches.run(command, seconds=500, DS_ACCELERATOR="cpu")
-    for expression, seen in json.loads(result.read_text(encoding="utf-8")).items():
+    results = json.loads(result.read_text(encoding="utf-8"))
+    for expression, seen in results["by example"].items():
         refused = REFUSED.get(stage, {}).get(expression)
         if refused:
             assert refused in seen["refused"], expression
         else:
             whole = runs.run(expression, keyed.KeyedTrainer, per_device_train_batch_size=16)
             runs.assert_same_logs(seen["logs"], whole.logs)
+    for expression, seen in results["by position"].items():
+        model = deepspeed_processes.language_model()
+        whole = runs.run(expression, keyed.KeyedTrainer, per_device_train_batch_size=16, **model)
+        runs.assert_same_logs(seen["logs"], whole.logs)

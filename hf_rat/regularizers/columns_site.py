@@ -37,9 +37,8 @@ class ColumnsSite(EmbeddingSite):
         self._columns: list[Tensor] = []
         self._next = 0
 
-    @property
-    def can_cut(self) -> bool:
-        return False
+    def looked_up(self, inputs: Mapping[str, Any]) -> None:
+        """A column may be padded to the width of another, with words that no look-up here has."""
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
         self._columns = [inputs[f"{name}{_IDS}"] for name in self._names(inputs)]
