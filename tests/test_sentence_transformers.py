@@ -198,6 +198,17 @@ def test_what_has_no_meaning_without_predictions_is_refused(regularizer, named, 
     assert "\n" not in str(error.value)
 
 
+def test_a_cross_encoder_is_refused(folder, tmp_path):
+    class MyCrossEncoderTrainer(RegularizationMixin, sentence_transformers.CrossEncoderTrainer):
+        pass
+
+    model = sentence_transformers.CrossEncoder(folder, num_labels=1, device="cpu")
+    arguments = sentence_transformers.CrossEncoderTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    rows = Dataset.from_list([{"one": "w4", "two": "w5", "label": 1.0}])
+    with pytest.raises(ValueError, match=r"fgm.* with MyCrossEncoderTrainer.*only SentenceTransformerTrainer"):
+        MyCrossEncoderTrainer(model, arguments, train_dataset=rows, regularizer=fgm(epsilon=EPSILON))
+
+
 def test_a_loss_in_mini_batches_is_refused(folder, tmp_path):
     def cached(model):
         return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)

@@ -22,6 +22,7 @@ from hf_rat import (  # noqa: E402
     RegularizedTrainingArguments,
     adversarial_dropout,
     fgm,
+    neftune,
     parse,
     plain,
     rat,
@@ -285,6 +286,16 @@ def test_evaluation_is_that_of_trl(tmp_path):
         assert log[name] == pytest.approx(stock[name], rel=1e-5), name  # nothing of the training passes is among them
 
 
+@pytest.mark.parametrize(
+    ("regularizer", "fused"), [(fgm(epsilon=0.5), True), (neftune(), True), (rat(epsilon=0.5), False)], ids=str
+)
+def test_logits_are_built_only_where_they_are_compared(regularizer, fused, tmp_path):
+    one, built = trainer(tmp_path, regularizer), []
+    one.model.lm_head.register_forward_hook(lambda *_: built.append(True))
+    one.train()
+    assert bool(built) != fused
+
+
 def test_a_checkpoint_has_a_card_of_both(tmp_path):
     one = trainer(tmp_path, rat(epsilon=0.3), save_strategy="steps", save_steps=1)
     one.train()
@@ -332,3 +343,15 @@ def test_activations_offloaded_for_one_backward_are_refused(tmp_path):
     one._given_regularizer = rat(epsilon=0.3)
     with pytest.raises(ValueError, match=r"activation_offloading=True.*one backward"):
         one.train()
+
+
+def test_other_trainers_of_trl_are_refused(tmp_path):
+    class MyDPO(RegularizationMixin, trl.DPOTrainer):
+        pass
+
+    rows = [{"prompt": "w4 w5", "chosen": " w6", "rejected": " w7"}] * 2
+    arguments = trl.DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    settings = {"args": arguments, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer()}
+    with pytest.raises(ValueError, match=r"fgm.* with MyDPO: of TRL's trainers only SFTTrainer") as error:
+        MyDPO(task_model(TASK), task_model(TASK), regularizer=fgm(epsilon=0.5), **settings)
+    assert "\n" not in str(error.value)

@@ -1,8 +1,9 @@
 """TRL's `SFTTrainer` behind the mixin: passes that keep their logits, under its own losses and metrics.
 
 Its fused head scores the labels without building logits, and where outputs are asked for it runs the model once more,
-without a graph: a divergence of those would teach nothing. Here the model runs once per pass, in its ordinary way, and
-what the head would have said is read from the logits. Training with `plain` and evaluation are TRL's own.
+without a graph: a divergence of those would teach nothing. A regularizer that compares predictions runs the model once
+per pass, in its ordinary way, and what the head would have said is read from the logits. One that asks for task losses
+alone (fgm, pgd, freelb, neftune) keeps the fused head, as `plain` and evaluation do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from hf_rat.passes.trainer import Passes, is_a
 from hf_rat.regularizers.problems import IGNORED
-from hf_rat.regularizers.terms import Term, is_plain
+from hf_rat.regularizers.terms import Adversarial, TaskLoss, Term, all_terms, is_plain
 
 _ROWS_AT_A_TIME = 256
 
@@ -33,6 +34,7 @@ class SFTPasses(Passes):
         super().__init__(trainer)
         self._rows = 0
         self._due = False
+        self._fused = False
 
     @classmethod
     def fits(cls, trainer: object) -> bool:
@@ -41,6 +43,7 @@ class SFTPasses(Passes):
     def require(self, regularizer: Term) -> None:
         """Refuse several examples in one row, activations kept for one backward only, and a loss function."""
         trainer = self.trainer
+        self._fused = all(isinstance(term, (TaskLoss, Adversarial)) for term in all_terms(regularizer))
         if trainer.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func with SFTTrainer, which deprecates it: override compute_loss in a subclass of "
@@ -69,11 +72,11 @@ class SFTPasses(Passes):
         trainer = self.trainer
         if trainer.model.training and trainer.regularization.is_plain:
             return compute_loss(model, dict(inputs)), None
-        once = _Once(model)
+        called = model if self._fused else _Once(model)
         metrics, tokens = trainer._metrics, trainer._total_train_tokens
         trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         try:
-            loss = compute_loss(once, dict(inputs))
+            loss = compute_loss(called, dict(inputs))
             heard = trainer._metrics["train"]
         finally:
             seen, trainer._total_train_tokens = trainer._total_train_tokens - tokens, tokens
@@ -85,7 +88,8 @@ class SFTPasses(Passes):
             heard["num_tokens"] = [trainer._total_train_tokens]
             for name, values in heard.items():
                 metrics["train"][name] = values if name == "num_tokens" else metrics["train"][name] + values
-        return loss, once.outputs
+        # With the fused head there are no predictions, and nothing asks for them.
+        return loss, called.outputs if isinstance(called, _Once) else SimpleNamespace(logits=loss.reshape(1, 1))
 
 
 class _Once:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_rat.regularizers.problems import is_labelled
-from hf_rat.regularizers.terms import Term
+from hf_rat.regularizers.terms import Term, is_plain
 
 
 class Passes:
@@ -33,6 +33,11 @@ class Passes:
         Raises:
             ValueError: the message says why.
         """
+        if not is_plain(regularizer) and is_a(self.trainer, "trl.trainer.base_trainer", "_BaseTrainer"):
+            raise ValueError(
+                f"{regularizer!r} with {type(self.trainer).__name__}: of TRL's trainers only SFTTrainer can be "
+                "regularized"
+            )
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """A new micro-batch."""
