@@ -55,7 +55,11 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=None, metadata={"help": f"Adversarial dropout: one_drop, base or random. {_IN_EXPRESSION}"}
     )
     reg_site: str | None = field(
-        default=None, metadata={"help": f"Adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"}
+        default=None,
+        metadata={
+            "help": "Where the perturbation enters: embeddings, decoder_embeddings or the name of a module; of "
+            f"adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"
+        },
     )
     reg_base: str | None = field(
         default=None, metadata={"help": f"Adversarial dropout: ones or random. {_IN_EXPRESSION}"}

@@ -81,11 +81,11 @@ class Regularization:
                 "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
             )
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
-        self._run = run or _call
+        self.run = run or _call
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        self.weighting = Weighting(self.engine, lambda inputs: self._run(self.engine.called, inputs))
+        self.weighting = Weighting(self.engine, lambda inputs: self.run(self.engine.called, inputs))
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
         asked = length_buckets or ("auto" if run is None else "off")
@@ -264,14 +264,14 @@ class Regularization:
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
-            run=lambda inputs: self._run(self.engine.called, inputs),
-            rerun=partial(self._run, self.unwrapped) if self._lean else None,
+            run=lambda inputs: self.run(self.engine.called, inputs),
+            rerun=partial(self.run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.
-            may_cut=not self.engine.is_sharded,
+            may_look_up=not self.engine.is_sharded,
             slopes_apart=self.engine.steps_in_backward,
             no_sync=self.engine.search,
             scale=self.engine.scale,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,10 +15,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_rat.announcement import announcement
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.card import regularization_section
+from hf_rat.passes import passes_of
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.outputs import logits_of
-from hf_rat.regularizers.problems import is_labelled
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, accumulate
 from hf_rat.regularizers.unlabeled import Unlabeled
@@ -71,6 +70,7 @@ class RegularizationMixin(_Base):
         self._components: dict[str, Tensor] = {}
         self._components_logged_at = 0
         self._gradients_finite = True
+        self._passes = passes_of(self)
         if regularizer is not None and isinstance(self.args, RegularizedTrainingArguments):
             fields = {"reg": self.args.reg, **self.args.reg_overrides()}
             if fields != {"reg": "plain"}:
@@ -133,7 +133,8 @@ class RegularizationMixin(_Base):
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
             weight = self.regularization.weighting.weight(inputs, self._items, accumulation)
-            return weighted({"task": self._task(model, inputs)[0]}, weight)["task"]
+            return weighted({"task": self._passes.task(super().compute_loss, model, inputs)[0]}, weight)["task"]
+        self._passes.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
             inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
@@ -152,18 +153,11 @@ class RegularizationMixin(_Base):
             self._items = self._items * self.accelerator.gradient_accumulation_steps
         return samples, given
 
-    def _task(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """One pass through the wrapped model: (task loss, a mean over the micro-batch; outputs)."""
-        inputs = dict(inputs)  # the Trainer's own compute_loss takes the labels out
-        if self.compute_loss_func is None or "labels" not in inputs:
-            return cast(tuple[Tensor, Any], super().compute_loss(model, inputs, return_outputs=True))
-        count = self.regularization.counted(inputs).clamp(min=1)
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        return self.compute_loss_func(outputs, labels, num_items_in_batch=count), outputs
-
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
-        loss, outputs = self._task(model, inputs) if is_labelled(inputs) else (None, model(**inputs))
+        if self._passes.has_task(inputs):
+            loss, outputs = self._passes.task(super().compute_loss, model, inputs)
+        else:
+            loss, outputs = None, model(**inputs)
         return loss, logits_of(outputs, type(self.model).__name__)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -195,17 +189,10 @@ class RegularizationMixin(_Base):
         if teacher is not None and _internal_call and output_dir is not None and self.args.should_save:
             teacher.save(output_dir)
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
         """The Trainer's model card with the tag hf-rat, and a section on the regularizer."""
         tags = [tags] if isinstance(tags, str) else list(tags or [])
-        super().create_model_card(language, license, [*tags, "hf-rat"], *args, **kwargs)
+        super().create_model_card(*args, **{**kwargs, "tags": [*tags, "hf-rat"]})
         card = Path(str(self.args.output_dir)) / "README.md"
         if self.is_world_process_zero() and card.is_file():
             section = regularization_section(self.regularizer, self.state.log_history)
@@ -259,6 +246,7 @@ class RegularizationMixin(_Base):
         if self._unlabeled_dataset is not None:
             Unlabeled(regularizer)
         require_arguments(regularizer, self.args)
+        self._passes.require(regularizer)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)

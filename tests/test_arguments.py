@@ -31,6 +31,11 @@ def parsed(*flags, **settings):
         (["--reg", "rat", "--reg_scope", "table", "--reg_divergence", "js"], rat(scope="table", divergence="js")),
         (["--reg", "freelb", "--reg_begin", "10", "--reg_unit", "embedding"], freelb(begin=10, unit="embedding")),
         (["--reg", "rat", "--reg_warmup", "7"], rat(warmup=7)),
+        (["--reg", "rat", "--reg_site", "decoder_embeddings"], rat(site="decoder_embeddings")),
+        (
+            ["--reg", "rdrop + fgm + 0.5 * vat", "--reg_site", "vit.embeddings"],
+            rdrop() + fgm(site="vit.embeddings") + 0.5 * vat(site="vit.embeddings"),
+        ),
         (
             ["--reg", "adversarial_dropout", "--reg_rate", "0.1", "--reg_start_mask", "random"],
             parse("adversarial_dropout(rate=0.1, start_mask='random')"),
@@ -75,6 +80,7 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
         ({"reg": "adversarial_dropout", "reg_base": "zeros"}, "base='zeros'.*ones, random"),
         ({"reg": "adversarial_dropout(fixed=1)"}, "fixed=1.*True or False"),
         ({"reg": "rdrop", "reg_site": "recurrent"}, "reg_site='recurrent'"),
+        ({"reg": "rat(site='lm_head')", "reg_site": "embeddings"}, "site='lm_head'.*reg_site='embeddings'"),
         ({"reg": "rat", "reg_site": "a layer"}, "site='a layer'.*decoder_embeddings.*name of a module"),
         ({"reg": "rat", "reg_passes": 1}, "passes=1"),
         ({"reg": "rat", "reg_scope": "batch"}, "scope='batch'.*example, table"),

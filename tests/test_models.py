@@ -8,7 +8,7 @@ from tiny import FAMILIES, gradients, tiny_batch, tiny_model
 
 from hf_rat import Regularization
 from hf_rat.regularizers import RECIPES
-from hf_rat.regularizers.sites import LogitsInputSite
+from hf_rat.regularizers.sites import LOGITS_INPUT, LogitsInputSite
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no dropout")
 
@@ -65,7 +65,7 @@ class Watcher:
         self.first = True
         model.register_forward_pre_hook(self._begin)
         owner.get_input_embeddings().register_forward_hook(self._embeddings)
-        site = regularization._open_site("logits_input")
+        site = regularization._open_site(LOGITS_INPUT)
         site.place(batch)
         assert isinstance(site, LogitsInputSite)
         self.unmasked = None
@@ -107,7 +107,7 @@ def test_every_recipe_on_every_model(name, family):
         assert losses.keys() == row.losses
         assert all(torch.isfinite(value) for value in losses.values())
         assert all(torch.isfinite(gradient).all() for gradient in found.values())
-        for module in (model.get_input_embeddings(), regularization._open_site("logits_input").module):
+        for module in (model.get_input_embeddings(), regularization._open_site(LOGITS_INPUT).module):
             assert module.weight.grad is not None
             assert module.weight.grad.any(), "no gradient flows"
         for what in ("embeddings", "mask"):

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import datasets
+import launches
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from hf_rat.commands import cli, textcls
@@ -302,3 +304,21 @@ def test_streams_of_known_data_and_what_they_refuse(common, data, tmp_path):
     where = ["--output_dir", str(tmp_path / "broken"), "--do_eval", "False"]
     with pytest.raises(ValueError, match="row 1 has None"):
         textcls.run([f"--train_file={broken}", "--streaming", *common, *steps, *where])
+
+
+@pytest.mark.slow
+def test_a_stream_in_two_processes_makes_the_model_of_one(tmp_path):
+    rows = Dataset.from_dict(reviews(60))
+    for split in ("train", "validation"):
+        rows.to_json(str(tmp_path / f"{split}.jsonl"))
+    weights = []
+    for processes, size in ((1, 8), (2, 4)):
+        out = tmp_path / f"{processes}"
+        command = [*launches.TORCHRUN, "--nproc_per_node", str(processes), str(ROOT / "run_textcls.py"), "--streaming"]
+        command += [f"--{split}_file={tmp_path / f'{split}.jsonl'}" for split in ("train", "validation")]
+        command += ["--do_train", "--max_steps", "3", "--per_device_train_batch_size", str(size), "--dropout", "0"]
+        command += ["--optim", "sgd", "--learning_rate", "1", "--reg", "fgm", "--use_cpu", "--output_dir", str(out)]
+        launches.run(command)
+        weights.append(load_file(out / "model.safetensors"))
+    for name, one in weights[0].items():
+        torch.testing.assert_close(weights[1][name], one, rtol=1e-4, atol=1e-5)

@@ -233,6 +233,10 @@ def asked(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[Asked]:
 def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDataset:
     """The training stream as the model is fed it."""
     data, training = flags.data, flags.training
+    config: Any = training.accelerator_config
+    if config.dispatch_batches is None:
+        # Each process reads the stream and pads what is its own; batches read for all would need one length.
+        config.dispatch_batches = False
     length = min(data.max_seq_length, job.tokenizer.model_max_length)
     seed = training.seed if training.data_seed is None else training.data_seed
     what = f"task {task.name!r}, split {task.train}"

@@ -40,8 +40,7 @@ class Batch:
         no_sync: passes of a search run inside this context (gradients of parameters are not computed there).
         scale: multiplies a loss before a slope is taken (the fp16 loss scale; slopes are used for direction only).
         teacher: inputs -> logits of the averaged model, for SMART's proximal term.
-        may_cut: passes at which a slope rides may withhold the gradient of the embeddings; whoever makes the backwards
-            then owes it to them (`owing`).
+        may_look_up: the embeddings may be looked up outside the model's own forward.
         rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
@@ -64,7 +63,7 @@ class Batch:
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Callable[[dict[str, Any]], Tensor] | None = None
-    may_cut: bool = False
+    may_look_up: bool = False
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
     one_by_one: bool = False
@@ -90,8 +89,13 @@ class Batch:
                 return value
         raise ValueError(f"the batch holds no tensors (its keys: {', '.join(self.inputs) or 'none'})")
 
-    def cuts(self, site: str) -> bool:
-        return self.may_cut and self.streaming and self.open_site(site).can_cut
+    def looked_up(self, site: str) -> Tensor | None:
+        """What `site` puts out, (batch, time, dim), where that is a look-up in a table that is learned; else None.
+
+        Passes that take it from here, rather than from the model, give the table its gradient, which is as large as
+        the table, at the end and together, when their activations are gone.
+        """
+        return self.open_site(site).looked_up(self.inputs) if self.may_look_up else None
 
     def place(self, site: str) -> Place:
         if site not in self._places:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.problems import IGNORED
 from hf_rat.regularizers.site import OutputSite
 
 EMBEDDINGS = "embeddings"
 DECODER_EMBEDDINGS = "decoder_embeddings"
-IGNORED = -100
-"""The label of a position that is not scored."""
 
 
 class EmbeddingSite(OutputSite):
@@ -41,13 +40,14 @@ class EmbeddingSite(OutputSite):
         # get_input_embeddings() of BART and T5 classifiers names a module that never runs.
         return _input_embeddings(model, model.get_encoder() if _has_two_sides(model) else model), 0  # type: ignore
 
-    @property
-    def can_cut(self) -> bool:
-        """Whether `owed` can make up for a cut: the embeddings are a trained look-up and nothing else."""
-        return isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad
+    def looked_up(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        if not (isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad):
+            return None
+        found: Tensor = self.module(self.ids(inputs).flatten(1))
+        return found
 
     def owed(self, inputs: Mapping[str, Any], slope: Tensor) -> Tensor:
-        """A scalar of value zero whose backward gives the embeddings the gradient that a cut pass withheld.
+        """A scalar of value zero whose backward gives the embeddings the gradient `slope` that a pass withheld.
 
         The table's gradient is as large as the table. Withheld in the clean pass and given back together with the last
         one, it does not take up memory while the adversarial passes hold their activations.

@@ -52,7 +52,7 @@ class Point:
         self._searching = False
         self._graph = True
         self._leaves: dict[str, Tensor] = {}
-        self._cut: set[str] = set()
+        self._replaced: set[str] = set()
         self._slopes: dict[str, Tensor] = {}
 
     # -- what will be asked ------------------------------------------------------------------------------------------
@@ -140,11 +140,19 @@ class Point:
             place = batch.place(site)
             origin = moves[site] if site in moves else torch.zeros(place.shape, device=place.device)
             moves[site] = self._leaves[site] = origin.detach().clone().requires_grad_()
-            if not self._searching and batch.cuts(site):
-                self._cut.add(site)
+            looked_up = batch.looked_up(site) if batch.streaming and not self._searching else None
+            if looked_up is not None:
+                # Withheld: whoever makes the backwards owes it to the table.
+                moves[site] = looked_up.detach() + moves[site]
+                self._replaced.add(site)
                 batch.owing.append((site, self._leaves[site]))
         batch.forwards += count
-        lean = batch.rerun is not None and self._graph and not self._searching
+        lean = batch.rerun is not None and self._graph and not self._searching and count > 1
+        if lean:
+            for site in moves.keys() - self._replaced:
+                if (shared := batch.looked_up(site)) is not None:
+                    moves[site] = shared + moves[site]
+                    self._replaced.add(site)
         tiles = self._rates is None and self.masks is None and not lean and not batch.one_by_one
         if count > 1 and tiles:
             # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
@@ -201,7 +209,7 @@ class Point:
     def _moved(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         with ExitStack() as contexts:
             for site, move in moves.items():
-                contexts.enter_context(self.batch.open_site(site).entered(move, site in self._cut))
+                contexts.enter_context(self.batch.open_site(site).entered(move, site in self._replaced))
             return run(inputs)
 
     # -- slopes ------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ LABELS = ("labels", "shift_labels", "start_positions", "end_positions")
 """The inputs from which a model makes its task loss."""
 
 IGNORED = -100
+"""The label of a position that is not scored."""
 
 
 def is_labelled(inputs: Mapping[str, Any]) -> bool:

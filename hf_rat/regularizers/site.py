@@ -34,10 +34,9 @@ class Site:
         """The geometry of a batch."""
         raise NotImplementedError
 
-    @property
-    def can_cut(self) -> bool:
-        """Whether passes may withhold a gradient here: see `EmbeddingSite.owed`."""
-        return False
+    def looked_up(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """What a move is added to, shaped as `place`, if that is looked up in a table that learns; else None."""
+        return None
 
     @property
     def unreached(self) -> str:
@@ -45,10 +44,10 @@ class Site:
         raise NotImplementedError
 
     @contextmanager
-    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
+    def entered(self, move: Tensor | None, instead: bool = False) -> Iterator[None]:
         """Forwards inside run perturbed by `move`, of the shape of `place`; None leaves them alone.
 
-        With `cut`, where `can_cut`, no gradient flows into what the hooked module itself learns.
+        With `instead`, `move` is what takes the output's place (`looked_up`, perturbed).
         """
         self.move, self.fired = move, False
         try:
@@ -77,7 +76,7 @@ class OutputSite(Site):
         self.module = module
         self._run = run
         self._runs = 0
-        self._cut = False
+        self._instead = False
         self._looking = False
         self._time_first = False
         self._measured = False
@@ -94,9 +93,9 @@ class OutputSite(Site):
         )
 
     @contextmanager
-    def entered(self, move: Tensor | None, cut: bool = False) -> Iterator[None]:
-        self._runs, self._cut = 0, cut
-        with super().entered(move, cut):
+    def entered(self, move: Tensor | None, instead: bool = False) -> Iterator[None]:
+        self._runs, self._instead = 0, instead
+        with super().entered(move, instead):
             yield
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -111,14 +110,19 @@ class OutputSite(Site):
             raise _Seen
         assert self.move is not None
         self.fired = True
-        if self._cut:
-            first = first.detach()
+        return self._added(self.move.transpose(0, 1) if self._time_first else self.move, output)
+
+    def _added(self, move: Tensor, output: Any) -> Any:
+        """The output of the module, moved."""
+        first = output[0] if isinstance(output, tuple) else output
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
-        move = self.move.transpose(0, 1) if self._time_first else self.move
-        moved = (first + move.reshape(first.shape)).to(first.dtype)
-        if first.dtype in (torch.float16, torch.bfloat16) and not self._measured and move.any():
-            self._measured = True
-            self._tell_what_is_lost(move.detach().reshape(first.shape), (moved.float() - first.float()).detach())
+        move = move.reshape(first.shape)
+        moved = (move if self._instead else first + move).to(first.dtype)
+        if first.dtype in (torch.float16, torch.bfloat16) and not self._measured:
+            asked = (move - first if self._instead else move).detach()
+            if asked.any():
+                self._measured = True
+                self._tell_what_is_lost(asked, (moved.float() - first.float()).detach())
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     def _tell_what_is_lost(self, asked: Tensor, felt: Tensor) -> None:

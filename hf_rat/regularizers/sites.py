@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from hf_rat.regularizers.columns_site import ColumnsSite
 from hf_rat.regularizers.embedding_site import DECODER_EMBEDDINGS, EMBEDDINGS, DecoderEmbeddingSite, EmbeddingSite
 from hf_rat.regularizers.logits_site import LOGITS_INPUT, LogitsInputSite
 from hf_rat.regularizers.module_site import ModuleSite
@@ -33,4 +34,6 @@ def open_site(name: str, model: nn.Module) -> Site:
     Raises:
         ValueError: the model has no such place; the message says why.
     """
+    if name == EMBEDDINGS and hasattr(model, "transformers_model"):  # a SentenceTransformer
+        return ColumnsSite(model)
     return SITES[name](model) if name in SITES else ModuleSite(model, name)

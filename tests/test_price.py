@@ -1,0 +1,120 @@
+"""What a run costs: told before, measured after, and `--fast`."""
+
+import pytest
+import runs
+import tiny
+import torch
+
+from hf_rat import Regularization, RegularizedTrainingArguments, parse, speed
+from hf_rat.announcement import announcement
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """settings -> arguments on a machine with or without bf16; the process-wide precision is put back."""
+    before = torch.get_float32_matmul_precision()
+
+    def build(has_bf16=True, **settings):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+        return RegularizedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+    yield build
+    torch.set_float32_matmul_precision(before)
+
+
+# -- before ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "memory", "said"),
+    [
+        ("plain", "fast", ["plain(): 1 forward and 1 backward passes per step (plain: 1 and 1)"]),
+        ("rat", "fast", ["3 forward and 3 backward passes", " 2 times the activations"]),
+        ("rat", "lean", ["4 forward and 3 backward passes", " 1 times the activations"]),
+        ("rdrop", "fast", ["2 forward and 2 backward passes", " 2 times the activations"]),
+        ("fgm", "fast", ["2 forward and 2 backward passes", " 1 times the activations"]),
+        ("vat", "fast", ["3 forward and 2 backward passes and 1 for slopes"]),
+    ],
+)
+def test_the_price_is_told_before(arguments, expression, memory, said):
+    line = announcement(Regularization(parse(expression), tiny.tiny_model(dropout=0.1), memory=memory), arguments())
+    assert "\n" not in line
+    for part in [*said, "on cpu x 1"]:
+        assert part in line
+
+
+def test_what_becomes_of_the_batches_is_told(arguments):
+    model = tiny.tiny_model(dropout=0.1)
+    assert "; batches split by length;" in announcement(Regularization(parse("rat"), model), arguments())
+    off = Regularization(parse("rat"), model, length_buckets="off")
+    assert "; batches not split by length: length_buckets is off;" in announcement(off, arguments())
+    assert "split" not in announcement(Regularization(parse("plain"), model), arguments())
+
+
+def test_the_time_that_is_told_is_near_what_step_cost_measured(arguments):
+    # The issue's goals for these are 3.0, 2.05 and 2.75; what is told may be pessimistic, but not by much.
+    for expression, goal in (("rat", 3.0), ("rdrop", 2.05), ("fgm", 2.05), ("vat", 2.75)):
+        told = Regularization(parse(expression), tiny.tiny_model(dropout=0.1)).cost().time
+        assert goal - 0.35 < told <= goal
+
+
+# -- after -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("expression", "forwards"), [("rat", 3), ("rdrop", 2), ("vat", 3)])
+def test_steps_are_timed_beside_plain_ones_and_nothing_is_changed(monkeypatch, expression, forwards):
+    model = tiny.tiny_model(dropout=0.1).eval()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    batches = [runs.collate(runs.examples(4, seed=seed)) for seed in range(5)]
+    run = []
+    # A clock that a forward of an example moves by a second: a pass over 4 of them takes 4.
+    model.register_forward_hook(lambda module, args, output: run.append(len(output.logits)))
+    monkeypatch.setattr(speed, "_now", lambda on_gpu: sum(run))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+
+    own, plain = speed.tokens_per_second(
+        Regularization(parse(expression), model, length_buckets="off"), iter(batches), step=0
+    )
+
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches[:3])
+    assert plain == pytest.approx(tokens / 12)
+    assert own == pytest.approx(tokens / 12 / forwards)
+    assert torch.equal(torch.rand(1), expected)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[name])
+
+
+def test_an_engine_that_would_take_a_step_is_refused():
+    regularization = Regularization(parse("rat"), tiny.tiny_model(dropout=0.1))
+    regularization.engine.steps_in_backward = True
+    with pytest.raises(ValueError, match="DeepSpeed steps its optimizer"):
+        speed.tokens_per_second(regularization, [], step=0)
+
+
+# -- --fast ----------------------------------------------------------------------------------------------------------
+
+
+def test_fast_takes_bf16_and_the_faster_products_and_says_so(arguments):
+    chosen = arguments(fast=True)
+    assert chosen.bf16
+    assert torch.get_float32_matmul_precision() == "medium"
+    line = announcement(Regularization(parse("rat"), tiny.tiny_model(dropout=0.1)), chosen)
+    assert line.endswith("; fast: bf16, products in fp32 by oneDNN (in bf16 on AMX)")
+
+
+def test_fast_without_hardware_for_bf16_stays_in_fp32(arguments):
+    chosen = arguments(has_bf16=False, fast=True)
+    assert not chosen.bf16
+    assert "bf16," not in announcement(Regularization(parse("rat"), tiny.tiny_model(dropout=0.1)), chosen)
+    assert arguments(has_bf16=False, fast=True, bf16=True).bf16
+
+
+def test_without_fast_nothing_is_touched(arguments):
+    before = torch.get_float32_matmul_precision()
+    assert not arguments().bf16
+    assert torch.get_float32_matmul_precision() == before
+    assert "fast" not in announcement(Regularization(parse("rat"), tiny.tiny_model(dropout=0.1)), arguments())
