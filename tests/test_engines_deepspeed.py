@@ -150,6 +150,13 @@ def test_the_price_of_a_single_backward(stand_in, recipe, passes):
         regularization.backward(batch)
         seen.append(sum(rows) / len(batch["labels"]))
     assert tuple(seen) == passes
+    assert tuple(regularization.cost().forwards for regularization in regularizations) == passes
+
+
+@pytest.mark.parametrize("recipe", PASSES)
+def test_a_single_backward_holds_every_graph(recipe):
+    one_by_one, single = (Regularization(parse(recipe), model(), single_backward=how).cost() for how in (False, True))
+    assert single.graphs == single.backwards == one_by_one.backwards
 
 
 @pytest.mark.parametrize(
