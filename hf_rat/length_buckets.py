@@ -53,6 +53,8 @@ def whole_because(
     wrapped: Any = model
     base: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # of PEFT
     config: Any = getattr(base, "config", None)
+    if any(isinstance(module, FSDPModule) for module in base.modules()):
+        return "FSDP2 wants the same forwards on every process"
     if type(base) not in [known.get(type(config), None) for known in KNOWN]:
         # The loss of any other model may not be a mean over labels, and its inputs may not be cut as ours are.
         return f"{type(base).__name__} is not known to judge every example by itself"
@@ -65,8 +67,6 @@ def whole_because(
         return "recurrent layers skip padding by themselves"
     if next(base.parameters()).device.type != "cpu":
         return "that was measured faster on CPUs only"
-    if any(isinstance(module, FSDPModule) for module in base.modules()):
-        return "FSDP2 wants the same forwards on every process"
     if accelerator is not None:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             return "DeepSpeed wants the same forwards on every process"

@@ -206,7 +206,7 @@ class Regularization:
         term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
         active = tuple(part for weight, part in term.parts(step) if weight > 0)
         if active not in self._costs:
-            self._costs[active] = rehearse(term, step, self._lean)
+            self._costs[active] = rehearse(term, step, self._lean, self.single_backward, self.engine.steps_in_backward)
         return self._costs[active]
 
     def after_step(self) -> None:

@@ -61,39 +61,50 @@ class Cost:
         return f"about {self.time:.1f} times the time and {self.graphs} times the activations of plain training"
 
 
-def rehearse(regularizer: Term, step: int, lean: bool = False) -> Cost:
+def rehearse(
+    regularizer: Term, step: int, lean: bool = False, single_backward: bool = False, slopes_apart: bool = False
+) -> Cost:
     """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were.
 
     Args:
         regularizer: what is rehearsed.
         step: the optimizer step.
         lean: whether passes are run again instead of kept.
+        single_backward: whether the groups wait for one backward of them all.
+        slopes_apart: whether announced slopes are taken in passes of their own.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        return _rehearse(regularizer, step, _Stage(), lean)
+        return _rehearse(regularizer, step, _Stage(), lean, single_backward, slopes_apart)
 
 
-def _rehearse(regularizer: Term, step: int, stage: _Stage, lean: bool) -> Cost:
+def _rehearse(
+    regularizer: Term, step: int, stage: _Stage, lean: bool, single_backward: bool, slopes_apart: bool
+) -> Cost:
     batch = Batch(
         inputs={"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])},
         run=stage.run,
         open_site=stage.site,
         problem="single_label_classification",
         step=step,
+        streaming=not single_backward,
+        slopes_apart=slopes_apart,
         rerun=stage.run if lean else None,
         teacher=lambda inputs: stage.run(inputs)[1].detach(),
     )
-    backwards = count = graphs = 0
+    backwards = count = 0
+    graphs: list[int] = []
     for group in groups(regularizer, Point(batch)):
         before, reruns = batch.forwards - batch.searches, batch.reruns
         losses = group()
         passes = batch.forwards - batch.searches - before
         backwards += passes
-        graphs = max(graphs, passes - (batch.reruns - reruns))
+        graphs.append(passes - (batch.reruns - reruns))
         count += 1
-        if losses:
+        if losses and not single_backward:
             torch.stack(list(losses.values())).sum().backward()
-    return Cost(batch.forwards + batch.reruns, backwards, batch.slopes, count, graphs)
+    return Cost(
+        batch.forwards + batch.reruns, backwards, batch.slopes, count, (sum if single_backward else max)(graphs)
+    )
 
 
 class _Stage(nn.Module):

@@ -16,7 +16,7 @@ import tiny
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import BadPass
@@ -125,6 +125,19 @@ def lean() -> str:
     return "accepted"
 
 
+def whole() -> str | None:
+    """Why batches are not split by length."""
+    return Regularization(parse("rat"), sharded(), length_buckets="auto").whole_because
+
+
+def fsdp1() -> str:
+    try:
+        Regularization(parse("rat"), FullyShardedDataParallel(model(), device_id=torch.device("cpu")))
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -133,10 +146,11 @@ def main() -> None:
             name: {expression: compared(*case, expression) for expression in EVERY} for name, case in CASES.items()
         }
         bad = {engine: with_a_bad_pass(engine) for engine in ENGINES}
-        refused = lean()
+        refused = {"lean": lean(), "FSDP 1": fsdp1()}
+        because = whole()
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
-            json.dump({"compared": results, "bad": bad, "lean": refused}, file)
+            json.dump({"compared": results, "bad": bad, "refused": refused, "whole": because}, file)
     dist.destroy_process_group()
 
 

@@ -133,6 +133,32 @@ def test_each_micro_batch_is_one_backward_and_the_weights_are_those_of_a_plain_l
         torch.testing.assert_close(engine.module.state_dict()[name], weight, rtol=1e-3, atol=1e-5)
 
 
+# Where a slope is taken of passes that are learned from too, these passes run once more before.
+PASSES = {"plain": (1, 1), "rdrop": (2, 2), "vat": (3, 3), "fgm": (2, 3), "rat": (3, 4), "freelb": (3, 5)}
+"""Recipe -> forwards of one micro-batch, elsewhere and under DeepSpeed."""
+
+
+@pytest.mark.parametrize(("recipe", "passes"), PASSES.items())
+def test_the_price_of_a_single_backward(stand_in, recipe, passes):
+    batch, seen = micro_batches()[0], []
+    models = (model(), model())
+    regularizations = (Regularization(parse(recipe), models[0]), stand_in(recipe, models[1])[1])
+    for one, regularization in zip(models, regularizations, strict=True):
+        rows = []
+        one.classifier.register_forward_hook(lambda _, args, output, rows=rows: rows.append(output.shape[0]))
+        keyed.begin(batch["input_ids"], batch["attention_mask"])
+        regularization.backward(batch)
+        seen.append(sum(rows) / len(batch["labels"]))
+    assert tuple(seen) == passes
+    assert tuple(regularization.cost().forwards for regularization in regularizations) == passes
+
+
+@pytest.mark.parametrize("recipe", PASSES)
+def test_a_single_backward_holds_every_graph(recipe):
+    one_by_one, single = (Regularization(parse(recipe), model(), single_backward=how).cost() for how in (False, True))
+    assert single.graphs == single.backwards == one_by_one.backwards
+
+
 @pytest.mark.parametrize(
     "expression", ["fgm(epsilon=0.5)", "pgd(epsilon=0.5, step=0.5, start=0.1)", "freelb(start=0)"]
 )
@@ -146,13 +172,15 @@ def test_slopes_carry_the_loss_scale_of_deepspeed(stand_in, expression):
     assert F.cosine_similarity(scaled[-1].flatten(1), exact[-1].flatten(1)).min() > 0.999
 
 
-def test_several_backwards_and_lean_memory_are_refused(stand_in):
+def test_several_backwards_and_lean_memory_are_refused_and_batches_stay_whole(stand_in):
     engine, _ = stand_in("rat", model())
     how = {"accelerator": StandInAccelerator(engine)}
     with pytest.raises(ValueError, match="leave it at None"):
         Regularization(parse("rat"), engine, single_backward=False, **how)
     with pytest.raises(ValueError, match="DeepSpeed cannot"):
         Regularization(parse("rat"), engine, memory="lean", **how)
+    whole = Regularization(parse("rat"), engine, length_buckets="auto", **how).whole_because
+    assert whole == "DeepSpeed wants the same forwards on every process"
 
 
 # -- the package -----------------------------------------------------------------------------------------------------
@@ -180,3 +208,6 @@ def test_zero_on_two_processes_changes_nothing(stage, tmp_path):
         model = deepspeed_processes.language_model()
         whole = runs.run(expression, keyed.KeyedTrainer, per_device_train_batch_size=16, **model)
         runs.assert_same_logs(seen["logs"], whole.logs)
+    bad = results["bad gradient"]
+    assert [log["nonfinite_steps"] for log in bad["logs"]] == [1, 1]
+    assert bad["finite"]

@@ -36,5 +36,11 @@ def test_a_bad_pass_on_one_process_is_left_out_on_both(seen, engine):
     assert seen["bad"][engine] == {"kept": [["task"], ["task"]], "finite": True, "counted": 1}
 
 
-def test_lean_memory_is_refused_on_shards(seen):
-    assert "FSDP2 cannot" in seen["lean"]
+@pytest.mark.parametrize(("what", "words"), [("lean", "FSDP2 cannot"), ("FSDP 1", "fsdp_version: 2")])
+def test_what_cannot_be_right_on_shards_is_refused(seen, what, words):
+    assert words in seen["refused"][what]
+    assert "\n" not in seen["refused"][what]
+
+
+def test_batches_on_shards_stay_whole(seen):
+    assert seen["whole"] == "FSDP2 wants the same forwards on every process"

@@ -93,7 +93,12 @@ class FaintLoss(nn.Module):
 def moves_of(regularization, batch):
     """The perturbations under which the passes of a step ran, zeros left out."""
     site, moves = regularization._open_site(EMBEDDINGS), []
-    site.module.register_forward_hook(lambda *_: None if site.move is None else moves.append(site.move.detach()))
+
+    def note(module, args, output):
+        if site.move is not None:
+            moves.append((site.move - output if site._instead else site.move).detach())
+
+    site.module.register_forward_hook(note, prepend=True)
     regularization.backward(batch)
     return [move for move in moves if move.any()]
 
