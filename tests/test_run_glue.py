@@ -395,7 +395,6 @@ def test_two_processes_make_the_model_of_one(tmp_path, data, model):
     weights = []
     for processes, size in ((1, 12), (2, 6)):
         out = tmp_path / f"{processes}"
-        # accelerate launch starts several CPU processes under MPI only; this is what it runs for several GPUs.
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
         command += [str(ROOT / "run_glue.py"), "--task_name", "rte", "--data_dir", data, "--model_name_or_path", model]
         command += [
