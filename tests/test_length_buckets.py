@@ -9,8 +9,16 @@ import tiny
 import tiny_tasks
 import torch
 from torch import nn
+from transformers import Trainer
 
-from hf_rat import Regularization, length_buckets, parse, regularization
+from hf_rat import (
+    Regularization,
+    RegularizationMixin,
+    RegularizedTrainer,
+    length_buckets,
+    parse,
+    regularization,
+)
 from hf_rat.models import RNNConfig, RNNForSequenceClassification
 from hf_rat.regularizers.buckets import Bucket, buckets, joined, partition
 
@@ -189,3 +197,24 @@ def test_the_trainer_splits_and_a_loss_function_switches_it_off(split):
         return outputs.logits.var()
 
     assert because(options={"compute_loss_func": contrast}) == "length_buckets is off"
+
+    class Weighting(Trainer):
+        """Its mean is one over the weights of the classes, and a bucket has others than the batch."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = nn.functional.cross_entropy(outputs.logits, labels, torch.tensor([1.0, 10.0, 100.0]))
+            return (loss, outputs) if return_outputs else loss
+
+    class Behind(RegularizationMixin, Weighting):
+        pass
+
+    class InFront(RegularizedTrainer):
+        """Sees the loss of the whole batch."""
+
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    assert because(kind=Behind) == "length_buckets is off"
+    assert because(kind=InFront) is None
