@@ -228,7 +228,7 @@ class Regularization:
         for name, norm in state.get("embedding_norms", {}).items():
             site = self._sites.get(name)
             if isinstance(site, EmbeddingSite):
-                site.embedding_norm = float(norm)
+                site.embedding_norm = norm
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
     def close(self) -> None:
