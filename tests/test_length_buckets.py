@@ -9,7 +9,7 @@ import tiny
 import tiny_tasks
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import ConvBertConfig, ConvBertForSequenceClassification, Trainer
 
 from hf_rat import (
     Regularization,
@@ -163,6 +163,28 @@ def test_labels_by_position_weigh_exactly(expression, split):
 )
 def test_what_may_not_be_split_is_left_whole_and_says_why(model, reason):
     assert reason in str(length_buckets.whole_because("auto", False, ["embeddings"], model(), None))
+
+
+def _convbert():
+    sizes = {"hidden_size": 16, "embedding_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ConvBertConfig(**sizes, vocab_size=tiny.VOCABULARY, intermediate_size=24, initializer_range=0.3)
+    return ConvBertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "convbert"])
+def test_only_models_for_which_padding_is_nothing_are_split(family):
+    torch.manual_seed(0)
+    model = (_convbert() if family == "convbert" else tiny.tiny_model(family)).eval()
+    inputs = {name: x for name, x in batch().items() if name != "labels"}
+    split = buckets(inputs, 0)
+    assert len(split) > 2
+    with torch.no_grad():
+        whole = model(**inputs).logits
+        parts = joined([model(**bucket.inputs(inputs)).logits for bucket in split], split)
+    alike = torch.allclose(parts, whole, rtol=1e-4, atol=1e-5)
+    because = length_buckets.whole_because("auto", False, ["embeddings"], model, None)
+    assert alike == (family not in ("xlnet", "convbert"))
+    assert alike or "depends on the padding" in str(because)
 
 
 def _with_batch_norm():
