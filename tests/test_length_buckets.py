@@ -147,6 +147,14 @@ def test_labels_by_position_weigh_exactly(expression, split):
     tiny.assert_same_gradients(of_parts, gradients)
 
 
+def test_a_regression_may_have_a_value_that_means_ignored_elsewhere(split):
+    model, inputs = tiny.tiny_model(labels=1), batch()
+    inputs["labels"] = torch.arange(12.0)
+    inputs["labels"][2] = -100.0
+    losses = [one_step("fgm(epsilon=0.5)", model, inputs, how)[0] for how in ("off", "auto")]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
