@@ -16,6 +16,9 @@ from hf_rat.regularizers.sites import SITES
 KNOWN: tuple[Any, ...] = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)
 """Config class -> model class, whose loss is a mean over labels; the companion models are there too."""
 
+LENGTH_MATTERS = frozenset({"big_bird", "convbert", "nystromformer", "xlnet", "yoso"})
+"""Model types whose output for an example changes with how far it is padded."""
+
 # What a forward and backward cost on one core of a CPU; only the ratios matter. Measured with MiniLM, where a bucket
 # more costs 40 to 50 tokens, in fp32 and in bf16.
 MODULE_SECONDS = 1.5e-4
@@ -60,6 +63,8 @@ def whole_because(
         return f"{type(base).__name__} is not known to judge every example by itself"
     if config.is_encoder_decoder:
         return f"{type(base).__name__} is an encoder-decoder"
+    if config.model_type in LENGTH_MATTERS:
+        return f"the output of {type(base).__name__} depends on the padding"
     coupled = next((m for m in base.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)
     if coupled is not None:
         return f"{type(coupled).__name__} couples the examples of a batch"

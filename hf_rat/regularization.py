@@ -29,7 +29,7 @@ from hf_rat.regularizers.buckets import buckets
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
-from hf_rat.regularizers.sites import EmbeddingSite, Site, open_site
+from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
@@ -99,6 +99,11 @@ class Regularization:
         self.teacher = Teacher(self.unwrapped, betas[0]) if betas else None
         for name in self._site_names:
             self._open_site(name)
+        embeddings = [site.module for site in self._sites.values() if isinstance(site, EmbeddingSite)]
+        for name, site in self._sites.items():
+            if isinstance(site, ModuleSite) and site.module in embeddings:  # which a look-up stands for
+                self.close()
+                raise ValueError(f"{regularizer!r} perturbs the word embeddings as {name} too; give both one site")
 
     @property
     def is_plain(self) -> bool:
@@ -228,7 +233,7 @@ class Regularization:
         for name, norm in state.get("embedding_norms", {}).items():
             site = self._sites.get(name)
             if isinstance(site, EmbeddingSite):
-                site.embedding_norm = float(norm)
+                site.embedding_norm = norm
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.training_args import OptimizerNames
 
 from hf_rat.regularizers.perturbations import Flip, Redrawn
@@ -28,13 +29,14 @@ def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
 
     Raises:
         ValueError: a pass has a dropout rate of its own, and activation checkpointing or an attention kernel would not
-            obey it; activation checkpointing is reentrant; the weights are sharded in a way that the regularizer
-            cannot be right under; or the regularizer leaves no loss at all.
+            obey it; activation checkpointing is reentrant, or would run a perturbed module again; the weights are
+            sharded in a way that the regularizer cannot be right under; or the regularizer leaves no loss at all.
     """
     terms = list(all_terms(regularizer))
     if not terms:
         raise ValueError(f"{regularizer!r} leaves no loss to train on: its factor of 0 takes everything away")
     _require_obeyed_rates(regularizer, terms, model)
+    _require_moves_of_one_run(regularizer, terms, model)
     _require_readable_weights(regularizer, terms, model, wrapped)
     if not is_plain(regularizer) and any(map(_checkpoints_reentrantly, model.modules())):
         raise ValueError(
@@ -143,6 +145,20 @@ def _require_obeyed_rates(regularizer: Term, terms: list[Term], model: nn.Module
             f'{regularizer!r} gives a pass its own dropout rate, which attn_implementation="{attention}" does not '
             'obey; use "sdpa" or "eager"'
         )
+
+
+def _require_moves_of_one_run(regularizer: Term, terms: list[Term], model: nn.Module) -> None:
+    """In the backward, activation checkpointing runs the inside of a layer again, where no perturbation enters it."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    sites = {term.perturb.site for term in terms if term.perturb is not None and term.perturb.site}
+    for name, module in base.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            for site in sites:
+                if site.startswith(f"{name}."):
+                    raise ValueError(
+                        f"{regularizer!r} perturbs {site}, and activation checkpointing would run it again without "
+                        f"the perturbation; switch checkpointing off or perturb the output of {name}"
+                    )
 
 
 def _require_readable_weights(regularizer: Term, terms: list[Term], model: nn.Module, wrapped: nn.Module) -> None:

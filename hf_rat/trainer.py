@@ -99,11 +99,17 @@ class RegularizationMixin(_Base):
                 accelerator=self.accelerator,
                 run=self._run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
-                # A loss function of the user's may be anything, for instance a contrast between examples.
-                length_buckets=getattr(self.args, "length_buckets", "auto") if not self.compute_loss_func else "off",
+                length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
             )
         return self._regularization
+
+    @property
+    def _has_own_loss(self) -> bool:
+        """Whether the task loss is the user's: weighted by classes, or a contrast between examples, for instance."""
+        behind = type(self).__mro__[type(self).__mro__.index(RegularizationMixin) + 1 :]
+        defines = next(kind for kind in behind if "compute_loss" in vars(kind))
+        return self.compute_loss_func is not None or defines is not Trainer
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:

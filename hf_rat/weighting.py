@@ -48,7 +48,7 @@ class Weighting:
             samples: the micro-batches of this process.
             across: count those of the other processes too; otherwise each process counts alike.
         """
-        if not samples or not self.by_position(samples[0]):
+        if not any(map(self.by_position, samples)):  # one of them may hold targets of a single token only
             return None
         items = torch.stack([self.counted(sample) for sample in samples]).sum()
         return self._engine.sum(items) if across else items * self._engine.processes

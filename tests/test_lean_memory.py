@@ -9,6 +9,7 @@ import tiny
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hf_rat import Regularization, parse
 from hf_rat.regularizers import points
@@ -65,6 +66,23 @@ def test_lean_keeps_torchs_own_masks():
             down = loss(backward=False)
             weight[where] += size
         assert slope[where].item() == pytest.approx((up - down) / (2 * size), rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("expression", ["rdrop", "rat(epsilon=0.5)"])
+def test_lean_shows_torch_the_device_whose_masks_are_drawn_again(expression, monkeypatch):
+    """torch restores the generators of the devices that it finds among the arguments of `checkpoint`, and no others:
+    masks drawn on a GPU would be other ones in the backward."""
+    seen = []
+
+    def spy(run, *args, use_reentrant):
+        seen.append([leaf.device for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)])
+        return run(*args)
+
+    monkeypatch.setattr(points, "checkpoint", spy)
+    batch = tiny.tiny_batch()
+    Regularization(parse(expression), tiny.tiny_model(dropout=0.1), memory="lean").backward(batch)
+    assert seen
+    assert all(batch["input_ids"].device in devices for devices in seen)
 
 
 class Wide(nn.Module):

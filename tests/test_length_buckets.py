@@ -9,8 +9,16 @@ import tiny
 import tiny_tasks
 import torch
 from torch import nn
+from transformers import ConvBertConfig, ConvBertForSequenceClassification, Trainer
 
-from hf_rat import Regularization, length_buckets, parse, regularization
+from hf_rat import (
+    Regularization,
+    RegularizationMixin,
+    RegularizedTrainer,
+    length_buckets,
+    parse,
+    regularization,
+)
 from hf_rat.models import RNNConfig, RNNForSequenceClassification
 from hf_rat.regularizers.buckets import Bucket, buckets, joined, partition
 
@@ -139,6 +147,14 @@ def test_labels_by_position_weigh_exactly(expression, split):
     tiny.assert_same_gradients(of_parts, gradients)
 
 
+def test_a_regression_may_have_a_value_that_means_ignored_elsewhere(split):
+    model, inputs = tiny.tiny_model(labels=1), batch()
+    inputs["labels"] = torch.arange(12.0)
+    inputs["labels"][2] = -100.0
+    losses = [one_step("fgm(epsilon=0.5)", model, inputs, how)[0] for how in ("off", "auto")]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -155,6 +171,28 @@ def test_labels_by_position_weigh_exactly(expression, split):
 )
 def test_what_may_not_be_split_is_left_whole_and_says_why(model, reason):
     assert reason in str(length_buckets.whole_because("auto", False, ["embeddings"], model(), None))
+
+
+def _convbert():
+    sizes = {"hidden_size": 16, "embedding_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ConvBertConfig(**sizes, vocab_size=tiny.VOCABULARY, intermediate_size=24, initializer_range=0.3)
+    return ConvBertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "convbert"])
+def test_only_models_for_which_padding_is_nothing_are_split(family):
+    torch.manual_seed(0)
+    model = (_convbert() if family == "convbert" else tiny.tiny_model(family)).eval()
+    inputs = {name: x for name, x in batch().items() if name != "labels"}
+    split = buckets(inputs, 0)
+    assert len(split) > 2
+    with torch.no_grad():
+        whole = model(**inputs).logits
+        parts = joined([model(**bucket.inputs(inputs)).logits for bucket in split], split)
+    alike = torch.allclose(parts, whole, rtol=1e-4, atol=1e-5)
+    because = length_buckets.whole_because("auto", False, ["embeddings"], model, None)
+    assert alike == (family not in ("xlnet", "convbert"))
+    assert alike or "depends on the padding" in str(because)
 
 
 def _with_batch_norm():
@@ -189,3 +227,24 @@ def test_the_trainer_splits_and_a_loss_function_switches_it_off(split):
         return outputs.logits.var()
 
     assert because(options={"compute_loss_func": contrast}) == "length_buckets is off"
+
+    class Weighting(Trainer):
+        """Its mean is one over the weights of the classes, and a bucket has others than the batch."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = nn.functional.cross_entropy(outputs.logits, labels, torch.tensor([1.0, 10.0, 100.0]))
+            return (loss, outputs) if return_outputs else loss
+
+    class Behind(RegularizationMixin, Weighting):
+        pass
+
+    class InFront(RegularizedTrainer):
+        """Sees the loss of the whole batch."""
+
+        def compute_loss(self, *args, **kwargs):
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    assert because(kind=Behind) == "length_buckets is off"
+    assert because(kind=InFront) is None

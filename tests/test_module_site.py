@@ -254,3 +254,14 @@ def test_a_batch_without_words_asks_for_a_named_module():
     with pytest.raises(ValueError, match=r"has no input_ids .* name a module as the site") as error:
         Regularization(fgm(), model).backward(batch)
     assert "\n" not in str(error.value)
+
+
+def test_word_embeddings_under_two_names_are_refused():
+    """The clean pass takes their look-up from outside of the module, and would not feel the second perturbation."""
+    model, name = tiny_model(), "bert.embeddings.word_embeddings"
+    with pytest.raises(ValueError, match=f"perturbs the word embeddings as {name} too") as error:
+        Regularization(fgm() + fgm(site=name), model)
+    assert "\n" not in str(error.value)
+    assert not model.get_input_embeddings()._forward_hooks
+    one, other = (Regularization(fgm(site=site), model).backward(tiny_batch()) for site in (name, "embeddings"))
+    torch.testing.assert_close(one, other)

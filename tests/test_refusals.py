@@ -4,6 +4,7 @@ import pytest
 import runs
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 
 from hf_rat import Regularization, RegularizedTrainer, fgm, parse
 
@@ -73,3 +74,29 @@ def test_reentrant_checkpointing_that_the_model_brings_along_is_refused(expressi
     Regularization(parse("plain"), model)
     with pytest.raises(ValueError, match="checkpoint"):
         Regularization(parse(expression), model)
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_site_inside_of_a_layer_that_checkpointing_runs_again_is_refused(adapters):
+    """Outside of the layers, and at their outputs, checkpointing changes nothing."""
+
+    def opened(module, checkpointing=True):
+        model = tiny.tiny_model()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        if adapters:
+            model = get_peft_model(model, LoraConfig(target_modules=["query"])).train()
+        return model, Regularization(parse(f'fgm(epsilon=0.5, site="{module}")'), model)
+
+    with pytest.raises(ValueError, match=r"without the perturbation.* the output of bert.encoder.layer.0$") as error:
+        opened("bert.encoder.layer.0.attention.output")
+    assert "\n" not in str(error.value)
+    opened("bert.encoder.layer.0.attention.output", checkpointing=False)
+    for module in ("bert.embeddings", "bert.encoder.layer.0"):
+        found = []
+        for checkpointing in (False, True):
+            torch.manual_seed(0)  # of the adapters
+            model, regularization = opened(module, checkpointing)
+            regularization.backward(tiny.tiny_batch())
+            found.append(tiny.gradients(model))
+        tiny.assert_same_gradients(*found)

@@ -394,6 +394,15 @@ def test_the_unit_of_epsilon_survives_training_and_a_checkpoint():
     torch.testing.assert_close(again.backward(batch), expected)
 
 
+def test_a_unit_that_could_not_be_measured_survives_a_checkpoint(monkeypatch):
+    """A scaled table that FSDP2 shards has none."""
+    monkeypatch.setattr("hf_rat.regularizers.embedding_site._mean_norm", lambda module: None)
+    kept = Regularization(fgm(), tiny_model()).state()
+    again = Regularization(fgm(), tiny_model())
+    again.load_state(kept)
+    assert kept["embedding_norms"] == again.state()["embedding_norms"] == {"embeddings": None}
+
+
 def test_the_count_of_non_finite_steps_survives_a_checkpoint():
     regularization = Regularization(fgm(), tiny_model())
     regularization.load_state({"nonfinite_steps": 3})

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import FAMILIES, PAD, tiny_batch, tiny_model
+from tiny import FAMILIES, PAD, assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers.integrations.neftune import activate_neftune
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_rat import Regularization, adversarial_dropout, fgm, pgd, plain, r3f
+from hf_rat import Regularization, adversarial_dropout, fgm, freelb, pgd, plain, r3f
 from hf_rat.regularizers.sites import EmbeddingSite, LogitsInputSite
 
 
@@ -205,6 +206,45 @@ def test_tied_embeddings_are_moved_at_the_input_alone(scope):
     losses = Regularization(fgm(epsilon=0.3, scope=scope), model).backward(batch)
     assert losses["adversarial_task"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(table, before)
+
+
+def test_embeddings_that_draw_random_numbers_learn_under_the_numbers_that_were_drawn():
+    """Word dropout: the clean pass of fgm gives the table the gradient of plain training under the same masks."""
+    found = {}
+    for regularizer in (plain(), 1e-9 * fgm()):
+        model = tiny_model("textcnn")
+        model.get_input_embeddings().dropout = 0.5
+        torch.manual_seed(0)
+        Regularization(regularizer, model).backward(tiny_batch())
+        found[repr(regularizer)] = gradients(model)
+    assert_same_gradients(*found.values())
+
+
+@pytest.mark.parametrize("drawn_by", ["word dropout", "the Trainer's NEFTune"])
+def test_embeddings_that_draw_random_numbers_draw_them_with_the_masks(drawn_by):
+    """All points of freelb are under the masks of the first: where they hardly move, their losses are one."""
+    model = tiny_model("textcnn")
+    if drawn_by == "word dropout":
+        model.get_input_embeddings().dropout = 0.5
+    else:
+        activate_neftune(model, 50.0)
+    losses = {}
+    for regularizer in (plain(), freelb(epsilon=1.0, step=1e-6, start=0.0, steps=3)):
+        torch.manual_seed(0)
+        (loss,) = Regularization(regularizer, model).backward(tiny_batch()).values()
+        losses[repr(regularizer)] = float(loss)
+    one, other = losses.values()
+    assert other == pytest.approx(one, abs=1e-4)
+
+
+def test_the_mean_norm_is_measured_without_word_dropout():
+    model = tiny_model("textcnn")
+    embeddings = model.get_input_embeddings()
+    embeddings.dropout = 0.5
+    site, before = EmbeddingSite(model), torch.get_rng_state()
+    assert site.embedding_norm == pytest.approx(embeddings.weight.norm(dim=-1).mean().item(), rel=1e-5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert embeddings.training
 
 
 def test_a_causal_language_model_works_too():

@@ -101,6 +101,27 @@ def test_micro_batches_of_as_many_examples_count_alike(task):
     runs.assert_same_logs(cut, whole)
 
 
+@pytest.mark.parametrize("first", [0, 2])
+def test_micro_batches_with_targets_of_one_token_weigh_what_they_have(first):
+    """Alone, (batch, 1) could as well be one label for each example."""
+    rows = [{"input_ids": [3, 5, 6 + k, 2], "labels": [7, 5, 6, 9, 2] if k > 1 else [7 + k]} for k in range(4)]
+
+    def collated(some):
+        batch = collate(some)
+        return {**batch, "labels": batch["labels"].view(len(some), -1)}
+
+    model = task_model("seq2seq")
+    (log,) = runs.run(
+        "plain",
+        model=task_model("seq2seq"),
+        options={"train_dataset": rows[first:] + rows[:first], "data_collator": collated},
+        per_device_train_batch_size=2,
+        **WINDOW,
+    ).logs
+    sums = [model(**collated([row])).loss * len(row["labels"]) for row in rows]
+    assert log["loss"] == pytest.approx(sum(sums).item() / 12, rel=1e-5)
+
+
 # -- what the task loss may be ---------------------------------------------------------------------------------------
 
 

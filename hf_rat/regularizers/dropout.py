@@ -23,29 +23,33 @@ class SharedMasks:
         self._device = device
         self._start: list[torch.Tensor] | None = None
 
-    def _state(self) -> list[torch.Tensor]:
-        state = [torch.get_rng_state()]
-        if self._device.type == "cuda":
-            state.append(torch.cuda.get_rng_state(self._device))
-        return state
-
-    def _restore(self, state: list[torch.Tensor]) -> None:
-        torch.set_rng_state(state[0])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state[1], self._device)
-
     @contextmanager
     def replayed(self) -> Iterator[None]:
         if self._start is None:
-            self._start = self._state()
+            self._start = random_state(self._device)
             yield
             return
-        after = self._state()
-        self._restore(self._start)
+        after = random_state(self._device)
+        set_random_state(self._start, self._device)
         try:
             yield
         finally:
-            self._restore(after)
+            set_random_state(after, self._device)
+
+
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """What the random numbers of a forward on `device` are drawn from."""
+    state = [torch.get_rng_state()]
+    if device.type == "cuda":
+        state.append(torch.cuda.get_rng_state(device))
+    return state
+
+
+def set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
+    """Go on drawing from what `random_state` returned."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
 
 
 class DropoutRate(TorchFunctionMode):

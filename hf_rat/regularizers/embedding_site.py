@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from hf_rat.regularizers.dropout import random_state, set_random_state
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.problems import IGNORED
 from hf_rat.regularizers.site import OutputSite
@@ -43,8 +44,14 @@ class EmbeddingSite(OutputSite):
     def looked_up(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if not (isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad):
             return None
-        found: Tensor = self.module(self.ids(inputs).flatten(1))
-        return found
+        ids = self.ids(inputs).flatten(1)
+        before = random_state(ids.device)
+        found: Tensor = self.module(ids)
+        if all(map(torch.equal, random_state(ids.device), before)):
+            return found
+        # Word dropout, or the Trainer's NEFTune: every run of the module puts out something else.
+        set_random_state(before, ids.device)
+        return None
 
     def owed(self, inputs: Mapping[str, Any], slope: Tensor) -> Tensor:
         """A scalar of value zero whose backward gives the embeddings the gradient `slope` that a pass withheld.
@@ -195,7 +202,12 @@ def _mean_norm(module: nn.Module) -> float | None:
         if isinstance(table, DTensor):
             return None
         ids = torch.arange(len(table), device=table.device)
-        return float(torch.cat([module.forward(some).float().norm(dim=-1) for some in ids.split(1024)]).mean())
+        training = module.training
+        try:
+            module.eval()  # no word dropout
+            return float(torch.cat([module.forward(some).float().norm(dim=-1) for some in ids.split(1024)]).mean())
+        finally:
+            module.train(training)
 
 
 def _input_embeddings(model: nn.Module, side: nn.Module) -> nn.Module:

@@ -165,10 +165,11 @@ class Point:
             with self.masks.replayed() if self.masks is not None and k == 0 else nullcontext():
                 if lean and k < count - 1:
                     # Its logits are needed now, its activations when the backward has left the passes after it.
+                    # The inputs are an argument because torch repeats the random numbers of its arguments' devices.
                     batch.reruns += 1
-                    loss, logits = checkpoint(self._at_rate, k, own, batch.rerun, use_reentrant=False)
+                    loss, logits = checkpoint(self._at_rate, k, batch.inputs, own, batch.rerun, use_reentrant=False)
                 else:
-                    loss, logits = self._at_rate(k, own, batch.run)
+                    loss, logits = self._at_rate(k, batch.inputs, own, batch.run)
             losses.append(loss)
             all_logits.append(logits)
         known = [loss for loss in losses if loss is not None]
@@ -179,11 +180,11 @@ class Point:
         shared = move.dim() == len(self.batch.place(site).shape)
         return move.expand(self._count, *move.shape) if shared else move
 
-    def _at_rate(self, k: int, moves: Mapping[str, Tensor], run: Run) -> Pass:
+    def _at_rate(self, k: int, inputs: Mapping[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         """Pass `k`, under its own dropout rate."""
         rate = self.rate if self._rates is None else self._rates[k]
         with nullcontext() if rate is None else DropoutRate(rate):
-            return self._forward(dict(self.batch.inputs), moves, run)
+            return self._forward(dict(inputs), moves, run)
 
     def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run, copies: int = 1) -> Pass:
         """One forward over `copies` copies of the batch, in one piece or bucket after bucket."""

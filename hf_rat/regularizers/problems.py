@@ -98,7 +98,9 @@ def counted(problem: str, inputs: Mapping[str, Any]) -> Tensor:
     if problem == QUESTION_ANSWERING:
         positions = inputs["start_positions"]
         return torch.tensor(positions.shape[0], device=positions.device)
-    return (_targets(problem, inputs) != IGNORED).sum()
+    targets = _targets(problem, inputs)
+    counts = targets != IGNORED
+    return (counts | targets.is_floating_point()).sum()  # of a regression, -100 is a value as any other
 
 
 def kept(problem: str, inputs: Mapping[str, Any], logits: Tensor) -> Tensor | None:
