@@ -138,10 +138,15 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
     )
     if task.unlabeled is not None:
         require_columns(rows[task.unlabeled].column_names, task.text_columns, "--unlabeled_file")
+    # What is held back from training stands in for the validation split, which need not be there.
+    replaced = [part.split for part in task.evaluation] if data.validation_from_train is not None else []
     for split in split_names(flags, task):
+        if split in replaced:
+            continue
         if split not in rows:
             flag = f"--{split}_file" if data.dataset_name is None else what
-            raise ValueError(f"{flag}: the split {split!r} is needed; there are {', '.join(rows)}")
+            instead = ", or --validation_from_train" if split == "validation" else ""
+            raise ValueError(f"{flag}: the split {split!r} is needed{instead}; there are {', '.join(rows)}")
         wanted = task.text_columns if split == "test" else (*task.text_columns, label_column)
         flag = "--text_column_names" if columns else what
         require_columns(columns_of(rows[split], what), wanted, f"{flag}, split {split}")
