@@ -282,6 +282,10 @@ def test_unlabelled_texts_are_regularized_too(common, tmp_path):
     textcls.run([*both, *lstm, *common, "--reg", 'adversarial_dropout(site="recurrent", rate=0.3) + vat'])
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert any("loss_smoothness" in entry for entry in history)
+    known = ["--dataset_name", "ag_news", *both[-3:], "--reg", "rdrop", "--max_steps", "2"]
+    textcls.run([*known, *common, "--logging_steps", "1", "--output_dir", str(tmp_path / "known")])
+    history = json.loads((tmp_path / "known" / "trainer_state.json").read_text())["log_history"]
+    assert any("loss_unlabeled_consistency" in entry for entry in history)
     with pytest.raises(ValueError, match="plain"):
         textcls.run([*both, *common, "--output_dir", str(tmp_path / "plain")])
     with pytest.raises(ValueError, match="--unlabeled_file"):

@@ -94,12 +94,13 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
             text_columns=columns or task.text_columns,
             label_column=data.label_column_name or task.label_column,
         )
-        splits = split_names(flags, task) + ([task.unlabeled] if unlabeled and task.unlabeled is not None else [])
+        own = data.unlabeled_file is None and unlabeled and task.unlabeled is not None
+        splits = split_names(flags, task) + ([str(task.unlabeled)] if own else [])
         if data.streaming:
             rows = _streamed(flags, task, splits)
         else:
             rows = load_task(task, splits, data.data_dir, cache_dir, token, data.source_flag)
-        return _held_back(flags, task, Labels.of_task(task), rows)
+        return _held_back(flags, _with_unlabeled_file(flags, task, rows), Labels.of_task(task), rows)
     files = data.files
     if data.dataset_name is not None:
         what = f"--dataset_name {data.dataset_name!r}"
@@ -114,8 +115,6 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         rows = load_files(files, cache_dir)
         if streamed is not None:
             rows["train"] = stream_file(what, streamed)
-    if data.unlabeled_file is not None:
-        rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, cache_dir)
     if "train" not in rows:
         raise ValueError(f"{what}: a training split is needed, if only to know the labels")
     label_column = data.label_column_name or "label"
@@ -133,11 +132,9 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         folder="",
         label_column=label_column,
         evaluation=_UNKNOWN.evaluation,
-        unlabeled=UNLABELED if data.unlabeled_file is not None else None,
         test=(HeldOut("test", labelled="test" in rows and has_labels(rows["test"], label_column)),),
     )
-    if task.unlabeled is not None:
-        require_columns(rows[task.unlabeled].column_names, task.text_columns, "--unlabeled_file")
+    task = _with_unlabeled_file(flags, task, rows)
     # What is held back from training stands in for the validation split, which need not be there.
     replaced = [part.split for part in task.evaluation] if data.validation_from_train is not None else []
     for split in split_names(flags, task):
@@ -151,6 +148,16 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         flag = "--text_column_names" if columns else what
         require_columns(columns_of(rows[split], what), wanted, f"{flag}, split {split}")
     return _held_back(flags, task, labels, rows)
+
+
+def _with_unlabeled_file(flags: Flags, task: Task, rows: DatasetDict) -> Task:
+    """The row with the split of --unlabeled_file, which is added to the others; without the flag, the row as it is."""
+    path = flags.data.unlabeled_file
+    if path is None:
+        return task
+    rows[UNLABELED] = read_file("--unlabeled_file", path, flags.model.cache_dir)
+    require_columns(rows[UNLABELED].column_names, task.text_columns, "--unlabeled_file")
+    return dataclasses.replace(task, unlabeled=UNLABELED)
 
 
 def _streamed(flags: Flags, task: Task, splits: list[str]) -> DatasetDict:
