@@ -218,6 +218,10 @@ def test_a_tokenizer_of_another_model_is_told(common, tmp_path):
         (["--model", "textcnn", "--reg", "fgm(site='encoder')"], "site='encoder'"),
         (["--dataset_name", "imdb", "--unlabeled_file", "none.csv"], "needs --pretrain_lm or --semi_supervised"),
         (["--dataset_name", "imdb", "--recurrent_dropout", "0.5"], "--recurrent_dropout 0.5 needs --dropout_kind"),
+        (
+            ["--dataset_name", "imdb", "--train_file", "a.csv"],
+            "--dataset_name 'imdb' and --train_file 'a.csv' name two",
+        ),
         (["--dataset_name", "imdb", "--pretrain_epochs", "3"], "--pretrain_epochs 3.0 needs --pretrain_lm"),
     ],
 )

@@ -37,7 +37,7 @@ Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedT
 
 
 def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
-    """Refuse a run that has no data, no model or nothing to do.
+    """Refuse a run that has no data or several, no model or nothing to do.
 
     Args:
         flags: of the run.
@@ -45,9 +45,12 @@ def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
         model: whether a model is named.
 
     Raises:
-        ValueError: what is missing.
+        ValueError: what is missing, or one too many.
     """
-    if not any(given.get(name) for name in SOURCES):
+    named = [f"--{name} {given[name]!r}" for name in SOURCES if given.get(name)]
+    if len(named) > 1 and (given.get("task_name") or given.get("dataset_name")):
+        raise ValueError(f"{named[0]} and {named[1]} name two data sets: keep one of them")
+    if not named:
         raise ValueError("--model_name_or_path without data: give --task_name, --dataset_name or --train_file")
     if not model:
         raise ValueError("--model_name_or_path is missing: give a model on the Hub or a local folder")
@@ -242,6 +245,11 @@ def asked(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[Asked]:
     ]
 
 
+def _what(flags: Flags, task: Task, split: str) -> str:
+    """What the user named a split by, for errors."""
+    return f"--{split}_file" if split in flags.data.files else f"task {task.name!r}, split {split}"
+
+
 def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDataset:
     """The training stream as the model is fed it."""
     data, training = flags.data, flags.training
@@ -251,7 +259,7 @@ def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDat
         config.dispatch_batches = False
     length = min(data.max_seq_length, job.tokenizer.model_max_length)
     seed = training.seed if training.data_seed is None else training.data_seed
-    what = f"task {task.name!r}, split {task.train}"
+    what = _what(flags, task, str(task.train))
     return encode_stream(rows, task, job.labels, job.tokenizer, length, data.pad_to_max_length, seed, what)
 
 
@@ -259,5 +267,5 @@ def encoded(
     flags: Flags, job: Job, task: Task, rows: DatasetDict, split: str, limit: int | None, labelled: bool = True
 ) -> Dataset:
     """One split as the model is fed it; its first `limit` rows."""
-    what = f"task {task.name!r}, split {split}"
+    what = _what(flags, task, split)
     return encode(flags, rows[split], task, job.labels if labelled else None, job.tokenizer, limit, what)
