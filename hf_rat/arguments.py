@@ -92,6 +92,9 @@ class RegularizedTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        for name, known in (("reg_memory", ("fast", "lean")), ("length_buckets", ("auto", "off"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
         self.fast_choices = self._choose_fast() if self.fast else ()
         super().__post_init__()
 
@@ -109,6 +112,8 @@ class RegularizedTrainingArguments(TrainingArguments):
             choices.append("fp16, as asked for")
         elif has_bf16 or self.bf16:
             self.bf16 = True
+            # The Trainer takes bf16 on a CPU only where the CPU was asked for.
+            self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
             choices.append("bf16")
         # Process-wide, as the Trainer's own --tf32 is.
         torch.set_float32_matmul_precision("high" if on_gpu else "medium")

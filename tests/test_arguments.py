@@ -86,6 +86,8 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
         ({"reg": "rat", "reg_scope": "batch"}, "scope='batch'.*example, table"),
         ({"reg": "rat", "reg_divergence": "KL"}, "divergence='KL'"),
         ({"reg": "-1 * rat"}, "-1"),
+        ({"reg_memory": "slim"}, "reg_memory='slim'.*fast, lean"),
+        ({"length_buckets": "maybe"}, "length_buckets='maybe'.*auto, off"),
     ],
     ids=str,
 )

@@ -201,9 +201,9 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        ("vit.embedding", "has no module named 'vit.embedding' to perturb; did you mean vit.embeddings"),
-        ("vit.layers.7", "has no module named 'vit.layers.7' to perturb; did you mean vit.layers"),
-        ("recurrent", "has no module named 'recurrent' to perturb"),
+        ("vit.embedding", "has no module of this name to perturb; did you mean vit.embeddings"),
+        ("vit.layers.7", "has no module of this name to perturb; did you mean vit.layers"),
+        ("recurrent", "site='recurrent': ViTForImageClassification has no module of this name"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(site, message):

@@ -16,7 +16,7 @@ def arguments(tmp_path, monkeypatch):
 
     def build(has_bf16=True, **settings):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
-        return RegularizedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+        return RegularizedTrainingArguments(output_dir=str(tmp_path), **{"use_cpu": True, **settings})
 
     yield build
     torch.set_float32_matmul_precision(before)
@@ -111,6 +111,13 @@ def test_fast_without_hardware_for_bf16_stays_in_fp32(arguments):
     assert not chosen.bf16
     assert "bf16," not in announcement(Regularization(parse("rat"), tiny.tiny_model(dropout=0.1)), chosen)
     assert arguments(has_bf16=False, fast=True, bf16=True).bf16
+
+
+def test_fast_on_a_machine_without_an_accelerator_needs_no_flag_more(arguments, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    chosen = arguments(fast=True, use_cpu=False)
+    assert chosen.bf16
+    assert chosen.device.type == "cpu"
 
 
 def test_without_fast_nothing_is_touched(arguments):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from hf_rat.commands import cli, glue
-from hf_rat.commands.flags import given_flags, read_flags
+from hf_rat.commands.flags import given_flags, read_flags, reported
 from hf_rat.commands.models import set_dropout
 from hf_rat.commands.paper import apply_paper
 from hf_rat.data.generated import generated_config, generated_pairs, generated_tokenizer
@@ -344,6 +344,11 @@ def test_a_half_written_checkpoint_is_named_and_the_one_before_works(common, tmp
         (["--task_name", "mnli", "--do_eval"], ["--model_name_or_path", "--ignore_mismatched_sizes"]),
         (["--task_name", "rte", "--do_eval", "--lora_r", "2", "--lora_target_modules", "nothing"], ["'nothing'"]),
         (["--train_file", "none.csv", "--do_eval"], ["--train_file 'none.csv'", "no such file"]),
+        (["--task_name", "rte", "--do_eval", "--lora_alpha", "8"], ["--lora_alpha 8", "--lora_r"]),
+        (
+            ["--task_name", "rte", "--do_eval", "--unlabeled_file", "u.csv"],
+            ["--unlabeled_file 'u.csv'", "run_textcls"],
+        ),
     ],
 )
 def test_bad_input_is_answered_in_one_line(words, parts, common, capsys):
@@ -382,9 +387,19 @@ def test_the_environment_names_the_data_too(model, data, tmp_path, monkeypatch):
     assert glue.run(words)["eval_samples"] == 12
 
 
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    assert reported(interrupted, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_the_command_line_lists_its_commands(capsys):
     assert cli.main(["--help"]) == 0
     assert "glue" in capsys.readouterr().out
+    assert cli.main(["check-submission", "--help"]) == 0
+    assert "FOLDER_OR_ZIP" in capsys.readouterr().out
     assert cli.main(["gleu"]) == 2
     assert "did you mean glue?" in capsys.readouterr().err
 

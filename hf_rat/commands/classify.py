@@ -37,7 +37,7 @@ Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedT
 
 
 def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
-    """Refuse a run that has no data, no model or nothing to do.
+    """Refuse a run that has no data or several, no model or nothing to do.
 
     Args:
         flags: of the run.
@@ -45,9 +45,12 @@ def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
         model: whether a model is named.
 
     Raises:
-        ValueError: what is missing.
+        ValueError: what is missing, or one too many.
     """
-    if not any(given.get(name) for name in SOURCES):
+    named = [f"--{name} {given[name]!r}" for name in SOURCES if given.get(name)]
+    if len(named) > 1 and (given.get("task_name") or given.get("dataset_name")):
+        raise ValueError(f"{named[0]} and {named[1]} name two data sets: keep one of them")
+    if not named:
         raise ValueError("--model_name_or_path without data: give --task_name, --dataset_name or --train_file")
     if not model:
         raise ValueError("--model_name_or_path is missing: give a model on the Hub or a local folder")
@@ -94,12 +97,13 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
             text_columns=columns or task.text_columns,
             label_column=data.label_column_name or task.label_column,
         )
-        splits = split_names(flags, task) + ([task.unlabeled] if unlabeled and task.unlabeled is not None else [])
+        own = data.unlabeled_file is None and unlabeled and task.unlabeled is not None
+        splits = split_names(flags, task) + ([str(task.unlabeled)] if own else [])
         if data.streaming:
             rows = _streamed(flags, task, splits)
         else:
             rows = load_task(task, splits, data.data_dir, cache_dir, token, data.source_flag)
-        return _held_back(flags, task, Labels.of_task(task), rows)
+        return _held_back(flags, _with_unlabeled_file(flags, task, rows), Labels.of_task(task), rows)
     files = data.files
     if data.dataset_name is not None:
         what = f"--dataset_name {data.dataset_name!r}"
@@ -114,8 +118,6 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         rows = load_files(files, cache_dir)
         if streamed is not None:
             rows["train"] = stream_file(what, streamed)
-    if data.unlabeled_file is not None:
-        rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, cache_dir)
     if "train" not in rows:
         raise ValueError(f"{what}: a training split is needed, if only to know the labels")
     label_column = data.label_column_name or "label"
@@ -133,19 +135,32 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         folder="",
         label_column=label_column,
         evaluation=_UNKNOWN.evaluation,
-        unlabeled=UNLABELED if data.unlabeled_file is not None else None,
         test=(HeldOut("test", labelled="test" in rows and has_labels(rows["test"], label_column)),),
     )
-    if task.unlabeled is not None:
-        require_columns(rows[task.unlabeled].column_names, task.text_columns, "--unlabeled_file")
+    task = _with_unlabeled_file(flags, task, rows)
+    # What is held back from training stands in for the validation split, which need not be there.
+    replaced = [part.split for part in task.evaluation] if data.validation_from_train is not None else []
     for split in split_names(flags, task):
+        if split in replaced:
+            continue
         if split not in rows:
             flag = f"--{split}_file" if data.dataset_name is None else what
-            raise ValueError(f"{flag}: the split {split!r} is needed; there are {', '.join(rows)}")
+            instead = ", or --validation_from_train" if split == "validation" else ""
+            raise ValueError(f"{flag}: the split {split!r} is needed{instead}; there are {', '.join(rows)}")
         wanted = task.text_columns if split == "test" else (*task.text_columns, label_column)
         flag = "--text_column_names" if columns else what
         require_columns(columns_of(rows[split], what), wanted, f"{flag}, split {split}")
     return _held_back(flags, task, labels, rows)
+
+
+def _with_unlabeled_file(flags: Flags, task: Task, rows: DatasetDict) -> Task:
+    """The row with the split of --unlabeled_file, which is added to the others; without the flag, the row as it is."""
+    path = flags.data.unlabeled_file
+    if path is None:
+        return task
+    rows[UNLABELED] = read_file("--unlabeled_file", path, flags.model.cache_dir)
+    require_columns(rows[UNLABELED].column_names, task.text_columns, "--unlabeled_file")
+    return dataclasses.replace(task, unlabeled=UNLABELED)
 
 
 def _streamed(flags: Flags, task: Task, splits: list[str]) -> DatasetDict:
@@ -230,6 +245,11 @@ def asked(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[Asked]:
     ]
 
 
+def _what(flags: Flags, task: Task, split: str) -> str:
+    """What the user named a split by, for errors."""
+    return f"--{split}_file" if split in flags.data.files else f"task {task.name!r}, split {split}"
+
+
 def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDataset:
     """The training stream as the model is fed it."""
     data, training = flags.data, flags.training
@@ -239,7 +259,7 @@ def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDat
         config.dispatch_batches = False
     length = min(data.max_seq_length, job.tokenizer.model_max_length)
     seed = training.seed if training.data_seed is None else training.data_seed
-    what = f"task {task.name!r}, split {task.train}"
+    what = _what(flags, task, str(task.train))
     return encode_stream(rows, task, job.labels, job.tokenizer, length, data.pad_to_max_length, seed, what)
 
 
@@ -247,5 +267,5 @@ def encoded(
     flags: Flags, job: Job, task: Task, rows: DatasetDict, split: str, limit: int | None, labelled: bool = True
 ) -> Dataset:
     """One split as the model is fed it; its first `limit` rows."""
-    what = f"task {task.name!r}, split {split}"
+    what = _what(flags, task, split)
     return encode(flags, rows[split], task, job.labels if labelled else None, job.tokenizer, limit, what)

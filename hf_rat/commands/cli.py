@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_submission(argv: list[str]) -> int:
     from hf_rat.data.submission import pack, problems
 
+    if argv[:1] in (["-h"], ["--help"]):
+        print(f"usage: hf-rat check-submission FOLDER_OR_ZIP\n\n{_COMMANDS['check-submission']}")
+        return 0
+
     def check(words: list[str]) -> None:
         if len(words) != 1:
             raise ValueError(f"hf-rat check-submission takes one folder or zip, it was given {len(words)} arguments")

@@ -17,6 +17,7 @@ from hf_rat.commands.flags import Flags
 from hf_rat.commands.summary import read_results, table
 from hf_rat.data.encoding import Labels
 from hf_rat.data.tasks import Task
+from hf_rat.regularization import Regularization
 
 # What every example's defaults begin with.
 DEFAULTS: dict[str, Any] = {
@@ -63,7 +64,10 @@ def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     for name in ("lora_r", "config_name", "tokenizer_name", "dropout"):
         if name in flags.given:
             raise ValueError(f"--{name} needs --model_name_or_path: the embedded model has no use for it")
-    for name in ("do_predict", "submission_dir", "recipe", "text_column_names", "label_column_name"):
+    for name in (
+        *("do_predict", "submission_dir", "recipe", "text_column_names", "label_column_name"),
+        *("streaming", "train_size", "validation_from_train", "unlabeled_file", "dataset_config_name"),
+    ):
         if getattr(flags.training, name, None) or getattr(flags.data, name, None):
             raise ValueError(f"--{name} needs a data set: give --task_name, --dataset_name or --train_file")
     if not (flags.training.do_train and flags.training.do_eval):
@@ -74,6 +78,8 @@ def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     folder = Path(str(flags.training.output_dir))
     regularizer = flags.training.regularizer()
     rows = example.rows()
+    job = _job(flags, example)
+    Regularization(regularizer, job.model).close()  # what this model cannot carry is said before `plain` is trained
     say(
         f"No data and no model given: {len(rows['train'])} {example.told}, "
         f"{len(rows['validation'])} for validation, and a small model."
@@ -87,7 +93,7 @@ def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         if results is None:
             results = run_job(dataclasses.replace(flags, training=baseline), _job(flags, example), None)
         lines.append(_line("plain", results))
-    results = run_job(flags, _job(flags, example), resume)
+    results = run_job(flags, job, resume)
     lines.append(_line(repr(regularizer), results))
     say("\n" + table(lines))
     say(f"Model: {folder}, its card: {folder / 'README.md'}")

@@ -68,6 +68,11 @@ class ModelArguments:
             raise ValueError(f"--dropout {self.dropout}: a rate of at least 0 and below 1 is needed")
         if self.lora_r is not None and self.lora_r < 1:
             raise ValueError(f"--lora_r {self.lora_r}: a rank of at least 1 is needed")
+        for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            if self.lora_r is None and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"--{name} {getattr(self, name)!r} needs --lora_r: without a rank there is no adapter"
+                )
 
 
 @dataclass
@@ -85,7 +90,7 @@ class DataTrainingArguments:
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Read DIR/glue/<task>/<split>.parquet instead of the Hub's copy. "
+            "help": "Read DIR/glue/<task>/<split>.parquet (texts: DIR/<data set>/...) instead of the Hub's copy. "
             f"The environment variable {DATA_DIR_VARIABLE} says the same."
         },
     )
@@ -116,7 +121,10 @@ class DataTrainingArguments:
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
     test_file: str | None = field(default=None, metadata={"help": "The same, for --do_predict."})
     unlabeled_file: str | None = field(
-        default=None, metadata={"help": "The same, of texts without labels: see --pretrain_lm and --semi_supervised."}
+        default=None,
+        metadata={
+            "help": "The same, of texts without labels: for --pretrain_lm and --semi_supervised of run_textcls.py."
+        },
     )
     text_column_names: str | None = field(
         default=None,
@@ -142,7 +150,6 @@ class DataTrainingArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: at least 1 is needed")
-
         for name in ("train_size", "max_train_samples", "validation_from_train"):
             if self.streaming and getattr(self, name) is not None:
                 raise ValueError(f"--{name} {getattr(self, name)}: a stream (--streaming) has no known size")
@@ -279,6 +286,9 @@ def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130  # 128 + SIGINT, as the shell has it
     return 0
 
 

@@ -42,6 +42,8 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     data, training = flags.data, flags.training
     require_work(flags, given, flags.model.model_name_or_path is not None)
     _check_submission(flags)
+    if data.unlabeled_file is not None:
+        raise ValueError(f"--unlabeled_file {data.unlabeled_file!r} is a flag of run_textcls.py")
     task = find(data.task_name) if data.task_name is not None else None
     if data.recipe is not None:
         say(apply_paper(flags, task))

@@ -115,6 +115,8 @@ def _check(flags: Flags, words: WordModelArguments, own: bool) -> None:
                 raise ValueError(f"--{name} {value!r} is for --model: --model_name_or_path brings its own")
     else:
         word_config(flags, words)  # a flag that the model has no use for is said before anything is loaded
+    if flags.data.unlabeled_file is not None and not (words.pretrain_lm or words.semi_supervised):
+        raise ValueError(f"--unlabeled_file {flags.data.unlabeled_file!r} needs --pretrain_lm or --semi_supervised")
     if own and flags.model.lora_r is not None:
         raise ValueError(
             f"--lora_r {flags.model.lora_r} needs --model_name_or_path: an adapter is for trained weights"
@@ -138,8 +140,9 @@ def _add_callbacks(job: Job, words: WordModelArguments) -> None:
 
 
 def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, float]:
-    if words.word_vectors is not None:
-        raise ValueError(f"--word_vectors {words.word_vectors!r} needs data: give --dataset_name or --train_file")
+    for name in ("word_vectors", "semi_supervised", "dropout_schedule", "early_stopping_patience"):
+        if getattr(words, name):
+            raise ValueError(f"--{name} needs a data set: give --dataset_name or --train_file")
     defaults = DEFAULTS | {"learning_rate": 1e-3, "num_train_epochs": 10, "per_device_train_batch_size": 16}
     flags = read_flags(given, defaults)
 

@@ -1,13 +1,14 @@
 """The flags of models that are trained from scratch on words."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_rat.data.vocabulary import KINDS
-from hf_rat.models.recurrent import PER_STEP
+from hf_rat.models.recurrent import PER_STEP, Dropouts
 
 MODELS = ("textcnn", "bilstm", "texthan", "gru", "lstm", "rnn")
 RECURRENT = ("lstm", "gru", "rnn")
+DROPOUTS = tuple(f.name for f in fields(Dropouts) if f.type == "float")
 
 
 # No postponed annotations in this module: HfArgumentParser reads the types of the fields.
@@ -60,7 +61,7 @@ class WordModelArguments:
     )
     min_count: int = field(default=2, metadata={"help": "Words that occur less often in training are unknown."})
     max_vocabulary: int | None = field(default=None, metadata={"help": "Number of words at most."})
-    lowercase: bool = field(default=True, metadata={"help": "Drop case."})
+    lowercase: bool = field(default=True, metadata={"help": "Drop case, the default; --no_lowercase keeps it."})
     word_vectors: str | None = field(
         default=None,
         metadata={"help": "GloVe, word2vec or fastText text, also gzip, or .npy with its words beside it."},
@@ -90,6 +91,9 @@ class WordModelArguments:
             raise ValueError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1 is needed")
         if self.pretrain_lm and self.model not in RECURRENT:
             raise ValueError(f"--pretrain_lm needs --model {', '.join(RECURRENT)}: it reads from left to right only")
+        for name, needed in (("pretrain_epochs", "pretrain_lm"), ("recurrent_dropout", "dropout_kind")):
+            if getattr(self, name) != getattr(type(self), name) and not getattr(self, needed):
+                raise ValueError(f"--{name} {getattr(self, name)} needs --{needed}")
         if not self.pretrain_epochs > 0:
             raise ValueError(f"--pretrain_epochs {self.pretrain_epochs} must be above 0")
         if self.dropout_gamma is not None and self.dropout_schedule is None:
@@ -99,13 +103,15 @@ class WordModelArguments:
         """The dropouts of `--dropout_kind`, as the models' configurations take them.
 
         Raises:
-            ValueError: a rate that is no number; the configuration checks the rest.
+            ValueError: an unknown kind, or a rate that is no number; the configuration checks the rest.
         """
         rates: dict[str, Any] = {}
         for part in (self.dropout_kind or "").split(","):
             if not part.strip():
                 continue
             kind, given, rate = (word.strip() for word in part.partition("="))
+            if kind not in DROPOUTS:
+                raise ValueError(f"--dropout_kind {kind!r} is not known; there are {', '.join(DROPOUTS)}")
             try:
                 rates[kind] = float(rate) if given else self.recurrent_dropout
             except ValueError:

@@ -35,8 +35,8 @@ class ModuleSite(OutputSite):
         modules = {path: module for path, module in base.named_modules() if path}
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"{type(base).__name__} has no module named {name!r} to perturb{hint}")
+            hint = f"did you mean {' or '.join(near)}?" if near else "model.named_modules() lists the names"
+            raise ValueError(f"site={name!r}: {type(base).__name__} has no module of this name to perturb; {hint}")
         super().__init__(model, modules[name])
         self.name = name
         self._shapes: dict[Shapes, tuple[int, ...]] = {}

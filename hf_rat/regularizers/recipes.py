@@ -6,9 +6,9 @@ dropout passes, `scope` what a norm is taken over, `unit` what epsilon, step and
 in the papers; "embedding" multiplies them by the mean norm of the model's embeddings), `divergence` one of
 ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse, `site` where the perturbation enters: "embeddings" (the word
 embeddings, in an encoder-decoder those of the encoder), "decoder_embeddings", or the name of any module, whose output
-is then moved, for instance "vit.embeddings"; adversarial_dropout has sites of its own. Two more belong to every recipe
-but `plain`: before optimizer step `begin` training is plain, and over the `warmup` steps after it the regularizing
-part grows linearly to its full weight.
+is then moved, for instance "vit.embeddings"; adversarial_dropout has sites of its own. Every recipe but `plain` has
+`begin`: before this optimizer step training is plain. Those with a clean task loss (all but `freelb` and `neftune`)
+also have `warmup`: over so many steps after `begin` the regularizing part grows linearly to its full weight.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card says how to convert the paper's alpha and that of the official code.
