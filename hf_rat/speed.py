@@ -17,7 +17,7 @@ from hf_rat.regularizers.recipes import plain
 def tokens_per_second(
     regularization: Regularization, batches: Iterable[Mapping[str, Any]], step: int, count: int = 3
 ) -> tuple[float, float]:
-    """Tokens per second of regularized steps, and of plain ones on the same batches in turn.
+    """Tokens per second of one process in regularized steps, and in plain ones on the same batches in turn.
 
     A step is forward and backward, without the optimizer. Weights stay as they are, gradients are dropped, and random
     numbers go on as if nothing had been run.

@@ -152,8 +152,8 @@ class RegularizationMixin(_Base):
         """The Trainer's; counts the labelled positions of the optimizer step."""
         samples, given = super().get_batch_samples(epoch_iterator, num_batches, device)
         weighting = self.regularization.weighting
-        if samples:
-            weighting.problem(self._prepare_inputs(samples[0]))  # may run the model
+        if samples and weighting.must_ask(samples[0]):
+            weighting.problem(self._prepare_inputs(samples[0]))
         self._items = weighting.items(samples, across=self.args.average_tokens_across_devices)
         if self._items is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
             self._items = self._items * self.accelerator.gradient_accumulation_steps

@@ -28,10 +28,14 @@ class Weighting:
 
     def problem(self, inputs: Mapping[str, Any]) -> str:
         """The kind of task of a batch: see regularizers/problems.py."""
-        if self._shifts is None and "labels" in inputs and self.by_position(inputs):
+        if self.must_ask(inputs):
             self._shifts = False  # until it is known, since the task loss may ask for the kind of task
             self._shifts = not self._first_label_counts(inputs)
         return problem_type(self._engine.unwrapped, inputs, bool(self._shifts))
+
+    def must_ask(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether `problem` is going to run the model to learn whether it shifts labels."""
+        return self._shifts is None and "labels" in inputs and self.by_position(inputs)
 
     def by_position(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the task loss is a mean over labelled positions, rather than over examples."""
