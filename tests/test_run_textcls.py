@@ -144,6 +144,9 @@ def test_one_file_of_one_s_own_is_enough(common, tmp_path):
     words = ["--train_file", str(tmp_path / "train.csv"), *common]
     with pytest.raises(ValueError, match=r"--validation_file: .* or --validation_from_train"):
         textcls.run(words)
+    unscored = ["--do_eval", "False", "--eval_strategy", "no", "--save_strategy", "no"]
+    with pytest.raises(ValueError, match="add --do_eval"):
+        textcls.run([*words, "--validation_from_train", "0.25", *unscored])
     results = textcls.run([*words, "--validation_from_train", "0.25"])
     assert (results["train_samples"], results["eval_samples"]) == (30, 10)
 

@@ -184,6 +184,8 @@ def _held_back(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> t
     if data.validation_from_train is not None:
         if not flags.training.do_train or task.train is None:
             raise ValueError("--validation_from_train holds back training examples: it needs --do_train")
+        if not flags.training.do_eval and flags.training.eval_strategy == "no":
+            raise ValueError("--validation_from_train holds back examples that nothing is scored on: add --do_eval")
         names = [part.split for part in task.evaluation]
         rows = hold_back(rows, task.train, names, data.validation_from_train)
     if data.train_size is not None and task.train is not None and task.train in rows:
