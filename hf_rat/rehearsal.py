@@ -102,9 +102,9 @@ def _rehearse(
         count += 1
         if losses and not single_backward:
             torch.stack(list(losses.values())).sum().backward()
-    return Cost(
-        batch.forwards + batch.reruns, backwards, batch.slopes, count, (sum if single_backward else max)(graphs)
-    )
+    # A regularizer of unlabeled batches that begins later has no group yet.
+    alive = sum(graphs) if single_backward else max(graphs, default=0)
+    return Cost(batch.forwards + batch.reruns, backwards, batch.slopes, count, alive)
 
 
 class _Stage(nn.Module):
