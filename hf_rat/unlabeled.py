@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-LABELS = ("label", "labels", "label_ids", "start_positions", "end_positions")
+from hf_rat.regularizers.problems import LABELS
+
+IN_ROWS = ("label", "label_ids", *LABELS)
+"""What an example may call them; collators rename the first two."""
 
 
 class UnlabeledBatches:
@@ -61,7 +64,9 @@ class UnlabeledBatches:
         first = (self.made * self.processes + self.process) * self.size
         self.made += 1
         rows = [self.dataset[self._example(place)] for place in range(first, first + self.size)]
-        return dict(self.collate([{name: value for name, value in row.items() if name not in LABELS} for row in rows]))
+        return dict(
+            self.collate([{name: value for name, value in row.items() if name not in IN_ROWS} for row in rows])
+        )
 
     def _example(self, place: int) -> int:
         number, within = divmod(place, len(self.dataset))

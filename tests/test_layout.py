@@ -48,7 +48,7 @@ ALLOWED = {
         "weighting",
         "withheld",
     },
-    "unlabeled": set(),
+    "unlabeled": {"regularizers"},
     "checkpoints": set(),
     "curriculum": set(),
     "data": set(),
