@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import keyed
+import launches
 import runs
 import tiny_tasks
 import torch
@@ -56,7 +57,7 @@ def main() -> None:
         }
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    launches.leave()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import signal
 import sys
 from typing import Any
 
+import launches
 import runs
 import torch
 import torch.distributed as dist
@@ -68,7 +69,7 @@ def main() -> None:
     if what == MAIN_DIES and rank == 0:
         in_a_save()
     one.train(resume_from_checkpoint=what if os.path.isdir(what) else None)
-    dist.destroy_process_group()
+    launches.leave()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import keyed
+import launches
 import runs
 import tiny_tasks
 import torch
@@ -76,7 +77,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         content = {"cases": results, "networks": networks, "compiled": compiled}
         Path(sys.argv[1]).write_text(json.dumps(content), encoding="utf-8")
-    dist.destroy_process_group()
+    launches.leave()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keyed
+import launches
 import runs
 import tiny
 import torch
@@ -151,7 +152,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
             json.dump({"compared": results, "bad": bad, "refused": refused, "whole": because}, file)
-    dist.destroy_process_group()
+    launches.leave()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launches
 import test_sentence_transformers as sentences
 import test_trl_sft as sft
 import torch
@@ -36,7 +37,7 @@ def main() -> None:
     logs = steps(Path(sys.argv[2]), processes=2)
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(logs), encoding="utf-8")
-    torch.distributed.destroy_process_group()
+    launches.leave()
 
 
 if __name__ == "__main__":

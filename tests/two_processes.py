@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import keyed
+import launches
 import pytest
 import runs
 import tiny_tasks
@@ -130,7 +131,7 @@ def main() -> None:
     if torch.distributed.get_rank() == 0:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
             json.dump(results, file)
-    torch.distributed.destroy_process_group()
+    launches.leave()
 
 
 if __name__ == "__main__":
