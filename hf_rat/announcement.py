@@ -20,9 +20,11 @@ def announcement(regularization: Regularization, args: TrainingArguments, with_u
         cost += regularization.cost(unlabeled=True)
     said = [f"Regularizer {regularization.regularizer!r}: {cost} per step (plain: 1 and 1)"]
     if not regularization.is_plain:
-        said.append(f"{cost.price()}, before length buckets" if regularization.whole_because is None else cost.price())
         whole = regularization.whole_because
-        said.append("batches split by length" if whole is None else f"batches not split by length: {whole}")
+        if whole is None:
+            said += [f"{cost.price()}, before length buckets", "batches split by length"]
+        else:
+            said += [cost.price(), f"batches not split by length: {whole}"]
     said.append(f"on {args.device.type} x {args.world_size}")
     chosen = getattr(args, "fast_choices", ())
     if chosen:
