@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
+from hf_rat.regularizers.adapters import without_adapters
 from hf_rat.regularizers.sites import SITES
 
 KNOWN: tuple[Any, ...] = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)
@@ -53,8 +54,7 @@ def whole_because(
     module = next((site for site in sites if site not in SITES), None)
     if module is not None:
         return f"the output of {module} may not be cut with the tokens"
-    wrapped: Any = model
-    base: Any = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped  # of PEFT
+    base = without_adapters(model)
     config: Any = getattr(base, "config", None)
     if any(isinstance(module, FSDPModule) for module in base.modules()):
         return "FSDP2 wants the same forwards on every process"

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.training_args import OptimizerNames
 
+from hf_rat.regularizers.adapters import without_adapters
 from hf_rat.regularizers.perturbations import Flip, Redrawn
 from hf_rat.regularizers.terms import Consistency, Proximal, Smoothness, TaskLoss, Term, all_terms, is_plain
 
@@ -149,7 +150,7 @@ def _require_obeyed_rates(regularizer: Term, terms: list[Term], model: nn.Module
 
 def _require_moves_of_one_run(regularizer: Term, terms: list[Term], model: nn.Module) -> None:
     """In the backward, activation checkpointing runs the inside of a layer again, where no perturbation enters it."""
-    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base: nn.Module = without_adapters(model)
     sites = {term.perturb.site for term in terms if term.perturb is not None and term.perturb.site}
     for name, module in base.named_modules():
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:

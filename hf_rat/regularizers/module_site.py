@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_rat.regularizers.adapters import without_adapters
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.site import OutputSite
 
@@ -31,7 +32,7 @@ class ModuleSite(OutputSite):
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
-        base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        base: nn.Module = without_adapters(model)
         modules = {path: module for path, module in base.named_modules() if path}
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_rat.regularizers.adapters import without_adapters
+
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 """What `config.problem_type` may be."""
 
@@ -66,7 +68,7 @@ def problem_type(model: object, inputs: Mapping[str, Any], shifted: bool = False
         return QUESTION_ANSWERING
     if has_a_label_per_position(model, inputs):
         return NEXT_TOKENS if shifted else TOKENS
-    if "MultipleChoice" in _class_name(model):  # such heads ignore num_labels
+    if "MultipleChoice" in type(without_adapters(model)).__name__:  # such heads ignore num_labels
         return MULTIPLE_CHOICE
     if given is not None:
         return given
@@ -163,9 +165,3 @@ def _tokens(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
     decoder = inputs.get("decoder_attention_mask")
     mask = inputs.get("attention_mask") if inputs.get("decoder_input_ids") is None else decoder
     return mask.bool() if isinstance(mask, Tensor) and mask.shape == shape else None
-
-
-def _class_name(model: object) -> str:
-    """Of the model that adapters (PEFT) are around."""
-    base = getattr(model, "get_base_model", None)
-    return type(base() if callable(base) else model).__name__
