@@ -3,6 +3,7 @@
 with serve() as hub:
     ...                                     # a process with HF_ENDPOINT=hub.url pushes to "name/model"
     hub.repositories["name/model"]          # path -> content at its last commit
+    hub.uploads                             # sha256 -> content, of what came by the protocol for large files (LFS)
     hub.requests                            # "POST /api/repos/create", ... in their order
 """
 
@@ -34,6 +35,7 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.messages: dict[str, list[str]] = {}
+        self.uploads: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.crashes: list[str] = []
 
@@ -61,10 +63,22 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        # A chunked body has no length: the client sends none here.
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         self.server.requests.append(f"{self.command} {path}")
         if self.command == "POST" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._refuse(401, "Invalid credentials")
@@ -102,11 +116,29 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"url": f"{self.server.url}/{name}", "id": name}, 409 if known else 200)
 
     def _preupload(self, body: bytes, name: str, revision: str) -> None:
+        # Weights go to large file storage, as a new repository's .gitattributes on the Hub have it.
         files = [
-            {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": False,
+            }
             for file in json.loads(body)["files"]
         ]
         self._json({"files": files})
+
+    def _batch(self, body: bytes, name: str) -> None:
+        objects = json.loads(body)["objects"]
+        for one in objects:
+            if one["oid"] not in self.server.uploads:
+                one["actions"] = {"upload": {"href": f"{self.server.url}/storage/{one['oid']}"}}
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _store(self, body: bytes, oid: str) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            return self._refuse(400, "the content does not have that hash")
+        self.server.uploads[oid] = body
+        self._send(b"")
 
     def _commit(self, body: bytes, name: str, revision: str) -> None:
         for line in body.splitlines():
@@ -116,6 +148,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.messages[name].append(value["summary"])
             elif one["key"] == "file":
                 self.server.repositories[name][value["path"]] = base64.b64decode(value["content"])
+            elif one["key"] == "lfsFile":
+                content = self.server.uploads.get(value["oid"])
+                if content is None or len(content) != value["size"]:
+                    return self._refuse(400, f"{value['path']} was not uploaded")
+                self.server.repositories[name][value["path"]] = content
             else:
                 return self._refuse(400, f"this Hub takes no {one['key']}")
         oid = self.server.commit_of(name)
@@ -156,6 +193,8 @@ _ROUTES = (
     (r"POST /api/validate-yaml", _Handler._validate_card),
     (r"POST /api/repos/create", _Handler._create),
     (rf"POST {_MODEL}/preupload/(?P<revision>[^/]+)", _Handler._preupload),
+    (r"POST /(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler._batch),
+    (r"PUT /storage/(?P<oid>[0-9a-f]{64})", _Handler._store),
     (rf"POST {_MODEL}/commit/(?P<revision>[^/]+)", _Handler._commit),
     (rf"GET {_MODEL}", _Handler._info),
     (rf"GET {_MODEL}/revision/(?P<revision>[^/]+)", _Handler._info),
