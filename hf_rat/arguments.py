@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from hf_rat.length_buckets import SPLITTING
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
+from hf_rat.requirements import MEMORY
 
 _IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
 
@@ -92,7 +94,7 @@ class RegularizedTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        for name, known in (("reg_memory", ("fast", "lean")), ("length_buckets", ("auto", "off"))):
+        for name, known in (("reg_memory", MEMORY), ("length_buckets", SPLITTING)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
         self.fast_choices = self._choose_fast() if self.fast else ()

@@ -14,6 +14,9 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TO
 from hf_rat.regularizers.adapters import without_adapters
 from hf_rat.regularizers.sites import SITES
 
+SPLITTING = ("auto", "off")
+"""What may be asked of a run: see `Regularization`."""
+
 KNOWN: tuple[Any, ...] = (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)
 """Config class -> model class, whose loss is a mean over labels; the companion models are there too."""
 
@@ -36,7 +39,7 @@ def whole_because(
     """Why the batches of a run are not split by length; None where they are.
 
     Args:
-        asked: "auto" or "off".
+        asked: one of `SPLITTING`.
         plain: training is plain.
         sites: where the regularizer perturbs the model.
         model: the unwrapped model.
@@ -45,8 +48,8 @@ def whole_because(
     Raises:
         ValueError: `asked` is none of them.
     """
-    if asked not in ("auto", "off"):
-        raise ValueError(f'length_buckets is {asked!r}; expected "auto" or "off"')
+    if asked not in SPLITTING:
+        raise ValueError(f"length_buckets={asked!r} must be one of {', '.join(SPLITTING)}")
     if asked == "off":
         return "length_buckets is off"
     if plain:

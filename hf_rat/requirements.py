@@ -19,6 +19,9 @@ from hf_rat.regularizers.adapters import without_adapters
 from hf_rat.regularizers.perturbations import Flip, Redrawn
 from hf_rat.regularizers.terms import Consistency, Proximal, Smoothness, TaskLoss, Term, all_terms, is_plain
 
+MEMORY = ("fast", "lean")
+"""What to do with the activations of several dropout passes: see `Regularization`."""
+
 
 def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
     """Refuse a model that the regularizer would be silently wrong on; warn where it would do nothing.
@@ -115,10 +118,10 @@ def require_memory(memory: str, model: nn.Module, accelerator: Accelerator | Non
     """Refuse an unknown way with memory, and one that an engine cannot go, on a model without wrappers.
 
     Raises:
-        ValueError: `memory` is neither "fast" nor "lean", or "lean" under FSDP or DeepSpeed.
+        ValueError: `memory` is none of `MEMORY`, or "lean" under FSDP or DeepSpeed.
     """
-    if memory not in ("fast", "lean"):
-        raise ValueError(f'memory is {memory!r}; expected "fast" or "lean"')
+    if memory not in MEMORY:
+        raise ValueError(f"memory={memory!r} must be one of {', '.join(MEMORY)}")
     deepspeed = accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
     if memory == "lean" and (deepspeed or any(isinstance(module, FSDPModule) for module in model.modules())):
         raise ValueError(

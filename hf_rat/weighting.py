@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_rat.engine import Engine
-from hf_rat.regularizers.dropout import random_devices
+from hf_rat.regularizers.dropout import without_trace
 from hf_rat.regularizers.problems import IGNORED, counted, has_a_label_per_position, is_labelled, problem_type
 from hf_rat.regularizers.terms import Losses
 
@@ -79,15 +79,9 @@ class Weighting:
         nowhere = torch.full_like(inputs["labels"], IGNORED)
         first = nowhere.clone()
         first[:, 0] = 0
-        modes = [(module, module.training) for module in self._engine.called.modules()]
-        try:
-            self._engine.called.eval()
-            eager = torch.compiler.set_stance("force_eager")  # nothing is compiled for this
-            with torch.no_grad(), torch.random.fork_rng(devices=random_devices(nowhere)), eager:
-                at_none, at_first = (self._run({**inputs, "labels": labels})[0] for labels in (nowhere, first))
-        finally:
-            for module, training in modes:
-                module.training = training
+        eager = torch.compiler.set_stance("force_eager")  # nothing is compiled for this
+        with without_trace(self._engine.called, nowhere.device), eager:
+            at_none, at_first = (self._run({**inputs, "labels": labels})[0] for labels in (nowhere, first))
         assert at_none is not None
         assert at_first is not None
         # A mean over no position is NaN.

@@ -33,7 +33,7 @@ ALLOWED = {
         "weighting",
         "withheld",
     },
-    "arguments": {"regularizers", "regularization"},
+    "arguments": {"regularizers", "length_buckets", "requirements"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {
         "announcement",

@@ -164,5 +164,5 @@ def test_plain_costs_once():
 
 
 def test_what_is_neither_is_refused():
-    with pytest.raises(ValueError, match="memory is 'low'"):
+    with pytest.raises(ValueError, match="memory='low' must be one of fast, lean"):
         Regularization(parse("rat"), tiny.tiny_model(dropout=0.1), memory="low")

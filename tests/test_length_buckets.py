@@ -210,7 +210,7 @@ def test_it_can_be_switched_off_and_a_run_of_ones_own_switches_it_off():
     assert inside.whole_because == "the output of bert.encoder.layer.0 may not be cut with the tokens"
     own = Regularization(parse("rat"), model, run=lambda model, inputs: (None, model(**inputs).logits))
     assert own.whole_because == "length_buckets is off"
-    with pytest.raises(ValueError, match="length_buckets is 'maybe'"):
+    with pytest.raises(ValueError, match="length_buckets='maybe' must be one of auto, off"):
         Regularization(parse("rat"), model, length_buckets="maybe")
 
 

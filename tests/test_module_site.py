@@ -177,6 +177,18 @@ def test_shapes_are_looked_up_anew_when_inputs_of_another_shape_come():
         assert len(runs) == looks
 
 
+def test_looking_for_the_shape_leaves_running_statistics_modes_and_random_numbers_alone():
+    model, batch = resnet()
+    model.train().resnet.encoder.stages[0].eval()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    modes, state = [module.training for module in model.modules()], torch.get_rng_state()
+    ModuleSite(model, "resnet.encoder.stages.1").place(batch)
+    for name, value in model.named_buffers():
+        assert torch.equal(value, before[name]), name
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # -- what goes wrong, in one line ------------------------------------------------------------------------------------
 
 

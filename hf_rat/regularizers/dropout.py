@@ -1,4 +1,4 @@
-"""Control over the dropout of a forward: replay its masks, or change its rate."""
+"""Control over the dropout of a forward: replay its masks, change its rate, or do without it and leave no trace."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -84,6 +85,14 @@ class DropoutRate(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def random_devices(tensor: torch.Tensor) -> list[torch.device]:
-    """The devices, beside the CPU, whose random numbers a forward on `tensor` draws."""
-    return [tensor.device] if tensor.device.type == "cuda" else []
+@contextmanager
+def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Forwards of `model` inside only look at it: evaluation mode, no gradients, and the run's random numbers stay."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hf_rat.regularizers.dropout import random_devices
+from hf_rat.regularizers.dropout import without_trace
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.site import Site
@@ -73,14 +72,10 @@ class LogitsInputSite(Site):
             for module in self.model.modules()
             if isinstance(module, nn.Linear)
         ]
-        modes = [(module, module.training) for module in self.model.modules()]
         try:
-            self.model.eval()
-            with torch.no_grad(), torch.random.fork_rng(devices=random_devices(first)):
+            with without_trace(self.model, first.device):
                 logits = logits_of(self.model(**inputs), type(self.model).__name__)
         finally:
-            for module, training in modes:
-                module.training = training
             for handle in handles:
                 handle.remove()
         for module, numbers in reversed(ran):

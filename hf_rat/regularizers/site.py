@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rat.regularizers.dropout import random_devices
+from hf_rat.regularizers.dropout import without_trace
 from hf_rat.regularizers.places import Place
 
 
@@ -140,7 +140,7 @@ class OutputSite(Site):
         """Run the model up to this site: (first positional argument, output) of the module; None if it did not run."""
         self._looking, self._runs = True, 0
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=random_devices(first)):
+            with without_trace(self.model, first.device):
                 self.model(**inputs)
         except _Seen:
             seen = self._seen
