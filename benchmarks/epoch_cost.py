@@ -30,6 +30,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from hf_rat.fast import attend_in_half_precision, draw_masks_fast
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers import parse
 
@@ -58,6 +59,8 @@ def enlist(name: str, path: str, labels: int, maximum: int) -> Contestant:
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=labels).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     fast = name.endswith("--fast")
+    if fast:
+        attend_in_half_precision(model)
     method, _, how = name.removesuffix(" --fast").partition(", ")
     length = maximum if how == "padded to the maximum" else None
     backward: Callable[[Batch], Any]
@@ -73,7 +76,12 @@ def enlist(name: str, path: str, labels: int, maximum: int) -> Contestant:
     def pad_and_back(texts: Any) -> None:
         # What --fast sets for a whole run holds for this step only.
         torch.set_float32_matmul_precision("medium" if fast else "highest")
+        if fast:
+            draw_masks_fast()
         backward(padded(texts, length))
+        if fast:
+            draw_masks_fast()._destroy()
+            draw_masks_fast.cache_clear()
 
     return Contestant(name, model, optimizer, pad_and_back)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from hf_rat.fast import draw_masks_fast
 from hf_rat.length_buckets import SPLITTING
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
@@ -88,8 +89,8 @@ class RegularizedTrainingArguments(TrainingArguments):
     fast: bool = field(
         default=False,
         metadata={
-            "help": "Faster arithmetic where the hardware has it, which rounds differently: bf16, and TF32 or oneDNN "
-            "for what stays in fp32. The log says what was chosen."
+            "help": "Faster arithmetic where the hardware has it, which rounds differently: bf16, TF32 or oneDNN for "
+            "what stays in fp32, and on a CPU dropout masks of 16 random bits. The log says what was chosen."
         },
     )
 
@@ -117,10 +118,20 @@ class RegularizedTrainingArguments(TrainingArguments):
             # The Trainer takes bf16 on a CPU only where the CPU was asked for.
             self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
             choices.append("bf16")
-        # Process-wide, as the Trainer's own --tf32 is.
+        # Process-wide, as the Trainer's own --tf32 is, and the masks too.
         torch.set_float32_matmul_precision("high" if on_gpu else "medium")
-        choices.append("TF32 where the GPU has it" if on_gpu else "products in fp32 by oneDNN (in bf16 on AMX)")
+        if on_gpu:
+            choices.append("TF32 where the GPU has it")
+        else:
+            draw_masks_fast()
+            choices += ["products in fp32 by oneDNN (in bf16 on AMX)", "dropout masks of 16 random bits"]
+            choices += ["attention with dropout in bf16"] * self.fast_attention
         return tuple(choices)
+
+    @property
+    def fast_attention(self) -> bool:
+        """Whether the trainer gives the model an attention that drops out in bf16: see fast.py."""
+        return self.fast and self.bf16 and (self.use_cpu or not torch.cuda.is_available())
 
     def regularizer(self) -> Term:
         """The regularizer that `reg` and the `reg_*` fields describe; a ValueError names the field that is wrong."""

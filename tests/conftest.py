@@ -8,6 +8,8 @@ import pytest
 import tiny
 import torch
 
+from hf_rat.fast import draw_masks_fast
+
 torch.set_num_threads(1)
 
 # Marks on Transformers' own tests: see test_general_modeling.py.
@@ -22,6 +24,16 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fast_undone():
+    """What --fast sets for a process is taken back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+    draw_masks_fast()._destroy()
+    draw_masks_fast.cache_clear()
 
 
 @pytest.fixture

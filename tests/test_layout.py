@@ -33,7 +33,8 @@ ALLOWED = {
         "weighting",
         "withheld",
     },
-    "arguments": {"regularizers", "length_buckets", "requirements"},
+    "fast": {"regularizers"},
+    "arguments": {"fast", "length_buckets", "regularizers", "requirements"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {
         "announcement",
@@ -42,6 +43,7 @@ ALLOWED = {
         "arguments",
         "card",
         "checkpoints",
+        "fast",
         "passes",
         "requirements",
         "unlabeled",

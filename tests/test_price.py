@@ -10,16 +10,14 @@ from hf_rat.announcement import announcement
 
 
 @pytest.fixture
-def arguments(tmp_path, monkeypatch):
-    """settings -> arguments on a machine with or without bf16; the process-wide precision is put back."""
-    before = torch.get_float32_matmul_precision()
+def arguments(tmp_path, monkeypatch, fast_undone):
+    """settings -> arguments on a machine with or without bf16."""
 
     def build(has_bf16=True, **settings):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
         return RegularizedTrainingArguments(output_dir=str(tmp_path), **{"use_cpu": True, **settings})
 
-    yield build
-    torch.set_float32_matmul_precision(before)
+    return build
 
 
 # -- before ----------------------------------------------------------------------------------------------------------
@@ -103,7 +101,10 @@ def test_fast_takes_bf16_and_the_faster_products_and_says_so(arguments):
     assert chosen.bf16
     assert torch.get_float32_matmul_precision() == "medium"
     line = announcement(Regularization(parse("rat"), tiny.tiny_model(dropout=0.1)), chosen)
-    assert line.endswith("; fast: bf16, products in fp32 by oneDNN (in bf16 on AMX)")
+    assert line.endswith(
+        "; fast: bf16, products in fp32 by oneDNN (in bf16 on AMX), dropout masks of 16 random bits, "
+        "attention with dropout in bf16"
+    )
 
 
 def test_fast_without_hardware_for_bf16_stays_in_fp32(arguments):
