@@ -119,6 +119,21 @@ def one_step(expression, model, inputs, length_buckets, accelerator=None):
     return losses, tiny.gradients(model), shapes
 
 
+@pytest.mark.parametrize(("expression", "tables"), [("fgm", 2), ("rat", 2), ("freelb(steps=3)", 3)])
+def test_the_tables_gradient_is_made_once_for_a_point_and_not_for_each_bucket(expression, tables, split):
+    """It is as large as the table, of which a bucket needs a few rows."""
+    model = tiny.tiny_model(dropout=0.1)
+    made = []
+
+    def count(module, args, output):
+        if output.requires_grad:  # the first look at the model needs none
+            output.register_hook(lambda gradient: made.append(gradient.shape))
+
+    model.bert.embeddings.word_embeddings.register_forward_hook(count)
+    Regularization(parse(expression), model).backward(batch())
+    assert len(made) == tables, made
+
+
 @pytest.mark.parametrize("expression", [e for e in EVERY if e != "plain"])
 def test_buckets_change_nothing(expression, split):
     model, inputs = tiny.tiny_model(dropout=0.1, _attn_implementation="eager"), batch()

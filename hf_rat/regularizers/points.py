@@ -148,7 +148,8 @@ class Point:
                 batch.owing.append((site, self._leaves[site]))
         batch.forwards += count
         lean = batch.rerun is not None and self._graph and not self._searching and count > 1
-        if lean:
+        if lean or (batch.split and self._graph and not self._searching):
+            # One look-up: the table's gradient, as large as the table, is made once and not for each pass or bucket.
             for site in moves.keys() - self._replaced:
                 if (shared := batch.looked_up(site)) is not None:
                     moves[site] = shared + moves[site]
