@@ -176,8 +176,8 @@ class _Masks(NamedTuple):
     hidden: Tensor | None = None  # on h into the gates; per gate (batch, gates, hidden) or (1, rows, gates, hidden)
     update: Tensor | None = None  # on g
     cell: Tensor | None = None  # on c, of a GRU on h
-    hold_cell: Tensor | None = None  # where c stays
-    hold_hidden: Tensor | None = None  # where h stays
+    new_cell: Tensor | None = None  # where c is replaced (zoneout)
+    new_hidden: Tensor | None = None  # where h is
 
 
 def _inverted(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class _Recurrence(torch.autograd.Function):
         product = x.new_empty(rows.batch, w.size(0)) if mode == "GRU" else None
         for t, n in enumerate(sizes):
             before = h0[:n] if t == 0 else h_t[t - 1][:n]
-            m_h, m_g, m_c, hold_c, hold_h = (mask[t] for mask in masks_t)
+            m_h, m_g, m_c, new_c, new_h = (mask[t] for mask in masks_t)
             if m_h is None:
                 in_t[t].copy_(before)
             else:
@@ -263,8 +263,8 @@ class _Recurrence(torch.autograd.Function):
                     c.mul_(m_c)
                 torch.tanh(c, out=extra_t[t])
                 torch.mul(o, extra_t[t], out=h)
-                if hold_c is not None:
-                    c.lerp_(c_before, hold_c)
+                if new_c is not None:
+                    torch.lerp(c_before, c, new_c, out=c)
             elif mode == "GRU":
                 assert product is not None
                 u = product[:n]
@@ -286,8 +286,8 @@ class _Recurrence(torch.autograd.Function):
             else:
                 torch.addmm(x_t[t], in_t[t], wt, out=a)
                 h.copy_(a.tanh_() if mode == "RNN_TANH" else a.relu_())
-            if hold_h is not None:
-                h.lerp_(before, hold_h)
+            if new_h is not None:
+                torch.lerp(before, h, new_h, out=h)
         ctx.mode, ctx.rows = mode, rows
         ctx.save_for_backward(w, h0, c0, act, hs, inner, cs, extra, *masks)
         ctx.set_materialize_grads(False)
@@ -345,8 +345,8 @@ class _Recurrence(torch.autograd.Function):
                 cell = _over_rows(m.cell, rows)
                 slopes[:, :3] *= cell.unsqueeze(1)
                 kept = f * cell
-            if m.hold_hidden is not None:
-                new = 1 - _over_rows(m.hold_hidden, rows)
+            if m.new_hidden is not None:
+                new = _over_rows(m.new_hidden, rows)
                 slope[3].mul_(new)
                 to_cell *= new
             d_gates = slopes.view(-1, 4 * size)
@@ -368,10 +368,10 @@ class _Recurrence(torch.autograd.Function):
                 cell = _over_rows(m.cell, rows)
                 slopes[:, 2:] *= cell.unsqueeze(1)
                 kept = z * cell
-            if m.hold_hidden is not None:
-                hold = _over_rows(m.hold_hidden, rows)
-                slopes[:, 2:] *= (1 - hold).unsqueeze(1)
-                kept = torch.lerp(kept, hold.new_ones(()), hold)
+            if m.new_hidden is not None:
+                new = _over_rows(m.new_hidden, rows)
+                slopes[:, 2:] *= new.unsqueeze(1)
+                kept = torch.lerp(new.new_ones(()), kept, new)
             torch.mul(slope[3], r, out=slope[0])
             torch.mul(slope[0] * extra, 1 - r, out=slope[1])
             d_gates, kept_t = slopes.view(-1, 4 * size)[:, : 3 * size], kept.split(sizes)
@@ -382,8 +382,8 @@ class _Recurrence(torch.autograd.Function):
                 torch.addcmul(a.new_ones(()), a, a, value=-1, out=slope[0])
             else:
                 slope[0].copy_(a > 0)
-            if m.hold_hidden is not None:
-                slope[0].mul_(1 - _over_rows(m.hold_hidden, rows))
+            if m.new_hidden is not None:
+                slope[0].mul_(_over_rows(m.new_hidden, rows))
             d_gates = slopes.view(-1, size)
         # The recursion, backwards.
         dh = torch.zeros_like(h0, memory_format=torch.contiguous_format)
@@ -394,7 +394,7 @@ class _Recurrence(torch.autograd.Function):
         gates_t, slopes_t = d_gates.split(sizes), slopes.split(sizes)
         d_hs_t = d_hs.split(sizes) if d_hs is not None else None
         d_cs_t = d_cs.split(sizes) if d_cs is not None else None
-        m_h, hold_c, hold_h = (_by_step(mask, sizes) for mask in (m.hidden, m.hold_cell, m.hold_hidden))
+        m_h, new_c, new_h = (_by_step(mask, sizes) for mask in (m.hidden, m.new_cell, m.new_hidden))
         for t in range(len(sizes) - 1, -1, -1):
             n = sizes[t]
             d = dh[:n]
@@ -407,9 +407,9 @@ class _Recurrence(torch.autograd.Function):
                 if d_cs_t is not None:
                     e += d_cs_t[t]
                 held = None
-                if (stay := hold_c[t]) is not None:
-                    held = e * stay
-                    e -= held
+                if (new_t := new_c[t]) is not None:
+                    held = torch.addcmul(e, e, new_t, value=-1)
+                    e.mul_(new_t)
                 e.addcmul_(d, to_cell_t[t])
                 rest_t[t].mul_(e.unsqueeze(1))
                 output_t[t].mul_(d)
@@ -420,8 +420,8 @@ class _Recurrence(torch.autograd.Function):
                 slopes_t[t].mul_(d.unsqueeze(1))
             if gru:
                 carry = d * kept_t[t]
-            elif (stay := hold_h[t]) is not None:
-                carry = d * stay
+            elif (new_t := new_h[t]) is not None:
+                carry = torch.addcmul(d, d, new_t, value=-1)
             torch.mm(gates_t[t], w, out=d)
             if (mask := m_h[t]) is not None:
                 if (d_m := d_mask_t[t]) is not None:
@@ -460,7 +460,7 @@ def _loop(
     h, c = h0, c0
     hs, cs = [], []
     for t, (n, x_t) in enumerate(zip(sizes, x.split(sizes), strict=True)):
-        m_h, m_g, m_c, hold_c, hold_h = (mask[t] for mask in masks_t)
+        m_h, m_g, m_c, new_c, new_h = (mask[t] for mask in masks_t)
         before = h[:n]
         inner = before.unsqueeze(1).expand(n, gates, size)
         if m_h is not None:
@@ -481,8 +481,8 @@ def _loop(
             if m_c is not None:
                 c_new = m_c * c_new
             new = o * torch.tanh(c_new)
-            if hold_c is not None:
-                c_new = torch.lerp(c_new, c[:n], hold_c)
+            if new_c is not None:
+                c_new = torch.lerp(c[:n], c_new, new_c)
             cs.append(c_new)
             c = torch.cat([c_new, c[n:]])
         elif mode == "GRU":
@@ -493,8 +493,8 @@ def _loop(
                 new = m_c * new
         else:
             new = torch.tanh(a[0] + u[0]) if mode == "RNN_TANH" else torch.relu(a[0] + u[0])
-        if hold_h is not None:
-            new = torch.lerp(new, before, hold_h)
+        if new_h is not None:
+            new = torch.lerp(before, new, new_h)
         hs.append(new)
         h = torch.cat([new, h[n:]])
     return torch.cat([h0[:0], *hs]), None if c0 is None else torch.cat([c0[:0], *cs])
@@ -796,8 +796,8 @@ class _Recurrent(nn.RNNBase):
             hidden,
             kept(p.recurrent, "recurrent" in p.per_step) if p.recurrent else None,
             kept(p.rnndrop, "rnndrop" in p.per_step) if p.rnndrop else None,
-            1.0 - kept(p.zoneout_cell, True) if p.zoneout_cell else None,
-            1.0 - kept(p.zoneout, True) if p.zoneout else None,
+            kept(p.zoneout_cell, True) if p.zoneout_cell else None,
+            kept(p.zoneout, True) if p.zoneout else None,
         ), gated
 
 
