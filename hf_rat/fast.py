@@ -19,7 +19,7 @@ def draw_masks_fast() -> torch.library.Library:
     """From now on `Tensor.bernoulli_(p)` draws from 16 random bits on the CPU: all that drops out in this process.
 
     That is five times as fast for tensors of more than 10^5 numbers (benchmarks/masks.py). p is rounded to a multiple
-    of 2^-16. A kernel of torch's own operator is replaced, rather than calls of dropout, since activation checkpointing
+    of 2^-16. A kernel of torch's own operator is replaced, and not calls of dropout, since activation checkpointing
     must draw again in the backward what it drew, and attention draws where no call can be seen.
 
     Returns:
