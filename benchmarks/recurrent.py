@@ -33,6 +33,7 @@ from step_cost import processor
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from hf_rat.fast import draw_masks_fast
 from hf_rat.models.recurrent import GRU, LSTM, RNN
 
 CELLS: dict[str, Any] = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--layout", nargs="+", choices=["full", "packed"], default=["full", "packed"])
     parser.add_argument("--precision", nargs="+", choices=["highest", "medium"], default=["highest", "medium"])
+    parser.add_argument("--fast_masks", action="store_true", help="draw masks as --fast does, for every contestant")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON file for every round and the settings")
@@ -152,6 +154,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     random.seed(0)
+    if arguments.fast_masks:
+        draw_masks_fast()
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     rows: list[dict[str, Any]] = []
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
