@@ -75,7 +75,7 @@ class DropoutSchedule(TrainerCallback):
         return -math.expm1(-way) if self.kind == "curriculum" else math.exp(-way)
 
     def restore(self) -> None:
-        """Give every rate its own value back; for a run that an error has ended within a step."""
+        """Give every rate its own value back: `RegularizedTrainer` does if an error or Ctrl-C ends a step."""
         for rate in self._rates:
             rate.set(1.0)
 

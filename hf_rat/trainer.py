@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_rat.announcement import announcement
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.card import regularization_section
+from hf_rat.curriculum import DropoutSchedule
 from hf_rat.fast import attend_in_half_precision
 from hf_rat.passes import passes_of
 from hf_rat.regularization import Regularization
@@ -121,6 +122,9 @@ class RegularizationMixin(_Base):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._close_regularization()
+            for schedule in self.callback_handler.callbacks:
+                if isinstance(schedule, DropoutSchedule):
+                    schedule.restore()
 
     def compute_loss(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForSequenceClassification, FalconConfig, TrainerCallback
+from transformers import AutoModelForSequenceClassification, FalconConfig, Trainer, TrainerCallback
 
 from hf_rat.curriculum import DropoutSchedule
 from hf_rat.models.embedding import WordEmbedding
@@ -244,20 +244,25 @@ def test_a_schedule_that_stays_full_changes_nothing(tmp_path):
 
 def test_after_an_error_the_rates_come_back():
     class Interrupt(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            stepping.append(model.dropout.p)
             raise KeyboardInterrupt
 
-    schedule = DropoutSchedule()
-    one = trainer(schedule, "unused", Interrupt(), save_strategy="no", eval_strategy="no")
+    stepping = []
+    one = trainer(DropoutSchedule(), "unused", Interrupt(), save_strategy="no", eval_strategy="no")
     with pytest.raises(KeyboardInterrupt):
         one.train()
-    assert one.model.dropout.p == 0.0
-    one.remove_callback(Interrupt)
-    one.train()  # reads the model's own rates, not the interrupted step's
-    assert one.model.dropout.p == 0.4
+    assert stepping == [0.0]
+    assert one.model.dropout.p == one.model.config.hidden_dropout_prob == 0.4  # what is saved now is the model's own
+
+
+def test_after_an_error_in_the_stock_trainer_the_next_run_has_the_models_own_rates():
+    schedule = DropoutSchedule()
+    one = trainer(schedule, "unused", kind=Trainer, steps=1, save_strategy="no", eval_strategy="no")
     begin(schedule, one.model)
     step_begin(schedule, 1)
-    schedule.restore()
+    assert one.model.dropout.p != 0.4
+    one.train()
     assert one.model.dropout.p == 0.4
 
 

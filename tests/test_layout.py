@@ -43,6 +43,7 @@ ALLOWED = {
         "arguments",
         "card",
         "checkpoints",
+        "curriculum",
         "fast",
         "passes",
         "requirements",
