@@ -242,23 +242,23 @@ def test_a_schedule_that_stays_full_changes_nothing(tmp_path):
     runs.assert_same_weights(runs.ran(full).weights, runs.ran(plain).weights)
 
 
-def test_after_an_error_the_rates_come_back():
+def test_after_an_error_the_rates_come_back(tmp_path):
     class Interrupt(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             stepping.append(model.dropout.p)
             raise KeyboardInterrupt
 
     stepping = []
-    one = trainer(DropoutSchedule(), "unused", Interrupt(), save_strategy="no", eval_strategy="no")
+    one = trainer(DropoutSchedule(), tmp_path, Interrupt(), save_strategy="no", eval_strategy="no")
     with pytest.raises(KeyboardInterrupt):
         one.train()
     assert stepping == [0.0]
     assert one.model.dropout.p == one.model.config.hidden_dropout_prob == 0.4  # what is saved now is the model's own
 
 
-def test_after_an_error_in_the_stock_trainer_the_next_run_has_the_models_own_rates():
+def test_after_an_error_in_the_stock_trainer_the_next_run_has_the_models_own_rates(tmp_path):
     schedule = DropoutSchedule()
-    one = trainer(schedule, "unused", kind=Trainer, steps=1, save_strategy="no", eval_strategy="no")
+    one = trainer(schedule, tmp_path, kind=Trainer, steps=1, save_strategy="no", eval_strategy="no")
     begin(schedule, one.model)
     step_begin(schedule, 1)
     assert one.model.dropout.p != 0.4
