@@ -119,6 +119,41 @@ def one_step(expression, model, inputs, length_buckets, accelerator=None):
     return losses, tiny.gradients(model), shapes
 
 
+def in_bf16(model, inputs):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**inputs)
+    return outputs.loss, outputs.logits
+
+
+@pytest.mark.parametrize("forwards", [1, 2])
+def test_autocast_casts_the_weights_once_for_all_buckets(forwards, split):
+    """And their gradients; the model of a Trainer has an autocast of its own around each forward."""
+    model = tiny.tiny_model(dropout=0.0, num_hidden_layers=1)
+    shape = model.bert.encoder.layer[0].intermediate.dense.weight.shape
+    regularization = Regularization(parse(("plain", "fgm")[forwards - 1]), model, run=in_bf16, length_buckets="auto")
+    with torch.profiler.profile(record_shapes=True) as profile:
+        regularization.backward(batch())
+    casts = [e for e in profile.events() if e.name == "aten::_to_copy" and e.input_shapes[0] == list(shape)]
+    assert len(casts) == 2 * forwards  # there, and the gradient back
+
+
+def test_the_autocast_around_a_step_is_left_as_it_is(split):
+    def run(model, inputs):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        outputs = model(**inputs)
+        return outputs.loss.float(), outputs.logits.float()
+
+    for around, expected in (
+        (torch.autocast("cpu", torch.float16), (True, torch.float16)),
+        (torch.autocast("cpu", enabled=False), (False, torch.bfloat16)),
+    ):
+        seen = []
+        with around:
+            Regularization(parse("fgm"), tiny.tiny_model(), run=run, length_buckets="auto").backward(batch())
+        assert len(seen) > 2
+        assert set(seen) == {expected}
+
+
 @pytest.mark.parametrize(("expression", "tables"), [("fgm", 2), ("rat", 2), ("freelb(steps=3)", 3)])
 def test_the_tables_gradient_is_made_once_for_a_point_and_not_for_each_bucket(expression, tables, split):
     """It is as large as the table, of which a bucket needs a few rows."""

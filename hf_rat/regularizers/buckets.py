@@ -9,7 +9,8 @@ are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -135,3 +136,15 @@ def joined(parts: Sequence[Tensor], split: Sequence[Bucket]) -> Tensor:
         for part, bucket in zip(parts, split, strict=True)
     ]
     return torch.cat(full)[torch.cat([bucket.rows for bucket in split]).argsort()]
+
+
+@contextmanager
+def casts_shared(device: torch.device) -> Iterator[None]:
+    """Forwards inside share the weights that autocast casts, and the cast of their gradients.
+
+    The outermost autocast empties torch's cache of casts, and a model that Accelerate prepares has one around each of
+    its forwards. Here is one around them, which leaves all as it is.
+    """
+    kind = device.type
+    with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)):
+        yield

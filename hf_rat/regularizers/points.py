@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_rat.regularizers.batches import Batch, Pass, Run
-from hf_rat.regularizers.buckets import joined
+from hf_rat.regularizers.buckets import casts_shared, joined
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
 from hf_rat.regularizers.problems import counted, is_labelled
 
@@ -194,13 +194,14 @@ class Point:
             return self._moved(inputs, moves, run)
         split = [bucket.tiled(copies, batch.size) for bucket in batch.split]
         parts, labels = [], []
-        for bucket in split:
-            # Gradients are exchanged after the last forward only, so that processes may differ in their buckets.
-            with nullcontext() if bucket is split[-1] else batch.no_sync():
-                own = bucket.inputs(inputs)
-                parts.append(self._moved(own, {site: bucket.move(move) for site, move in moves.items()}, run))
-            if is_labelled(own):
-                labels.append(counted(batch.problem, own))
+        with casts_shared(batch.device):
+            for bucket in split:
+                # Gradients are exchanged after the last forward only, so that processes may differ in their buckets.
+                with nullcontext() if bucket is split[-1] else batch.no_sync():
+                    own = bucket.inputs(inputs)
+                    parts.append(self._moved(own, {site: bucket.move(move) for site, move in moves.items()}, run))
+                if is_labelled(own):
+                    labels.append(counted(batch.problem, own))
         logits = joined([part for _, part in parts], split)
         if not labels:
             return None, logits
