@@ -27,7 +27,8 @@ from datasets import load_dataset
 from hand_written import Batch, authors_rat, plain
 from step_cost import LATE, PACKAGED_MODEL, Contestant, processor, race
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AttentionInterface, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
 from hf_rat.fast import attend_in_half_precision, draw_masks_fast
@@ -59,8 +60,6 @@ def enlist(name: str, path: str, labels: int, maximum: int) -> Contestant:
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=labels).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True)
     fast = name.endswith("--fast")
-    if fast:
-        attend_in_half_precision(model)
     method, _, how = name.removesuffix(" --fast").partition(", ")
     length = maximum if how == "padded to the maximum" else None
     backward: Callable[[Batch], Any]
@@ -78,10 +77,12 @@ def enlist(name: str, path: str, labels: int, maximum: int) -> Contestant:
         torch.set_float32_matmul_precision("medium" if fast else "highest")
         if fast:
             draw_masks_fast()
+            attend_in_half_precision()
         backward(padded(texts, length))
         if fast:
             draw_masks_fast()._destroy()
             draw_masks_fast.cache_clear()
+            AttentionInterface.register("sdpa", sdpa_attention_forward)
 
     return Contestant(name, model, optimizer, pad_and_back)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from hf_rat.fast import draw_masks_fast
+from hf_rat.fast import attend_in_half_precision, draw_masks_fast
 from hf_rat.length_buckets import SPLITTING
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
@@ -125,13 +125,10 @@ class RegularizedTrainingArguments(TrainingArguments):
         else:
             draw_masks_fast()
             choices += ["products in fp32 by oneDNN (in bf16 on AMX)", "dropout masks of 16 random bits"]
-            choices += ["attention with dropout in bf16"] * self.fast_attention
+            if self.bf16:
+                attend_in_half_precision()
+                choices.append("attention with dropout in bf16")
         return tuple(choices)
-
-    @property
-    def fast_attention(self) -> bool:
-        """Whether the trainer gives the model an attention that drops out in bf16: see fast.py."""
-        return self.fast and self.bf16 and (self.use_cpu or not torch.cuda.is_available())
 
     def regularizer(self) -> Term:
         """The regularizer that `reg` and the `reg_*` fields describe; a ValueError names the field that is wrong."""

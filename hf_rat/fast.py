@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from hf_rat.regularizers.adapters import without_adapters
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 _LEVELS = 1 << 16
+_ELSEWHERE = ("position_bias", "cache", "softcap", "output_attentions")
+"""What the attention here does not know."""
 
 
 @cache
@@ -42,11 +46,43 @@ def _bernoulli(x: Tensor, p: float = 0.5, *, generator: torch.Generator | None =
     return torch.le(bits.view(torch.int16)[: x.numel()].view(x.shape), ones - 1 - _LEVELS // 2, out=x)
 
 
-def attend_in_half_precision(model: nn.Module) -> None:
-    """Take a model's own attention where torch's fused one would have to drop out, which it does in fp32 on a CPU."""
-    base = without_adapters(model)
-    if not isinstance(base, PreTrainedModel) or base.config._attn_implementation != "sdpa":
-        return
-    rates = [rate for name, rate in base.config.to_dict().items() if "att" in name and "drop" in name]
-    if any(isinstance(rate, float) and rate > 0 for rate in rates):
-        base.set_attn_implementation("eager")
+def attend_in_half_precision() -> None:
+    """From now on attention with dropout in bf16 or fp16 on the CPU is computed in that, for models of "sdpa".
+
+    torch's fused attention has no dropout on a CPU; what it does there instead is in fp32, whatever it is given. The
+    function that transformers calls for "sdpa" is replaced, by one that leaves every other case to the one before.
+    """
+    AttentionInterface.register("sdpa", _attention)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(scaling Q K^T + mask), dropped out, times V. In: (batch, heads, time, dim); out: (batch, time, ...)."""
+    causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    ours = dropout > 0 and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    ours = ours and query.shape[1] == key.shape[1] and not (causal and query.shape[2] != key.shape[2])
+    if not ours or any(kwargs.get(name) is not None for name in _ELSEWHERE):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
+    if causal:
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-2, -1)
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            attention_mask = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(
+                ~attention_mask, -math.inf
+            )
+        scores = scores + attention_mask.to(scores.dtype).clamp(min=torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+    mixed = F.dropout(weights, dropout) @ value
+    if attention_mask is not None:  # as in torch, who may look nowhere sees zeros
+        mixed = mixed * (attention_mask > -math.inf).any(-1, keepdim=True)
+    return mixed.transpose(1, 2).contiguous(), None

@@ -16,7 +16,6 @@ from hf_rat.announcement import announcement
 from hf_rat.arguments import RegularizedTrainingArguments
 from hf_rat.card import regularization_section
 from hf_rat.curriculum import DropoutSchedule
-from hf_rat.fast import attend_in_half_precision
 from hf_rat.passes import passes_of
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.batches import Pass
@@ -217,8 +216,6 @@ class RegularizationMixin(_Base):
         self._components = {}
         self._components_logged_at = self.state.global_step
         regularization = self.regularization
-        if getattr(self.args, "fast_attention", False):
-            attend_in_half_precision(regularization.unwrapped)
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
         if self._resumed_from is not None:

@@ -7,6 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 import pytest
 import tiny
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_rat.fast import draw_masks_fast
 
@@ -34,6 +36,7 @@ def fast_undone():
     torch.set_float32_matmul_precision(before)
     draw_masks_fast()._destroy()
     draw_masks_fast.cache_clear()
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from tiny import FAMILIES, assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch import nn
 from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_rat import Regularization, fast, parse
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
@@ -143,17 +144,98 @@ def test_a_fast_run_ends_where_a_resumed_one_ends(reg, tmp_path, switched_on, mo
 
 # -- attention -------------------------------------------------------------------------------------------------------
 
+NO_MASK = 1e-9
+"""A rate above 0 at which nothing is ever dropped."""
+MASKS = {
+    "none": {"is_causal": False},
+    "causal": {"is_causal": True},
+    "scaling": {"is_causal": False, "scaling": 0.3},
+    "bool": {"attention_mask": torch.arange(6) < torch.tensor([3, 6])[:, None, None, None]},
+    "nowhere": {"attention_mask": torch.ones(6, 6, dtype=torch.bool).tril(-1)},  # the first query sees nothing
+    "float": {"attention_mask": torch.linspace(-2, 1, 36).view(6, 6)},
+    "infinite": {"attention_mask": torch.zeros(6, 6).index_fill(0, torch.tensor([2]), -math.inf)},
+}
 
-@pytest.mark.parametrize(
-    ("family", "dropout", "taken"), [("bert", 0.1, "eager"), ("bert", 0.0, "sdpa"), ("gpt2", 0.1, "eager")]
-)
+
+@pytest.fixture
+def taken(switched_on, monkeypatch):
+    """Attention as --fast has it; which calls it leaves to transformers."""
+    left, theirs = [], fast.sdpa_attention_forward
+    monkeypatch.setattr(
+        fast, "sdpa_attention_forward", lambda *args, **kwargs: left.append(1) or theirs(*args, **kwargs)
+    )
+    fast.attend_in_half_precision()
+    return left
+
+
+def attend(query, key, value, attention_mask=None, dropout=NO_MASK, module=None, **kwargs):
+    module = nn.Module() if module is None else module
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, dropout=dropout, **kwargs)[0]
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_attention_is_that_of_torch(mask, dtype, tolerance, taken):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 6, 4).to(dtype).requires_grad_() for _ in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    ours = attend(*inputs, **mask)
+    assert not taken
+    assert ours.dtype == dtype
+    assert ours.shape == (2, 6, 3, 4)
+    allowed = mask.get("attention_mask")
+    if allowed is not None and allowed.dtype != torch.bool:
+        allowed = allowed.double()
+    expected = F.scaled_dot_product_attention(
+        *exact, attn_mask=allowed, is_causal=mask.get("is_causal", False), scale=mask.get("scaling")
+    ).transpose(1, 2)
+    towards = torch.randn_like(expected)
+    found = [ours, *torch.autograd.grad(ours, inputs, towards.to(dtype))]
+    for mine, theirs in zip(found, [expected, *torch.autograd.grad(expected, exact, towards)], strict=True):
+        assert (mine.double() - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_attention_drops_out_weights(taken):
+    """With values of ones and uniform weights, attention is the mean of the weights' masks."""
+    query, value = torch.zeros(4, 8, 500, 4).half(), torch.ones(4, 8, 500, 4).half()
+    mixed = attend(query, query, value, is_causal=False, dropout=0.3).float()
+    assert not taken
+    assert float(mixed.mean()) == pytest.approx(1.0, abs=2e-3)
+    assert float(mixed[..., 0].std()) == pytest.approx(math.sqrt(0.3 / 0.7 / 500), rel=0.05)
+
+
+def test_every_other_case_is_left_to_transformers(taken):
+    half = torch.randn(1, 4, 3, 8).bfloat16()
+    grouped = nn.Module()
+    grouped.num_key_value_groups = 2
+    attend(half.float(), half.float(), half.float())
+    attend(half, half, half, dropout=0.0)
+    attend(half, half[:, :2], half[:, :2], module=grouped)
+    attend(half, half[:, :, :2], half[:, :, :2], is_causal=True)
+    attend(half, half, half, position_bias=torch.zeros(1, 4, 3, 3).bfloat16())
+    assert len(taken) == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_compute_what_they_did(family, taken):
+    batch = tiny_batch()
+    model, again = tiny_model(family), tiny_model(family, dropout=NO_MASK)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = model(**batch).loss, again(**batch).loss
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=0.03, atol=0.03)
+    ours, theirs = (torch.cat([g.flatten() for g in gradients(one).values()]) for one in (again, model))
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()
+
+
 @pytest.mark.parametrize("fast_run", [True, False])
-def test_a_model_that_drops_out_in_attention_takes_its_own(family, dropout, taken, fast_run, switched_on):
-    model = tiny_model(family, dropout=dropout)
-    assert model.config._attn_implementation == "sdpa"
-    one = runs.trainer("rat", model=model, max_steps=1, fast=fast_run)
+def test_a_fast_run_attends_so_and_says_so(fast_run, switched_on, monkeypatch):
+    calls, attention = [], fast._attention
+    monkeypatch.setattr(fast, "_attention", lambda *args, **kwargs: calls.append(1) or attention(*args, **kwargs))
+    one = runs.trainer("rat", model=tiny_model(dropout=0.1), max_steps=1, fast=fast_run)
     one.train()
-    assert model.config._attn_implementation == (taken if fast_run else "sdpa")
+    assert bool(calls) == fast_run
     assert ("attention with dropout in bf16" in one.announcement()) == fast_run
 
 

@@ -33,7 +33,7 @@ ALLOWED = {
         "weighting",
         "withheld",
     },
-    "fast": {"regularizers"},
+    "fast": set(),
     "arguments": {"fast", "length_buckets", "regularizers", "requirements"},
     "card": {"regularizers", "rehearsal"},
     "trainer": {
@@ -44,7 +44,6 @@ ALLOWED = {
         "card",
         "checkpoints",
         "curriculum",
-        "fast",
         "passes",
         "requirements",
         "unlabeled",
