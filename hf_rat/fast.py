@@ -14,8 +14,6 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 _LEVELS = 1 << 16
-_ELSEWHERE = ("position_bias", "cache", "softcap", "output_attentions")
-"""What the attention here does not know."""
 
 
 @cache
@@ -70,7 +68,8 @@ def _attention(
     causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     ours = dropout > 0 and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
     ours = ours and query.shape[1] == key.shape[1] and not (causal and query.shape[2] != key.shape[2])
-    if not ours or any(kwargs.get(name) is not None for name in _ELSEWHERE):
+    unknown = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    if not ours or unknown or kwargs.get("output_attentions"):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     if causal:
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
