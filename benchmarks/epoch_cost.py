@@ -27,11 +27,10 @@ from datasets import load_dataset
 from hand_written import Batch, authors_rat, plain
 from step_cost import LATE, PACKAGED_MODEL, Contestant, processor, race
 from torch import nn
-from transformers import AttentionInterface, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from hf_rat.fast import attend_in_half_precision, draw_masks_fast
+from hf_rat.fast import attend_in_half_precision, draw_masks_fast, undo
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers import parse
 
@@ -80,9 +79,7 @@ def enlist(name: str, path: str, labels: int, maximum: int) -> Contestant:
             attend_in_half_precision()
         backward(padded(texts, length))
         if fast:
-            draw_masks_fast()._destroy()
-            draw_masks_fast.cache_clear()
-            AttentionInterface.register("sdpa", sdpa_attention_forward)
+            undo()
 
     return Contestant(name, model, optimizer, pad_and_back)
 

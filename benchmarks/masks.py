@@ -21,7 +21,7 @@ import torch
 from step_cost import processor
 from torch.nn import functional as F
 
-from hf_rat.fast import draw_masks_fast
+from hf_rat.fast import draw_masks_fast, undo
 
 WAYS = ("torch", "16 bits")
 
@@ -55,15 +55,14 @@ def main() -> None:
             ]
     for number in range(arguments.rounds + 1):  # the first one warms up
         for way in WAYS:
-            library = draw_masks_fast() if way != "torch" else None
+            if way != "torch":
+                draw_masks_fast()
             torch.empty(1).bernoulli_(0.5)  # the first call after the change finds its kernel
             for row in rows:
                 if row["way"] == way:
                     taken = seconds(row["run"], clock)
                     row["seconds"] += [taken] * (number > 0)
-            if library is not None:
-                library._destroy()
-                draw_masks_fast.cache_clear()
+            undo()
     for row in rows:
         del row["run"]
         row["nanoseconds"] = 1e9 * median(row["seconds"]) / row["numbers"]

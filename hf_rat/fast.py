@@ -53,6 +53,14 @@ def attend_in_half_precision() -> None:
     AttentionInterface.register("sdpa", _attention)
 
 
+def undo() -> None:
+    """Draw masks as torch does again, and attend as transformers does."""
+    if draw_masks_fast.cache_info().currsize:
+        draw_masks_fast()._destroy()
+        draw_masks_fast.cache_clear()
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,

@@ -7,10 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 import pytest
 import tiny
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_rat.fast import draw_masks_fast
+from hf_rat import fast
 
 torch.set_num_threads(1)
 
@@ -34,9 +32,7 @@ def fast_undone():
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
-    draw_masks_fast()._destroy()
-    draw_masks_fast.cache_clear()
-    AttentionInterface.register("sdpa", sdpa_attention_forward)
+    fast.undo()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
 
 
 @pytest.fixture
-def switched_on(monkeypatch, fast_undone):
+def switched_on(fast_undone, monkeypatch):
     """A machine that --fast finds bf16 on."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
@@ -80,7 +80,7 @@ def test_they_are_not_torchs_masks(masks):
     """Otherwise nothing above tests anything."""
     torch.manual_seed(0)
     ours = torch.empty(1000).bernoulli_(0.5)
-    fast.draw_masks_fast()._destroy()
+    fast.undo()
     torch.manual_seed(0)
     assert not torch.equal(torch.empty(1000).bernoulli_(0.5), ours)
 

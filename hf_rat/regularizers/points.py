@@ -147,8 +147,9 @@ class Point:
                 self._replaced.add(site)
                 batch.owing.append((site, self._leaves[site]))
         batch.forwards += count
-        lean = batch.rerun is not None and self._graph and not self._searching and count > 1
-        if lean or (batch.split and self._graph and not self._searching):
+        learned = self._graph and not self._searching
+        lean = learned and batch.rerun is not None and count > 1
+        if lean or (learned and batch.split):
             # One look-up: the table's gradient, as large as the table, is made once and not for each pass or bucket.
             for site in moves.keys() - self._replaced:
                 if (shared := batch.looked_up(site)) is not None:
