@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_rat.averaged_model import AveragedWeights
 from hf_rat.engine import Engine
 from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
@@ -35,7 +36,6 @@ from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require, require_memory
-from hf_rat.teacher import Teacher
 from hf_rat.weighting import Weighting, weighted
 from hf_rat.withheld import given_back
 
@@ -96,7 +96,7 @@ class Regularization:
         betas = [term.beta for term in terms if isinstance(term, Proximal)]
         if len(set(betas)) > 1:
             raise ValueError(f"{regularizer!r} asks for averages with beta {betas}; one model keeps one average")
-        self.teacher = Teacher(self.unwrapped, betas[0]) if betas else None
+        self.teacher = AveragedWeights(self.unwrapped, betas[0], "teacher.safetensors") if betas else None
         for name in self._site_names:
             self._open_site(name)
         embeddings = [site.module for site in self._sites.values() if isinstance(site, EmbeddingSite)]
@@ -217,7 +217,7 @@ class Regularization:
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` stays near."""
         if self.teacher is not None:
-            self.teacher.follow(self.unwrapped)
+            self.teacher.update(self.unwrapped)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
@@ -280,9 +280,13 @@ class Regularization:
             slopes_apart=self.engine.steps_in_backward,
             no_sync=self.engine.search,
             scale=self.engine.scale,
-            teacher=None if self.teacher is None else self.teacher.logits,
+            teacher=None if self.teacher is None else self._teacher_logits,
             one_by_one=wide(self.unwrapped),
         )
+
+    def _teacher_logits(self, inputs: dict[str, Any]) -> Tensor:
+        assert self.teacher is not None
+        return logits_of(self.teacher(**inputs), type(self.unwrapped).__name__)
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
