@@ -132,6 +132,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
                 **kwargs,
             )
+            loss = torch.where((shift_labels != -100).any(), loss, 0.0)  # nothing to predict: a mean of nothing
             if self.training:
                 penalty = self._activation_penalty(outputs, attention_mask)
                 if num_items_in_batch is not None:
