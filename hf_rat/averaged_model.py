@@ -15,6 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.terms import Proximal, Term, all_terms
+
 
 class AveragedWeights:
     """A copy of a model whose weights are an average over time, run without dropout and without gradients.
@@ -50,6 +53,10 @@ class AveragedWeights:
     def __call__(self, **inputs: Any) -> Any:
         """What the averaged model puts out."""
         return self.model(**inputs)
+
+    def logits(self, inputs: dict[str, Any]) -> Tensor:
+        """Those of the averaged model."""
+        return logits_of(self(**inputs), type(self.model).__name__)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -109,6 +116,18 @@ class AveragedWeights:
                     self._fine[name].copy_(tensor)
                 value.copy_(tensor)
             self.updates = int((saved.metadata() or {}).get("updates", 0))
+
+
+def proximal_average(regularizer: Term, model: nn.Module) -> AveragedWeights | None:
+    """The average that a regularizer's proximal term stays near; None where it has no such term.
+
+    Raises:
+        ValueError: it has several, of different beta.
+    """
+    betas = [term.beta for term in all_terms(regularizer) if isinstance(term, Proximal)]
+    if len(set(betas)) > 1:
+        raise ValueError(f"{regularizer!r} asks for averages with beta {betas}; one model keeps one average")
+    return AveragedWeights(model, betas[0], "teacher.safetensors") if betas else None
 
 
 def _kept(model: nn.Module) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ ALLOWED = {
     "rehearsal": {"regularizers"},
     "requirements": {"regularizers"},
     "passes": {"regularizers"},
-    "averaged_model": set(),
+    "averaged_model": {"regularizers"},
     "nonfinite": set(),
+    "kept_outputs": {"regularizers"},
     "engine": set(),
     "weighting": {"engine", "regularizers"},
     "length_buckets": {"regularizers"},
@@ -25,6 +26,7 @@ ALLOWED = {
     "regularization": {
         "averaged_model",
         "engine",
+        "kept_outputs",
         "length_buckets",
         "nonfinite",
         "regularizers",
