@@ -39,7 +39,7 @@ class Outcomes:
 
 
 def stand_in_for_what_is_gone(file: Path) -> None:
-    """Give the installed transformers the names that the tests import and it no longer has: who uses one is skipped."""
+    """Give the installed transformers the names that the tests import and it lacks: who uses one is skipped."""
     import pytest
 
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
