@@ -10,7 +10,7 @@ group's graphs at a time. Trainers and plain Accelerate loops use the same objec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_rat.averaged_model import proximal_average
 from hf_rat.engine import Engine
+from hf_rat.kept_outputs import KeptOutputs
 from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
@@ -30,12 +32,11 @@ from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
-from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
+from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require, require_memory
-from hf_rat.teacher import Teacher
 from hf_rat.weighting import Weighting, weighted
 from hf_rat.withheld import given_back
 
@@ -55,6 +56,8 @@ class Regularization:
             over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
         memory: "fast" runs the dropout passes at a point as one batch; "lean" one by one, and keeps the activations of
             one of them at a time: the others run again in the backward, under the same masks.
+        keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
+            one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -70,6 +73,7 @@ class Regularization:
         single_backward: bool | None = None,
         length_buckets: str | None = None,
         memory: str = "fast",
+        keep: Sequence[str] = (),
     ) -> None:
         self.regularizer = regularizer
         self.accelerator = accelerator
@@ -93,10 +97,9 @@ class Regularization:
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
         self.whole_because = whole_because(asked, self.is_plain, self._site_names, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
-        betas = [term.beta for term in terms if isinstance(term, Proximal)]
-        if len(set(betas)) > 1:
-            raise ValueError(f"{regularizer!r} asks for averages with beta {betas}; one model keeps one average")
-        self.teacher = Teacher(self.unwrapped, betas[0]) if betas else None
+        self.teacher = proximal_average(regularizer, self.unwrapped)
+        self._keeper = KeptOutputs(keep, self.unwrapped)
+        self.kept = self._keeper.values
         for name in self._site_names:
             self._open_site(name)
         embeddings = [site.module for site in self._sites.values() if isinstance(site, EmbeddingSite)]
@@ -217,7 +220,7 @@ class Regularization:
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` stays near."""
         if self.teacher is not None:
-            self.teacher.follow(self.unwrapped)
+            self.teacher.update(self.unwrapped)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
@@ -241,6 +244,7 @@ class Regularization:
         for site in self._sites.values():
             site.close()
         self._sites.clear()
+        self._keeper.close()
 
     # -- one micro-batch ---------------------------------------------------------------------------------------------
 
@@ -251,7 +255,7 @@ class Regularization:
         count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
-        stream: Iterator[Group] = groups(self.regularizer, Point(batch))
+        stream: Iterator[Group] = groups(self.regularizer, Point(self._keeper.watched(batch)))
         if unlabeled is not None:
             count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
@@ -281,7 +285,8 @@ class Regularization:
             no_sync=self.engine.search,
             scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
-            one_by_one=wide(self.unwrapped),
+            one_by_one=wide(self.unwrapped)
+            or any(isinstance(value, (tuple, list, dict)) for value in inputs.values()),
         )
 
     def _open_site(self, name: str) -> Site:

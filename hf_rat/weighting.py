@@ -35,7 +35,13 @@ class Weighting:
 
     def must_ask(self, inputs: Mapping[str, Any]) -> bool:
         """Whether `problem` is going to run the model to learn whether it shifts labels."""
-        return self._shifts is None and "labels" in inputs and self.by_position(inputs)
+        # Texts that are all empty have no first position; the next batch will be asked.
+        return (
+            self._shifts is None
+            and "labels" in inputs
+            and self.by_position(inputs)
+            and 0 not in inputs["labels"].shape
+        )
 
     def by_position(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the task loss is a mean over labelled positions, rather than over examples."""

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import GenerationConfig, Trainer, TrainingArguments
 from transformers.generation.utils import DeferredStopCheck
+from transformers.loss.loss_utils import ForCausalLMLoss
 
+from hf_rat import Regularization, rdrop
 from hf_rat.models.configuration_rnn import RNNConfig
 from hf_rat.models.modeling_rnn_lm import RNNForCausalLM
 
@@ -44,6 +46,12 @@ def make_batch(side=None, batch=3, time=7):
     return ids, mask
 
 
+def labels_of(ids, mask):
+    """-100 where a token is padding, or follows padding."""
+    after = torch.nn.functional.pad(mask[:, :-1], (1, 0), value=1)
+    return ids.masked_fill((mask == 0) | (after == 0), -100)
+
+
 # --- the loss ----------------------------------------------------------------------------------------------------
 
 
@@ -64,7 +72,7 @@ def test_loss_with_activation_penalties(side):
     seen = []
     model.rnn.register_forward_hook(lambda module, args, output: seen.append(output))
     ids, mask = make_batch(side)
-    outputs = model(ids, mask, labels=ids)
+    outputs = model(ids, mask, labels=labels_of(ids, mask))
     dropped, raw = seen[0].last_hidden_state, seen[0].hidden_states[-1]
     assert dropped.eq(0).any(1).sum() > raw.eq(0).any(1).sum()  # the two penalties look at different things
     valid = [(b, t) for b, t in itertools.product(*map(range, ids.shape)) if mask[b, t]]
@@ -74,10 +82,30 @@ def test_loss_with_activation_penalties(side):
     expected = expected_loss(outputs.logits, ids, mask) + ALPHA * ar + BETA * tar
     torch.testing.assert_close(outputs.loss.float(), expected.float())
     assert outputs.hidden_states is None
-    # Padding is in none of it, whatever its labels say.
     model.eval()
-    outputs = model(ids, mask, labels=ids)
+    outputs = model(ids, mask, labels=labels_of(ids, mask))
     torch.testing.assert_close(outputs.loss, expected_loss(outputs.logits, ids, mask))
+
+
+@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("kind", ["ids", "collated", "some"])
+def test_the_labels_that_count_are_those_that_transformers_and_the_package_count(side, kind):
+    model = make()
+    ids, mask = make_batch(side)
+    labels = ids.masked_fill({"ids": ids < 0, "collated": mask == 0, "some": ids % 2 == 0}[kind], -100)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    outputs = model(**batch)
+    theirs = ForCausalLMLoss(logits=outputs.logits, labels=labels, vocab_size=VOCABULARY)
+    torch.testing.assert_close(outputs.loss, theirs)
+    places = [(b, t) for b, t in itertools.product(*map(range, ids.shape)) if t and labels[b, t] != -100]
+    terms = [-torch.log_softmax(outputs.logits[b, t - 1].float(), 0)[labels[b, t]] for b, t in places]
+    torch.testing.assert_close(outputs.loss, mean(terms))
+    regularization = Regularization(rdrop(alpha=1), model.train())
+    assert regularization.counted(batch) == len(places)
+    # Dropout is off: the sum of two halves, weighted by what they count, is the task loss of the whole batch.
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 1), slice(1, 3))]
+    sums = [regularization.losses(half, items=len(places), accumulation=1)["task"] for half in halves]
+    torch.testing.assert_close(sum(sums), outputs.loss)
 
 
 def test_sides_of_padding_agree():
@@ -87,7 +115,7 @@ def test_sides_of_padding_agree():
     for before, after in ((0, 3), (3, 0), (1, 2)):
         batch = torch.nn.functional.pad(ids, (before, after), value=5)
         mask = torch.nn.functional.pad(torch.ones_like(ids), (before, after))
-        losses.append(model(batch, mask, labels=batch).loss)
+        losses.append(model(batch, mask, labels=labels_of(batch, mask)).loss)
     alone = model(ids, labels=ids).loss
     for loss in losses:
         torch.testing.assert_close(loss, alone)
@@ -144,9 +172,10 @@ def test_awd_lstm_has_its_papers_size():
 def test_chunks_continue_from_the_state(cell):
     model = make(cell)
     ids, mask = make_batch("left", time=9)
-    whole = model(ids, mask, labels=ids)
+    labels = labels_of(ids, mask)
+    whole = model(ids, mask, labels=labels)
     state, logits, losses, counts = None, [], [], []
-    following = torch.nn.functional.pad(ids, (0, 1), value=-100)[:, 1:]
+    following = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
     for start, end in ((0, 2), (2, 6), (6, 9)):
         part = slice(start, end)
         output = model(ids[:, part], mask[:, part], shift_labels=following[:, part], state=state)
@@ -164,9 +193,9 @@ def test_chunks_continue_from_the_state(cell):
 def test_kept_logits():
     model = make()
     ids, mask = make_batch("left")
-    whole = model(ids, mask, labels=ids)
+    whole = model(ids, mask, labels=labels_of(ids, mask))
     torch.testing.assert_close(model(ids, mask, logits_to_keep=2).logits, whole.logits[:, -2:])
-    few = model(ids, mask, labels=ids, logits_to_keep=torch.tensor([3, 5]))
+    few = model(ids, mask, labels=labels_of(ids, mask), logits_to_keep=torch.tensor([3, 5]))
     torch.testing.assert_close(few.logits, whole.logits[:, [3, 5]])
     places = [(0, 3), (0, 5), (1, 5), (2, 3), (2, 5)]
     expected = mean(-torch.log_softmax(whole.logits[b, t].float(), 0)[ids[b, t + 1]] for b, t in places)

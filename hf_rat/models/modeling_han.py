@@ -103,8 +103,9 @@ class HANForSequenceClassification(WordModel):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Both levels: the pooled text (batch, 2 * hidden) and the attentions of words and sentences."""
         if not bool(front.any()):
-            nothing = x.new_zeros(x.size(0), self.classifier.in_features)
-            return nothing, (x.new_zeros(mask.shape), x.new_zeros(x.size(0), 0))
+            # Zeros, but through both levels: slopes are asked for, and DDP waits for the gradients of all weights.
+            pooled, _ = level(self.words(x, front)[0].unsqueeze(1), front[:, :1])
+            return pooled, (x.new_zeros(mask.shape), x.new_zeros(x.size(0), 0))
         ids = to_front(input_ids.unsqueeze(-1), mask)[0].squeeze(-1)
         following = nn.functional.pad(front[:, 1:], (0, 1))
         ends = front & ((ids == self.config.sentence_separator_token_id) | ~following)

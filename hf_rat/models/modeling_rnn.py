@@ -107,7 +107,11 @@ class RNNModel(RNNPreTrainedModel):
         x, mask = self.embed(input_ids, attention_mask, inputs_embeds)
         if state is not None and len(state) != len(self.layers):
             raise ValueError(f"state has {len(state)} entries, expected one for each of {len(self.layers)} layers")
-        order, lengths = (None, None) if attention_mask is None else valid_first(mask)
+        steps = x.size(1)
+        if steps == 0:
+            # All texts are empty: the layers read one step of padding, which is taken off again.
+            x, mask = F.pad(x, (0, 0, 0, 1)), F.pad(mask, (0, 1))
+        order, lengths = (None, None) if attention_mask is None and steps else valid_first(mask)
         back = None if order is None else order.argsort(1)
         x = permute_steps(x, order)
         seen, last, p = [x], [], self.dropouts
@@ -124,9 +128,11 @@ class RNNModel(RNNPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache
         return RNNModelOutput(
-            last_hidden_state=permute_steps(self._locked(x, p.output), back),
+            last_hidden_state=permute_steps(self._locked(x, p.output), back)[:, :steps],
             state=tuple(last) if use_cache else None,
-            hidden_states=tuple(permute_steps(each, back) for each in seen) if output_hidden_states else None,
+            hidden_states=tuple(permute_steps(each, back)[:, :steps] for each in seen)
+            if output_hidden_states
+            else None,
         )
 
     def _locked(self, x: Tensor, rate: float) -> Tensor:
@@ -160,14 +166,12 @@ class RNNForSequenceClassification(RNNPreTrainedModel):
 
         See `RNNModel` for the inputs. labels: (batch,) classes or numbers, or (batch, num_labels) floats.
         """
-        if input_ids is not None and input_ids.numel() == 0 and input_ids.size(0):
-            # All texts are empty (a tokenizer then returns floats): one step of padding stands for them.
-            input_ids = torch.zeros(input_ids.size(0), 1, dtype=torch.long, device=input_ids.device)
-            attention_mask = torch.zeros_like(input_ids)
         outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **kwargs | {"return_dict": True})
         hidden = outputs.last_hidden_state
-        mask = hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask
-        logits = self.classifier(self.dropout(self._pool(hidden, mask.bool())))
+        mask = (hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask).bool()
+        if hidden.size(1) == 0:
+            hidden, mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(mask, (0, 1))
+        logits = self.classifier(self.dropout(self._pool(hidden, mask)))
         loss = self.loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
@@ -214,5 +218,8 @@ class RNNForTokenClassification(RNNPreTrainedModel):
         """
         outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **kwargs | {"return_dict": True})
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = self.loss_function(logits, labels, self.config) if labels is not None else None
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config)
+            loss = torch.where((labels != -100).any(), loss, 0.0)  # no step with a label: a mean of nothing
         return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)

@@ -96,8 +96,9 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         """Logits and, with labels, the loss. See `RNNModel` for the inputs.
 
         Args:
-            labels: (batch, time) tokens, shifted here; -100 where there is none. Padding is never predicted, and
-                nothing is predicted from padding.
+            labels: (batch, time) tokens, shifted here; -100 where there is none. As in Transformers' causal models,
+                every label that is not -100 counts, whatever attention_mask says: whoever pads labels puts -100 there,
+                as DataCollatorForLanguageModeling does.
             logits_to_keep: logits of this many last steps only, or of the steps with these indices. Default 0: all.
             num_items_in_batch: the loss is a sum over this batch divided by this number (the predicted tokens of all
                 batches of a step); AR and TAR are weighted by this batch's share. Default: a mean over the batch.
@@ -123,7 +124,10 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         # Not in the signature, where the Trainer would take it for labels that every batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
         if labels is not None or shift_labels is not None:
-            shift_labels = self._targets(labels, shift_labels, attention_mask)[:, kept].contiguous()
+            if shift_labels is None:
+                assert labels is not None
+                shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
+            shift_labels = shift_labels[:, kept].contiguous()
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
@@ -132,6 +136,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
                 **kwargs,
             )
+            loss = torch.where((shift_labels != -100).any(), loss, 0.0)  # nothing to predict: a mean of nothing
             if self.training:
                 penalty = self._activation_penalty(outputs, attention_mask)
                 if num_items_in_batch is not None:
@@ -143,14 +148,6 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             state=None if outputs.state is None else _each(outputs.state, Tensor.detach),
             hidden_states=outputs.hidden_states if output_hidden_states else None,
         )
-
-    def _targets(self, labels: Tensor | None, shift_labels: Tensor | None, mask: Tensor | None) -> Tensor:
-        """The token after each step (batch, time), -100 where there is none or the step or the token is padding."""
-        if shift_labels is None:
-            assert labels is not None
-            labels = labels if mask is None else labels.masked_fill(mask == 0, -100)
-            shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
-        return shift_labels if mask is None else shift_labels.masked_fill(mask == 0, -100)
 
     def _activation_penalty(self, outputs: RNNModelOutput, mask: Tensor | None) -> Tensor | float:
         """AR + TAR: mean squares of the last outputs after dropout and of their change before it, over valid steps."""

@@ -640,8 +640,13 @@ class _Recurrent(nn.RNNBase):
         return _locked(output, p.output if self.training else 0.0, time_dim), state
 
     def _needs_own(self) -> bool:
-        """Whether a dropout is on that torch's layer cannot do."""
+        """Whether a dropout is on that torch's layer cannot do, or a weight is made of others.
+
+        Torch's layer keeps a list of its weights, and so misses what weight normalisation or pruning makes of them.
+        """
         p = self.dropouts
+        if any(name not in self._parameters for name in self._flat_weights_names):
+            return True
         if p.recurrent or p.rnndrop or p.zoneout or p.zoneout_cell:
             return True
         stacked = self.num_layers > 1 and (p.hidden or p.layers)

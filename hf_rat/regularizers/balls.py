@@ -37,6 +37,8 @@ def draw(kind: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 def unit_vectors(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """`x / ||x||_2` over `dims`; zero where x is zero or has an entry that is not finite."""
+    if x.numel() == 0:  # texts that are all empty have no largest entry
+        return x
     peak = x.abs().amax(dims, keepdim=True)
     scaled = x / peak.clamp(min=torch.finfo(x.dtype).tiny)
     unit = scaled / scaled.square().sum(dims, keepdim=True).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
@@ -122,6 +124,8 @@ class Linf:
     def uphill(self, slope: Tensor, place: Place) -> Tensor:
         """`slope / max |slope|` per example, as SMART and FreeLB's L-infinity option."""
         slope = slope.float()
+        if slope.numel() == 0:
+            return slope
         peak = slope.abs().amax(_inner(slope), keepdim=True)
         return torch.where(torch.isfinite(peak), slope / peak.clamp(min=torch.finfo(slope.dtype).tiny), 0.0)
 

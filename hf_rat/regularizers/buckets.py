@@ -72,7 +72,7 @@ def buckets(inputs: Mapping[str, Any], overhead: float) -> list[Bucket]:
     if not (isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.dim() == 2 and mask.shape == ids.shape):
         return []
     count, padded = ids.shape
-    if any(_may_be_per_token(name, value, padded) for name, value in inputs.items()):
+    if padded == 0 or any(_may_be_per_token(name, value, padded) for name, value in inputs.items()):
         return []
     mask = mask.bool()
     gaps = (mask[:, 1:] & ~mask[:, :-1]).sum(-1)  # tokens that follow padding

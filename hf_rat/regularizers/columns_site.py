@@ -41,11 +41,16 @@ class ColumnsSite(EmbeddingSite):
         """A column may be padded to the width of another, with words that no look-up here has."""
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
-        self._columns = [inputs[f"{name}{_IDS}"] for name in self._names(inputs)]
+        self._columns = self._all(inputs)
         return super().place(inputs)
 
     def ids(self, inputs: Mapping[str, Any]) -> Tensor:
-        return torch.cat([inputs[f"{name}{_IDS}"] for name in self._names(inputs)], dim=1)
+        return torch.cat(self._all(inputs), dim=1)
+
+    def _all(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        columns = [inputs[f"{name}{_IDS}"] for name in self._names(inputs)]
+        # A tokenizer makes floats of texts that are all empty.
+        return [ids if ids.numel() else ids.long() for ids in columns]
 
     def mask(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | None:
         masks = [inputs.get(f"{name}_attention_mask") for name in self._names(inputs)]

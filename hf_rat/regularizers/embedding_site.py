@@ -86,7 +86,7 @@ class EmbeddingSite(OutputSite):
                 f"the batch has no input_ids (it has {', '.join(inputs)}): perturbing the embeddings needs them; "
                 'where there are none, name a module as the site, for instance site="vit.embeddings"'
             )
-        return ids
+        return ids if ids.numel() else ids.long()  # a tokenizer makes floats of texts that are all empty
 
     def mask(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | None:
         """True on tokens, shaped as `ids`; None if nothing tells."""
