@@ -26,6 +26,7 @@ from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
+from hf_rat.regularizers.dropout import dropout_at
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
@@ -282,6 +283,7 @@ class Regularization:
             scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
             one_by_one=wide(self.unwrapped),
+            dropout_at=partial(dropout_at, self.unwrapped),
         )
 
     def _open_site(self, name: str) -> Site:

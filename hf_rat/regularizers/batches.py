@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_rat.regularizers.buckets import Bucket
 from hf_rat.regularizers.divergences import diverge
+from hf_rat.regularizers.dropout import DropoutRate
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.problems import kept, mean
 from hf_rat.regularizers.sites import Site
@@ -45,6 +46,8 @@ class Batch:
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
         one_by_one: passes at one point are not run as one doubled batch.
+        dropout_at: passes inside this context have the dropout rate that it is given; at 0 the model runs as in
+            evaluation.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
@@ -67,6 +70,7 @@ class Batch:
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
     one_by_one: bool = False
+    dropout_at: Callable[[float], AbstractContextManager[Any]] = DropoutRate
     forwards: int = 0
     searches: int = 0
     slopes: int = 0

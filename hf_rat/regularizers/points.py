@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_rat.regularizers.batches import Batch, Pass, Run
 from hf_rat.regularizers.buckets import casts_shared, joined
-from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
+from hf_rat.regularizers.dropout import SharedMasks
 from hf_rat.regularizers.problems import counted, is_labelled
 
 
@@ -185,7 +185,7 @@ class Point:
     def _at_rate(self, k: int, inputs: Mapping[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         """Pass `k`, under its own dropout rate."""
         rate = self.rate if self._rates is None else self._rates[k]
-        with nullcontext() if rate is None else DropoutRate(rate):
+        with nullcontext() if rate is None else self.batch.dropout_at(rate):
             return self._forward(dict(inputs), moves, run)
 
     def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run, copies: int = 1) -> Pass:
