@@ -30,6 +30,7 @@ from hf_rat.regularizers.dropout import dropout_at
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
+from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
@@ -82,6 +83,7 @@ class Regularization:
                 "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
             )
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
+        self._running = RunningBuffers(self.unwrapped)
         self.run = run or _call
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
@@ -257,7 +259,7 @@ class Regularization:
             count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
             inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-            beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem)
+            beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem, updated=True)
             stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
         for index in range(count):
             last = index == count - 1
@@ -283,7 +285,8 @@ class Regularization:
             scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
             one_by_one=wide(self.unwrapped),
-            dropout_at=partial(dropout_at, self.unwrapped),
+            dropout_at=lambda rate: dropout_at(self.unwrapped, rate, self._running.owners),
+            running=self._running,
         )
 
     def _open_site(self, name: str) -> Site:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from hf_rat.regularizers.divergences import diverge
 from hf_rat.regularizers.dropout import DropoutRate
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.problems import kept, mean
+from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.sites import Site
 
 Pass = tuple[Tensor | None, Tensor]
@@ -48,6 +49,8 @@ class Batch:
         one_by_one: passes at one point are not run as one doubled batch.
         dropout_at: passes inside this context have the dropout rate that it is given; at 0 the model runs as in
             evaluation.
+        running: the buffers of the model that its forward changes (running statistics); None lets passes change them.
+        updated: a pass over this batch has updated them.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
@@ -71,6 +74,8 @@ class Batch:
     split: Sequence[Bucket] = ()
     one_by_one: bool = False
     dropout_at: Callable[[float], AbstractContextManager[Any]] = DropoutRate
+    running: RunningBuffers | None = None
+    updated: bool = False
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
@@ -105,6 +110,22 @@ class Batch:
         if site not in self._places:
             self._places[site] = self.open_site(site).place(self.inputs)
         return self._places[site]
+
+    @contextmanager
+    def updating(self, search: bool) -> Iterator[None]:
+        """A pass runs inside: running statistics are updated by the first one that is no search, and once.
+
+        That is the clean pass wherever there is one, a doubled batch as one pass. Several clean passes that run one by
+        one see the same examples, so that the first stands for them; a recipe without a clean pass (freelb, neftune)
+        updates by its first perturbed one.
+        """
+        first = not (search or self.updated)
+        self.updated = self.updated or first
+        if self.running is None:
+            yield
+            return
+        with self.running.updated() if first else self.running.kept():
+            yield
 
     def tiled(self, times: int) -> dict[str, Any]:
         """The batch `times` over: pass after pass along the batch axis."""
