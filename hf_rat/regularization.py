@@ -1,8 +1,8 @@
 """A regularizer at work on a model: the only place that runs backwards.
 
 `Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
-back-propagates each group as soon as it is final, so that R-AT costs three forwards and three backwards and holds one
-group's graphs at a time. Trainers and plain Accelerate loops use the same object:
+back-propagates each group as soon as it is final: R-AT has three forwards and backwards, and one group's graphs at a
+time. Trainers and plain Accelerate loops use the same object:
 
     regularization = Regularization(rat(epsilon=0.1), model, accelerator=accelerator)
     losses = regularization.backward(batch, step=step)      # {"task": ..., "adversarial_task": ...}, detached
@@ -21,12 +21,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_rat.dropout_look import DropoutLook
 from hf_rat.engine import Engine
 from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
-from hf_rat.regularizers.dropout import dropout_at
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
@@ -40,6 +40,7 @@ from hf_rat.requirements import require, require_memory
 from hf_rat.teacher import Teacher
 from hf_rat.weighting import Weighting, weighted
 from hf_rat.withheld import given_back
+from hf_rat.zero_gains import ZeroGains
 
 
 class Regularization:
@@ -79,12 +80,12 @@ class Regularization:
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
         if self.engine.steps_in_backward and not self.single_backward:
-            raise ValueError(
-                "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
-            )
+            raise ValueError("single_backward is False, and DeepSpeed makes a step on every backward; use None")
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
         self._running = RunningBuffers(self.unwrapped)
+        self._gains = ZeroGains(regularizer, self.unwrapped)
         self.run = run or _call
+        self._look = DropoutLook(regularizer, self.engine, self.run, self._running)
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
@@ -156,10 +157,10 @@ class Regularization:
         items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
-        named: dict[str, Tensor] = {}
-        weight = self.weighting.weight(inputs, items, accumulation)
-        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
+        named, batch = dict[str, Tensor](), self._batch(inputs, step, streaming=False)
+        for _, losses in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
             accumulate(named, losses)
+        self._gains.see(named, accumulation)
         return named
 
     def all_but_last_backward(
@@ -197,6 +198,7 @@ class Regularization:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
         pending = pending + owed
+        self._gains.see(named, accumulation)
         return (pending if done is None else pending + done), named
 
     def counted(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -234,8 +236,7 @@ class Regularization:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`: epsilon keeps the unit that the run began with."""
         for name, norm in state.get("embedding_norms", {}).items():
-            site = self._sites.get(name)
-            if isinstance(site, EmbeddingSite):
+            if isinstance(site := self._sites.get(name), EmbeddingSite):
                 site.embedding_norm = norm
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
@@ -245,12 +246,12 @@ class Regularization:
             site.close()
         self._sites.clear()
 
-    # -- one micro-batch ---------------------------------------------------------------------------------------------
-
     def _groups(
         self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
     ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
         """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
+        self._gains.begin()
+        self._look(batch.inputs)
         count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
@@ -272,7 +273,7 @@ class Regularization:
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
-            run=lambda inputs: self.run(self.engine.called, inputs),
+            run=lambda inputs: self._gains.watched(lambda: self.run(self.engine.called, inputs)),
             rerun=partial(self.run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
@@ -285,7 +286,6 @@ class Regularization:
             scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
             one_by_one=wide(self.unwrapped),
-            dropout_at=lambda rate: dropout_at(self.unwrapped, rate, self._running.owners),
             running=self._running,
         )
 

@@ -1,4 +1,4 @@
-"""A pass with a dropout rate of its own: every mask keeps its mean, rate 0 is the evaluation network, and who knows."""
+"""A dropout rate of a pass: every mask keeps its mean, and 0 is the evaluation network, or it is refused."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_rat import Regularization, expectation_linear, rat
+from hf_rat import Regularization, expectation_linear
 from hf_rat.models import RNNConfig, RNNForSequenceClassification
 from hf_rat.models.recurrent import GRU, LSTM
 from hf_rat.regularizers.dropout import DropoutRate, dropout_at

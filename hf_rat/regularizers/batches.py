@@ -47,8 +47,6 @@ class Batch:
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
         one_by_one: passes at one point are not run as one doubled batch.
-        dropout_at: passes inside this context have the dropout rate that it is given; at 0 the model runs as in
-            evaluation.
         running: the buffers of the model that its forward changes (running statistics); None lets passes change them.
         updated: a pass over this batch has updated them.
 
@@ -73,7 +71,6 @@ class Batch:
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
     one_by_one: bool = False
-    dropout_at: Callable[[float], AbstractContextManager[Any]] = DropoutRate
     running: RunningBuffers | None = None
     updated: bool = False
     forwards: int = 0
@@ -110,6 +107,12 @@ class Batch:
         if site not in self._places:
             self._places[site] = self.open_site(site).place(self.inputs)
         return self._places[site]
+
+    def at_rate(self, rate: float | None) -> AbstractContextManager[Any]:
+        """Passes inside have this dropout rate, at 0 they are those of evaluation; None leaves the model's own."""
+        if rate is None:
+            return nullcontext()
+        return DropoutRate(rate) if self.running is None else self.running.at_rate(rate)
 
     @contextmanager
     def updating(self, search: bool) -> Iterator[None]:

@@ -46,6 +46,10 @@ def random_state(device: torch.device) -> list[torch.Tensor]:
     return state
 
 
+def same_state(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
 def set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
     """Go on drawing from what `random_state` returned."""
     torch.set_rng_state(state[0])

@@ -187,8 +187,7 @@ class Point:
     def _at_rate(self, k: int, inputs: Mapping[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         """Pass `k`, under its own dropout rate."""
         rate = self.rate if self._rates is None else self._rates[k]
-        at_rate = nullcontext() if rate is None else self.batch.dropout_at(rate)
-        with at_rate, self.batch.updating(self._searching):
+        with self.batch.at_rate(rate), self.batch.updating(self._searching):
             return self._forward(dict(inputs), moves, run)
 
     def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run, copies: int = 1) -> Pass:

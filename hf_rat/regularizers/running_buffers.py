@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hf_rat.regularizers.dropout import dropout_at
 
 _Named = list[tuple[nn.Module, str, Tensor]]
 
@@ -24,13 +26,13 @@ class RunningBuffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._owners = [module for module in model.modules() if module._buffers]
         self._changing: dict[tuple[bool, ...], list[tuple[nn.Module, str]]] = {}
 
-    @property
-    def owners(self) -> set[nn.Module]:
-        """The modules whose buffers change, as far as is known."""
-        return {module for changing in self._changing.values() for module, _ in changing}
+    def at_rate(self, rate: float) -> AbstractContextManager[None]:
+        """Passes inside have this dropout rate; at 0, modules whose buffers change go on as in training."""
+        return dropout_at(self._model, rate, {module for found in self._changing.values() for module, _ in found})
 
     @contextmanager
     def updated(self) -> Iterator[None]:
