@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_rat import Regularization, expectation_linear
+from hf_rat import Regularization, expectation_linear, rat
 from hf_rat.models import RNNConfig, RNNForSequenceClassification
 from hf_rat.models.recurrent import GRU, LSTM
 from hf_rat.regularizers.dropout import DropoutRate, dropout_at
@@ -251,3 +251,109 @@ def test_probabilities_of_the_models_own_are_left_alone():
     with DropoutRate(0.5):
         assert torch.equal(torch.ones(9).bernoulli_(1.0), torch.ones(9))
         assert set(torch.empty(99, dtype=torch.bool).bernoulli_(0.5).tolist()) == {True, False}
+
+
+# -- what it does not reach is refused -------------------------------------------------------------------------------
+
+
+class Rows(nn.Module):
+    """Inverted dropout of whole steps, drawn by torch.rand."""
+
+    def forward(self, x):
+        return x * (torch.rand(*x.shape[:2], 1) > 0.5) / 0.5 if self.training else x
+
+
+class Rarely(nn.Module):
+    """Leaves a layer out, one time in five: two passes often agree."""
+
+    def __init__(self, rate=0.2):
+        super().__init__()
+        self.linear, self.rate = nn.Linear(16, 16), rate
+
+    def forward(self, x):
+        draw = torch.rand([])
+        return x if self.training and draw < self.rate else x + self.linear(x)
+
+
+class DropMask(nn.Module):
+    """Draws what is dropped and not what is kept, so that another rate is another thing."""
+
+    def forward(self, x):
+        return x.masked_fill(torch.empty_like(x).bernoulli_(0.3).bool(), 0.0) / 0.7 if self.training else x
+
+
+class Always(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+RATES = rat(dropouts=(0.1, 0.3))
+
+
+def batch_of_own():
+    return {name: value for name, value in tiny_batch().items() if name != "attention_mask"}
+
+
+@pytest.mark.parametrize(
+    ("inner", "regularizer", "seen"),
+    [
+        (Rows, RATES, "draws what no rate reaches"),
+        (Rarely, RATES, "draws what no rate reaches"),
+        (lambda: nn.RReLU(), RATES, "draws what no rate reaches"),
+        (DropMask, RATES, "at rate 0 is not what it is in evaluation mode"),
+        (Always, RATES, "is random in evaluation mode too"),
+        (Always, expectation_linear(), "is random in evaluation mode too"),
+    ],
+)
+def test_a_rate_that_misses_is_refused(inner, regularizer, seen):
+    torch.manual_seed(0)
+    model = Own(inner(), nn.Dropout(0.1)).train()
+    before, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+    with pytest.raises(ValueError, match=f"Own .*{seen}") as error:
+        Regularization(regularizer, model).backward(batch_of_own())
+    assert "\n" not in str(error.value)
+    assert repr(regularizer) in str(error.value)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("inner", "regularizer"),
+    [
+        *((LAYERS[name], RATES) for name in ("LSTM", "TransformerEncoderLayer")),
+        (lambda rate: nn.AlphaDropout(rate), RATES),
+        (lambda rate: Rarely(0.0), RATES),  # it draws, and does nothing with it
+        (lambda rate: nn.Sequential(nn.Dropout(rate), Normalized()), RATES),
+        (lambda rate: Rows(), expectation_linear()),
+        (lambda rate: Rarely(), expectation_linear()),
+        (lambda rate: DropMask(), expectation_linear()),
+    ],
+)
+def test_a_look_leaves_no_trace(inner, regularizer):
+    """The same losses, gradients and buffers as if nobody had looked."""
+    found = []
+    for looked in (False, True):
+        torch.manual_seed(0)
+        model = Own(inner(0.1), nn.Dropout(0.1)).train()
+        regularization = Regularization(regularizer, model)
+        if not looked:
+            regularization._look = lambda inputs: None
+        torch.manual_seed(4)
+        losses = regularization.backward(batch_of_own())
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([*losses.values(), *gradients, *model.buffers(), torch.get_rng_state()])
+        assert all(module.training for module in model.modules())
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_it_looks_once():
+    model, runs = Own(nn.Dropout(0.1)).train(), []
+    model.register_forward_hook(lambda *args: runs.append(1))
+    regularization = Regularization(RATES, model)
+    counts = []
+    for _ in range(3):
+        runs.clear()
+        regularization.backward(batch_of_own())
+        counts.append(len(runs))
+    assert counts == [5, 3, 3]  # one in evaluation and one at rate 0, since neither draws anything
