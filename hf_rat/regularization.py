@@ -1,8 +1,8 @@
 """A regularizer at work on a model: the only place that runs backwards.
 
 `Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
-back-propagates each group as soon as it is final, so that R-AT costs three forwards and three backwards and holds one
-group's graphs at a time. Trainers and plain Accelerate loops use the same object:
+back-propagates each group as soon as it is final: R-AT has three forwards and backwards, and one group's graphs at a
+time. Trainers and plain Accelerate loops use the same object:
 
     regularization = Regularization(rat(epsilon=0.1), model, accelerator=accelerator)
     losses = regularization.backward(batch, step=step)      # {"task": ..., "adversarial_task": ...}, detached
@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_rat.averaged_model import proximal_average
+from hf_rat.dropout_look import DropoutLook
 from hf_rat.engine import Engine
 from hf_rat.kept_outputs import KeptOutputs
 from hf_rat.length_buckets import overhead, whole_because
@@ -31,6 +32,7 @@ from hf_rat.regularizers.buckets import buckets
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
+from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
@@ -39,6 +41,7 @@ from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require, require_memory
 from hf_rat.weighting import Weighting, weighted
 from hf_rat.withheld import given_back
+from hf_rat.zero_gains import ZeroGains
 
 
 class Regularization:
@@ -81,11 +84,12 @@ class Regularization:
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
         if self.engine.steps_in_backward and not self.single_backward:
-            raise ValueError(
-                "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
-            )
+            raise ValueError("single_backward is False, and DeepSpeed makes a step on every backward; use None")
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
+        self._running = RunningBuffers(self.unwrapped)
+        self._gains = ZeroGains(regularizer, self.unwrapped)
         self.run = run or _call
+        self._look = DropoutLook(regularizer, self.engine, self.run, self._running)
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
@@ -156,10 +160,10 @@ class Regularization:
         items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
-        named: dict[str, Tensor] = {}
-        weight = self.weighting.weight(inputs, items, accumulation)
-        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
+        named, batch = dict[str, Tensor](), self._batch(inputs, step, streaming=False)
+        for _, losses in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
             accumulate(named, losses)
+        self._gains.see(named, accumulation)
         return named
 
     def all_but_last_backward(
@@ -197,6 +201,7 @@ class Regularization:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
         pending = pending + owed
+        self._gains.see(named, accumulation)
         return (pending if done is None else pending + done), named
 
     def counted(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -234,8 +239,7 @@ class Regularization:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`: epsilon keeps the unit that the run began with."""
         for name, norm in state.get("embedding_norms", {}).items():
-            site = self._sites.get(name)
-            if isinstance(site, EmbeddingSite):
+            if isinstance(site := self._sites.get(name), EmbeddingSite):
                 site.embedding_norm = norm
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
@@ -246,12 +250,12 @@ class Regularization:
         self._sites.clear()
         self._keeper.close()
 
-    # -- one micro-batch ---------------------------------------------------------------------------------------------
-
     def _groups(
         self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
     ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
         """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
+        self._gains.begin()
+        self._look(batch.inputs)
         count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
@@ -260,7 +264,7 @@ class Regularization:
             count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
             inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-            beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem)
+            beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem, updated=True)
             stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
         for index in range(count):
             last = index == count - 1
@@ -273,7 +277,7 @@ class Regularization:
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
-            run=lambda inputs: self.run(self.engine.called, inputs),
+            run=lambda inputs: self._gains.watched(lambda: self.run(self.engine.called, inputs)),
             rerun=partial(self.run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
@@ -287,6 +291,7 @@ class Regularization:
             teacher=None if self.teacher is None else self.teacher.logits,
             one_by_one=wide(self.unwrapped)
             or any(isinstance(value, (tuple, list, dict)) for value in inputs.values()),
+            running=self._running,
         )
 
     def _open_site(self, name: str) -> Site:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
 from typing import Any, cast
 
 from accelerate import Accelerator
@@ -16,15 +14,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.training_args import OptimizerNames
 
 from hf_rat.regularizers.adapters import without_adapters
-from hf_rat.regularizers.perturbations import Flip, Redrawn
-from hf_rat.regularizers.terms import Consistency, Proximal, Smoothness, TaskLoss, Term, all_terms, is_plain
+from hf_rat.regularizers.perturbations import Redrawn
+from hf_rat.regularizers.terms import Proximal, TaskLoss, Term, all_terms, is_plain
 
 MEMORY = ("fast", "lean")
 """What to do with the activations of several dropout passes: see `Regularization`."""
 
 
 def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
-    """Refuse a model that the regularizer would be silently wrong on; warn where it would do nothing.
+    """Refuse a model that the regularizer would be silently wrong on.
 
     Args:
         regularizer: the term.
@@ -46,12 +44,6 @@ def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
         raise ValueError(
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; enable it with "
             "use_reentrant=False"
-        )
-    if any(_compares_dropout(term) for term in terms) and not _has_dropout(model):
-        warnings.warn(
-            f"{type(model).__name__} has no dropout: the passes that {regularizer!r} compares are identical, and "
-            "their divergence is zero",
-            stacklevel=3,
         )
 
 
@@ -190,23 +182,3 @@ def _checkpoints_reentrantly(module: nn.Module) -> bool:
     checkpoint = getattr(module, "_gradient_checkpointing_func", None)
     switched_on = getattr(module, "gradient_checkpointing", False)
     return bool(switched_on and getattr(checkpoint, "keywords", {}).get("use_reentrant"))
-
-
-def _compares_dropout(term: Term) -> bool:
-    """Whether the passes that a term compares differ by their dropout masks alone."""
-    at = term.perturb
-    return isinstance(term, Consistency) or (
-        isinstance(term, Smoothness)
-        and (isinstance(at, Redrawn) or (isinstance(at, Flip) and at.start_mask == "base"))
-    )
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    if any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout)):
-        return True
-    config: Any = getattr(model, "config", None)
-    settings = config.to_dict() if hasattr(config, "to_dict") else {}
-    found = [value for name, value in settings.items() if "dropout" in name or "pdrop" in name]
-    # A setting may hold several rates by name: {"variational": 0.3, "per_step": ["variational"]}.
-    rates = [rate for value in found for rate in (value.values() if isinstance(value, dict) else [value])]
-    return any(isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0 for rate in rates)

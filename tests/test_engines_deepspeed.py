@@ -175,7 +175,7 @@ def test_slopes_carry_the_loss_scale_of_deepspeed(stand_in, expression):
 def test_several_backwards_and_lean_memory_are_refused_and_batches_stay_whole(stand_in):
     engine, _ = stand_in("rat", model())
     how = {"accelerator": StandInAccelerator(engine)}
-    with pytest.raises(ValueError, match="leave it at None"):
+    with pytest.raises(ValueError, match="use None"):
         Regularization(parse("rat"), engine, single_backward=False, **how)
     with pytest.raises(ValueError, match="DeepSpeed cannot"):
         Regularization(parse("rat"), engine, memory="lean", **how)

@@ -396,10 +396,8 @@ def test_a_forced_rate_reaches_every_mask():
     x, _ = make_input(layer)
     with DropoutRate(0.0):
         first, second = layer(x)[0], layer(x)[0]
-    plain = make("LSTM", num_layers=2)
-    plain.load_state_dict(layer.state_dict())
     torch.testing.assert_close(first, second)
-    torch.testing.assert_close(first, plain(x)[0])
+    torch.testing.assert_close(first, layer.eval()(x)[0])  # not a layer without dropout: three of these scale at test
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -64,6 +64,7 @@ def counted(expression, how):
     teacher = Counter(regularization.teacher.model, 4) if regularization.teacher is not None else None
     for site in regularization._site_names:  # looking at the model once is no pass
         regularization._open_site(site).place(batch)
+    regularization._look(batch)
     seen.forwards = 0.0
     if how == "streaming":
         regularization.backward(batch)
@@ -309,8 +310,10 @@ NEED_DROPOUT = (
 
 @pytest.mark.parametrize("expression", NEED_DROPOUT)
 def test_passes_that_differ_by_nothing_are_warned_about(expression):
+    regularization = Regularization(parse(expression), tiny_model())
     with pytest.warns(UserWarning, match="BertForSequenceClassification has no dropout: the passes that") as caught:
-        Regularization(parse(expression), tiny_model())
+        regularization.backward(tiny_batch())
+    assert len(caught) == 1
     assert all("\n" not in str(warning.message) for warning in caught)
 
 
@@ -318,27 +321,29 @@ def test_passes_that_differ_by_nothing_are_warned_about(expression):
 def test_no_warning_where_passes_differ(expression):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Regularization(parse(expression), tiny_model(dropout=0.1))
+        Regularization(parse(expression), tiny_model(dropout=0.1)).backward(tiny_batch())
         if expression in ("fgm", "vat", "r3f", "pgd", "freelb", "plain", "neftune", "adversarial_dropout"):
-            Regularization(parse(expression), tiny_model())
+            Regularization(parse(expression), tiny_model()).backward(tiny_batch())
 
 
 def test_dropout_in_attention_alone_is_dropout():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Regularization(rdrop(), tiny_model("llama", dropout=0.1))
+        Regularization(rdrop(), tiny_model("llama", dropout=0.1)).backward(tiny_batch())
     with pytest.warns(UserWarning, match="LlamaForSequenceClassification has no dropout"):
-        Regularization(rdrop(), tiny_model("llama"))
+        Regularization(rdrop(), tiny_model("llama")).backward(tiny_batch())
 
 
 def test_dropout_inside_recurrent_layers_is_dropout():
     rates = {"recurrent_dropouts": {"variational": 0.2, "per_step": []}, "classifier_dropout": 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Regularization(rdrop(), RNNForSequenceClassification(RNNConfig(vocab_size=60, hidden_size=4, **rates)))
+        model = RNNForSequenceClassification(RNNConfig(vocab_size=60, hidden_size=4, num_labels=3, **rates))
+        Regularization(rdrop(), model).backward(tiny_batch())
     rates["recurrent_dropouts"] = {"variational": 0.0}
+    model = RNNForSequenceClassification(RNNConfig(vocab_size=60, hidden_size=4, num_labels=3, **rates))
     with pytest.warns(UserWarning, match="RNNForSequenceClassification has no dropout"):
-        Regularization(rdrop(), RNNForSequenceClassification(RNNConfig(vocab_size=60, hidden_size=4, **rates)))
+        Regularization(rdrop(), model).backward(tiny_batch())
 
 
 def test_a_model_in_plain_torch_needs_no_config():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from hf_rat.regularizers.buckets import Bucket
 from hf_rat.regularizers.divergences import diverge
+from hf_rat.regularizers.dropout import DropoutRate
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.problems import kept, mean
+from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.sites import Site
 
 Pass = tuple[Tensor | None, Tensor]
@@ -45,6 +47,8 @@ class Batch:
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
         one_by_one: passes at one point are not run as one doubled batch.
+        running: the buffers of the model that its forward changes (running statistics); None lets passes change them.
+        updated: a pass over this batch has updated them.
 
     Attributes:
         forwards: passes run so far; `searches` of them are never back-propagated to the parameters.
@@ -67,6 +71,8 @@ class Batch:
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
     one_by_one: bool = False
+    running: RunningBuffers | None = None
+    updated: bool = False
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
@@ -101,6 +107,28 @@ class Batch:
         if site not in self._places:
             self._places[site] = self.open_site(site).place(self.inputs)
         return self._places[site]
+
+    def at_rate(self, rate: float | None) -> AbstractContextManager[Any]:
+        """Passes inside have this dropout rate, at 0 they are those of evaluation; None leaves the model's own."""
+        if rate is None:
+            return nullcontext()
+        return DropoutRate(rate) if self.running is None else self.running.at_rate(rate)
+
+    @contextmanager
+    def updating(self, search: bool) -> Iterator[None]:
+        """A pass runs inside: running statistics are updated by the first one that is no search, and once.
+
+        That is the clean pass wherever there is one, a doubled batch as one pass. Several clean passes that run one by
+        one see the same examples, so that the first stands for them; a recipe without a clean pass (freelb, neftune)
+        updates by its first perturbed one.
+        """
+        first = not (search or self.updated)
+        self.updated = self.updated or first
+        if self.running is None:
+            yield
+            return
+        with self.running.updated() if first else self.running.kept():
+            yield
 
     def tiled(self, times: int) -> dict[str, Any]:
         """The batch `times` over: pass after pass along the batch axis."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,10 @@ def random_state(device: torch.device) -> list[torch.Tensor]:
     return state
 
 
+def same_state(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
 def set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
     """Go on drawing from what `random_state` returned."""
     torch.set_rng_state(state[0])
@@ -53,13 +57,35 @@ def set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state[1], device)
 
 
+_RATES: dict[Any, tuple[int, str, float]] = {
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), (1, "p", 0.5)),
+    **dict.fromkeys((F.alpha_dropout, F.feature_alpha_dropout), (1, "p", 0.5)),
+    **dict.fromkeys((torch.dropout, torch.dropout_, torch.feature_dropout, torch.feature_dropout_), (1, "p", 0.0)),
+    **dict.fromkeys((torch.alpha_dropout, torch.alpha_dropout_, torch.native_dropout), (1, "p", 0.0)),
+    **dict.fromkeys((torch.feature_alpha_dropout, torch.feature_alpha_dropout_), (1, "p", 0.0)),
+    F.scaled_dot_product_attention: (4, "dropout_p", 0.0),
+    F.multi_head_attention_forward: (10, "dropout_p", 0.0),
+}
+"""What of torch takes a dropout rate -> (position, name, default) of that argument."""
+
+_RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+"""What nn.LSTM, nn.GRU and nn.RNN call: (..., has_biases, num_layers, dropout, ...), by position."""
+
+_BERNOULLI = frozenset({torch.bernoulli, torch.Tensor.bernoulli, torch.Tensor.bernoulli_})
+
+
 class DropoutRate(TorchFunctionMode):
     """Every dropout that is on inside this context runs at rate `p`, also functional attention dropout.
 
-    It rewrites the rate in the calls of `torch.nn.functional.dropout` (which nn.Dropout makes), of
-    `scaled_dot_product_attention` and of `Tensor.bernoulli_(1 - rate)` (which draws the 0/1 masks of recurrent
-    layers), so no module or config is edited. A dropout that is off (rate 0, or eval mode)
-    stays off. Kernels outside torch (flash attention 2) are not reached: callers must refuse them.
+    It rewrites the rate in the calls of all dropout functions of torch (which its modules make, nn.LSTM and
+    nn.MultiheadAttention among them) and of `bernoulli`, with which other layers draw their masks, so no module or
+    config is edited. A dropout that is off (rate 0, or eval mode) stays off.
+
+    A mask drawn by `bernoulli(keep)` becomes `bernoulli(1 - p) * keep / (1 - p)`: its mean stays `keep`, whether the
+    model divides by it (inverted dropout) or has it in evaluation too (zoneout, rnndrop), and at p = 0 it is that
+    mean. Masks of integers and bools are only drawn at the rate.
+
+    Kernels outside torch (flash attention 2) and masks made of `torch.rand` are not reached: callers must refuse them.
     """
 
     def __init__(self, p: float) -> None:
@@ -68,21 +94,74 @@ class DropoutRate(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is F.dropout:
-            positional = dict(zip(("input", "p", "training", "inplace"), args, strict=False))
-            kwargs = {"p": 0.5, "training": True, **positional, **kwargs}
-            args = ()
-            if kwargs["p"] > 0 and kwargs["training"]:
-                kwargs["p"] = self.p
-        elif func is F.scaled_dot_product_attention:
-            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-            args = ()
-            if kwargs.get("dropout_p", 0.0) > 0:
-                kwargs["dropout_p"] = self.p
-        elif func is torch.Tensor.bernoulli_:
-            args, kwargs = (args[0], 1.0 - self.p), {}
+        if func in _BERNOULLI:
+            return self._drawn(func, args, kwargs)
+        if func in _RECURRENT:
+            # The first argument that is a bool is has_biases, for padded and for packed inputs.
+            place = next(i for i, arg in enumerate(args) if isinstance(arg, bool)) + 2
+            if args[place] > 0:
+                args = (*args[:place], self.p, *args[place + 1 :])
+        elif func is F.dropout or func in _RATES:  # it may have been replaced
+            place, name, default = _RATES.get(func, (1, "p", 0.5))
+            if len(args) > place:
+                if args[place] > 0:
+                    args = (*args[:place], self.p, *args[place + 1 :])
+            elif kwargs.get(name, default) > 0:
+                kwargs[name] = self.p
         return func(*args, **kwargs)
+
+    def _drawn(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        in_place = func is torch.Tensor.bernoulli_
+        keep = args[1] if len(args) > 1 else kwargs.get("p", 0.5 if in_place else None)
+        if isinstance(keep, (int, float)):
+            if not 0.0 < keep < 1.0:
+                return func(*args, **kwargs)
+            mask = args[0] if in_place else torch.empty_like(args[0])
+            return self._mask(mask, keep, kwargs.get("generator"))
+        # A tensor of probabilities that are all the same makes a dropout mask too; others are left as they are.
+        drawn = func(*args, **kwargs)
+        probability = args[0] if keep is None else keep
+        same = (probability == probability.flatten()[:1]).all() & (probability < 1).all() & (probability > 0).all()
+        at_rate = self._mask(torch.empty_like(drawn), 1.0, kwargs.get("generator")) * probability
+        chosen = torch.where(same, at_rate.to(drawn.dtype), drawn)
+        return drawn.copy_(chosen) if in_place else chosen
+
+    def _mask(self, mask: torch.Tensor, keep: float, generator: torch.Generator | None) -> torch.Tensor:
+        if not mask.is_floating_point():
+            return mask.bernoulli_(1.0 - self.p, generator=generator)
+        if self.p == 0:
+            return mask.fill_(keep)
+        return mask.bernoulli_(1.0 - self.p, generator=generator).mul_(keep / (1.0 - self.p))
+
+
+@contextmanager
+def dropout_at(model: nn.Module, rate: float, normalizing: Container[nn.Module] = ()) -> Iterator[None]:
+    """Passes of `model` inside have the dropout rate `rate`; at 0 the model runs as in evaluation.
+
+    In evaluation every random draw is replaced by its expectation, whatever it is and however the model scales it.
+    What normalises by statistics of the batch goes on doing so, and torch's own recurrent layers stay in training mode
+    at rate 0, as cuDNN has no backward in evaluation.
+
+    Args:
+        model: without wrappers.
+        rate: in [0, 1).
+        normalizing: more modules that stay as they are.
+    """
+    modes = []
+    if rate == 0:
+        modes = [m for m in model.modules() if m.training and not (_stays_in_training(m) or m in normalizing)]
+    try:
+        for module in modes:
+            module.training = False
+        with DropoutRate(rate):
+            yield
+    finally:
+        for module in modes:
+            module.training = True
+
+
+def _stays_in_training(module: nn.Module) -> bool:
+    return hasattr(module, "running_mean") or type(module) in (nn.RNN, nn.LSTM, nn.GRU)
 
 
 @contextmanager

@@ -219,7 +219,7 @@ def _random_units(count: int, place: Place) -> Tensor:
 
 @dataclass(frozen=True)
 class Redrawn(Perturbation):
-    """The same inputs under newly drawn dropout masks; rate=0 is the network without dropout."""
+    """The same inputs under newly drawn dropout masks; rate=0 is the network in evaluation."""
 
     rate: float | None = None
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_rat.regularizers.batches import Batch, Pass, Run
 from hf_rat.regularizers.buckets import casts_shared, joined
-from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
+from hf_rat.regularizers.dropout import SharedMasks
 from hf_rat.regularizers.problems import counted, is_labelled
 
 
@@ -159,7 +159,8 @@ class Point:
         if count > 1 and tiles:
             # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
-            loss, logits = self._forward(batch.tiled(count), tiled, batch.run, count)
+            with batch.updating(self._searching):
+                loss, logits = self._forward(batch.tiled(count), tiled, batch.run, count)
             return loss, list(logits.chunk(count))
         losses, all_logits = [], []
         for k in range(count):
@@ -169,7 +170,8 @@ class Point:
                     # Its logits are needed now, its activations when the backward has left the passes after it.
                     # The inputs are an argument because torch repeats the random numbers of its arguments' devices.
                     batch.reruns += 1
-                    loss, logits = checkpoint(self._at_rate, k, batch.inputs, own, batch.rerun, use_reentrant=False)
+                    again = self._at_rate if batch.running is None else batch.running.replaying(self._at_rate)
+                    loss, logits = checkpoint(again, k, batch.inputs, own, batch.rerun, use_reentrant=False)
                 else:
                     loss, logits = self._at_rate(k, batch.inputs, own, batch.run)
             losses.append(loss)
@@ -185,7 +187,7 @@ class Point:
     def _at_rate(self, k: int, inputs: Mapping[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         """Pass `k`, under its own dropout rate."""
         rate = self.rate if self._rates is None else self._rates[k]
-        with nullcontext() if rate is None else DropoutRate(rate):
+        with self.batch.at_rate(rate), self.batch.updating(self._searching):
             return self._forward(dict(inputs), moves, run)
 
     def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run, copies: int = 1) -> Pass:
