@@ -22,17 +22,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_rat.engine import Engine
+from hf_rat.first_batch import FirstBatch
 from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
-from hf_rat.regularizers.buckets import buckets
+from hf_rat.regularizers.buckets import Bucket, buckets
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
-from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require, require_memory
 from hf_rat.teacher import Teacher
@@ -82,6 +82,7 @@ class Regularization:
             )
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
         self.run = run or _call
+        self._first_batch = FirstBatch(self.engine, self.run)
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
@@ -268,7 +269,7 @@ class Regularization:
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         return Batch(
             inputs=dict(inputs),
-            split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
+            split=self._split(inputs),
             run=lambda inputs: self.run(self.engine.called, inputs),
             rerun=partial(self.run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
@@ -281,8 +282,15 @@ class Regularization:
             no_sync=self.engine.search,
             scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
-            one_by_one=wide(self.unwrapped),
+            apart_because=self._first_batch.apart_because,
+            require_repeatable=self._first_batch.require_repeatable,
         )
+
+    def _split(self, inputs: Mapping[str, Any]) -> list[Bucket]:
+        split = [] if self.whole_because else buckets(inputs, self._bucket_overhead)
+        if split:
+            self.whole_because = self._first_batch.whole_because(inputs)
+        return [] if self.whole_because else split
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:
