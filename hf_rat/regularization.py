@@ -53,8 +53,8 @@ class Regularization:
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
         length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
             over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
-        memory: "fast" runs the dropout passes at a point as one batch; "lean" one by one, and keeps the activations of
-            one of them at a time: the others run again in the backward, under the same masks.
+        memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
+            numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -71,8 +71,7 @@ class Regularization:
         length_buckets: str | None = None,
         memory: str = "fast",
     ) -> None:
-        self.regularizer = regularizer
-        self.accelerator = accelerator
+        self.regularizer, self.accelerator = regularizer, accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
@@ -194,8 +193,7 @@ class Regularization:
         if pending is None:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
-        pending = pending + owed
-        return (pending if done is None else pending + done), named
+        return pending + owed + (0.0 if done is None else done), named
 
     def counted(self, inputs: Mapping[str, Any]) -> Tensor:
         """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `items`."""
@@ -287,8 +285,7 @@ class Regularization:
         )
 
     def _split(self, inputs: Mapping[str, Any]) -> list[Bucket]:
-        split = [] if self.whole_because else buckets(inputs, self._bucket_overhead)
-        if split:
+        if not self.whole_because and (split := buckets(inputs, self._bucket_overhead)):
             self.whole_because = self._first_batch.whole_because(inputs)
         return [] if self.whole_because else split
 

@@ -160,8 +160,9 @@ def _own_generators(model: nn.Module) -> Iterator[Callable[[], bool]]:
 
     Yields: whether one of them went on.
     """
-    places = {id(place): place for module in model.modules() for place in (vars(module), _file(module))}
-    found = [value for place in places.values() for value in place.values() if type(value) in _KINDS]
+    files = {id(file): file for file in map(_file, model.modules())}
+    places = [*map(vars, model.modules()), *files.values()]
+    found = [value for place in places for value in place.values() if type(value) in _KINDS]
     kept = [(generator, _KINDS[type(generator)][0](generator)) for generator in found]
 
     def moved() -> bool:
