@@ -44,7 +44,9 @@ class FirstBatch:
         device = _device(inputs)
         because = "the gradient of its logits is large" if wide(self._model) else uneven(inputs)
         key = self._key("apart", inputs)
-        known, even = self._engine.everywhere(torch.tensor([key in self._seen, because is None], device=device)).tolist()
+        known, even = self._engine.everywhere(
+            torch.tensor([key in self._seen, because is None], device=device)
+        ).tolist()
         if not even:
             because = because or "another process does so"
         else:
