@@ -1,4 +1,4 @@
-"""What a model draws: each pass has random numbers of its own, whatever draws them, and draws them again if asked to."""
+"""Each pass has random numbers of its own, whatever draws them, and draws them again where that is asked."""
 
 import logging
 import os

@@ -13,7 +13,7 @@ from hf_rat.regularizers.dropout import without_trace
 
 
 def uneven(inputs: Mapping[str, Any]) -> str | None:
-    """Which input nobody can tell how to copy, in words: a list of objects, or the patches of all images in one tensor.
+    """Which input nobody can tell how to copy, in words: a list of objects, the patches of all images in one tensor.
 
     None where all are tensors of one length, or single values, which copies share.
     """

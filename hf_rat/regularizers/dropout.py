@@ -22,7 +22,7 @@ class RandomState:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._torch = torch_state(device)
-        self._numpy = np.random.get_state()
+        self._numpy: Any = np.random.get_state()
         self._python = random.getstate()
 
     def __eq__(self, other: object) -> bool:
