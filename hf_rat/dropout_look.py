@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_rat.engine import Engine
 from hf_rat.regularizers.batches import Pass
-from hf_rat.regularizers.dropout import DropoutRate, random_state, same_state, set_random_state
+from hf_rat.regularizers.dropout import DropoutRate, RandomState
 from hf_rat.regularizers.perturbations import Redrawn
 from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.terms import TaskLoss, Term, all_terms
@@ -85,11 +85,11 @@ class DropoutLook:
         """Logits of a pass inside `context`, and how far others are from them; one pass where nothing is drawn."""
         first, largest = None, 0.0
         for _ in range(PASSES):
-            before = random_state(next(self._model.parameters()).device)
+            before = RandomState(next(self._model.parameters()).device)
             with context():
                 seen = self._run(dict(inputs))[1].detach().float()
             first = seen if first is None else first
-            idle = same_state(before, random_state(next(self._model.parameters()).device))
+            idle = RandomState(next(self._model.parameters()).device) == before
             # All processes must make equally many passes.
             largest = self._largest(max(largest, _distance(first, seen)))
             if largest > ROUNDING or self._largest(float(not idle)) == 0.0:
@@ -115,12 +115,12 @@ def _rates_of_passes(regularizer: Term) -> set[float]:
 @contextmanager
 def _without_trace(running: RunningBuffers, device: torch.device) -> Iterator[None]:
     """Forwards inside change neither the random numbers of the run nor the buffers, and nothing is compiled."""
-    state = random_state(device)
+    state = RandomState(device)
     try:
         with torch.no_grad(), running.kept(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        set_random_state(state, device)
+        state.restore()
         # Autocast keeps the weights that it has cast, here without a graph.
         torch.clear_autocast_cache()
 

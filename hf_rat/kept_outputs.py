@@ -39,7 +39,8 @@ class KeptOutputs:
             return batch
         self.values.clear()
         rerun = None if batch.rerun is None else self._watched(batch.rerun)
-        return replace(batch, run=self._watched(batch.run), rerun=rerun, split=(), one_by_one=True)
+        run = self._watched(batch.run)
+        return replace(batch, run=run, rerun=rerun, split=(), apart_because=lambda inputs: "outputs are kept")
 
     def _watched(self, run: Run) -> Run:
         def watched(inputs: dict[str, Any]) -> Pass:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from hf_rat.averaged_model import proximal_average
 from hf_rat.dropout_look import DropoutLook
 from hf_rat.engine import Engine
+from hf_rat.first_batch import FirstBatch
 from hf_rat.kept_outputs import KeptOutputs
 from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
-from hf_rat.regularizers.buckets import buckets
+from hf_rat.regularizers.buckets import Bucket, buckets
 from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
@@ -36,7 +37,6 @@ from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
-from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
 from hf_rat.requirements import require, require_memory
 from hf_rat.weighting import Weighting, weighted
@@ -57,8 +57,8 @@ class Regularization:
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
         length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
             over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
-        memory: "fast" runs the dropout passes at a point as one batch; "lean" one by one, and keeps the activations of
-            one of them at a time: the others run again in the backward, under the same masks.
+        memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
+            numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
         keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
             one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
 
@@ -78,8 +78,7 @@ class Regularization:
         memory: str = "fast",
         keep: Sequence[str] = (),
     ) -> None:
-        self.regularizer = regularizer
-        self.accelerator = accelerator
+        self.regularizer, self.accelerator = regularizer, accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
@@ -90,6 +89,7 @@ class Regularization:
         self._gains = ZeroGains(regularizer, self.unwrapped)
         self.run = run or _call
         self._look = DropoutLook(regularizer, self.engine, self.run, self._running)
+        self._first_batch = FirstBatch(self.engine, self.run)
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
@@ -200,9 +200,8 @@ class Regularization:
         if pending is None:
             # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
             pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
-        pending = pending + owed
         self._gains.see(named, accumulation)
-        return (pending if done is None else pending + done), named
+        return pending + owed + (0.0 if done is None else done), named
 
     def counted(self, inputs: Mapping[str, Any]) -> Tensor:
         """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `items`."""
@@ -276,7 +275,7 @@ class Regularization:
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         return Batch(
             inputs=dict(inputs),
-            split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
+            split=self._split(inputs),
             run=lambda inputs: self._gains.watched(lambda: self.run(self.engine.called, inputs)),
             rerun=partial(self.run, self.unwrapped) if self._lean else None,
             open_site=self._open_site,
@@ -289,10 +288,15 @@ class Regularization:
             no_sync=self.engine.search,
             scale=self.engine.scale,
             teacher=None if self.teacher is None else self.teacher.logits,
-            one_by_one=wide(self.unwrapped)
-            or any(isinstance(value, (tuple, list, dict)) for value in inputs.values()),
+            apart_because=self._first_batch.apart_because,
+            require_repeatable=self._first_batch.require_repeatable,
             running=self._running,
         )
+
+    def _split(self, inputs: Mapping[str, Any]) -> list[Bucket]:
+        if not self.whole_because and (split := buckets(inputs, self._bucket_overhead)):
+            self.whole_because = self._first_batch.whole_because(inputs)
+        return [] if self.whole_because else split
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:

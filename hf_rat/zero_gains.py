@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rat.regularizers.batches import Pass
-from hf_rat.regularizers.dropout import random_state, same_state
+from hf_rat.regularizers.dropout import RandomState
 from hf_rat.regularizers.perturbations import Flip, Redrawn
 from hf_rat.regularizers.terms import Consistency, Smoothness, Term, all_terms
 
@@ -47,9 +47,9 @@ class ZeroGains:
         if self._draws is not None:
             return run()
         device = next(self._model.parameters()).device
-        before = random_state(device)
+        before = RandomState(device)
         result = run()
-        self._draws = not same_state(before, random_state(device))
+        self._draws = RandomState(device) != before
         return result
 
     def see(self, losses: Mapping[str, Tensor], accumulation: int) -> None:

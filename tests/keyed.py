@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from hf_rat import RegularizedTrainer
+from hf_rat.first_batch import FirstBatch
 from hf_rat.regularizers import balls, perturbations
+from hf_rat.regularizers.draws import Draws
 from hf_rat.regularizers.points import Point
 
 LONGEST = 24
@@ -93,6 +95,8 @@ def draw(kind: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
 def noise():
     """Dropout and noise are keyed inside."""
     with pytest.MonkeyPatch.context() as patch:
+        # A key is drawn for the whole batch, but each example and each copy of it has numbers of its own.
+        patch.setattr(FirstBatch, "_draws", lambda self, inputs: Draws(None, None))
         patch.setattr(torch.nn.functional, "dropout", dropout)
         patch.setattr(balls, "draw", draw)
         patch.setattr(perturbations, "draw", draw)

@@ -525,7 +525,7 @@ def test_the_direction_of_vat_is_that_of_the_fisher_matrix_times_the_start():
     regularization.backward(batch)
     hook.remove()
     regularization.close()
-    clean, start, found = moves
+    clean, start, found = moves[-3:]  # the model is looked at before
     assert not clean.any()
     torch.testing.assert_close(norms(start).flatten(), torch.full((SIZE,), 0.001).double(), rtol=1e-3, atol=0)
 

@@ -48,6 +48,8 @@ class Counter:
         model.register_forward_hook(self._count, with_kwargs=True)
 
     def _count(self, module, args, kwargs, outputs):
+        if not torch.is_grad_enabled() and next(module.parameters()).requires_grad:
+            return  # a look at the model, before its first batch, is no pass
         passes = kwargs["input_ids"].shape[0] / self.size
         self.forwards += passes
         if outputs.logits.requires_grad:
@@ -202,6 +204,8 @@ def corrupt(model, value, calls):
     count = []
 
     def hook(module, args, output):
+        if not torch.is_grad_enabled():  # a look at the model is no call
+            return None
         count.append(1)
         return output * value if len(count) - 1 in calls else None
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_rat.passes.trainer import Passes, is_a
@@ -68,8 +69,8 @@ class SentencePasses(Passes):
             for mode, parts in trainer.accum_loss_components.items()
         }
         loss = compute_loss(model, dict(inputs))
-        if not self._due and not trainer.regularization.is_plain:
+        if not (self._due and torch.is_grad_enabled()) and not trainer.regularization.is_plain:
             trainer.accum_loss_components = kept
-        self._due = False
+        self._due = self._due and not torch.is_grad_enabled()  # a look at the model is no pass
         # In the place of predictions, which nothing here may ask for.
         return loss, SimpleNamespace(logits=loss.reshape(1, 1))

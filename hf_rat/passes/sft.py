@@ -81,7 +81,7 @@ class SFTPasses(Passes):
         finally:
             seen, trainer._total_train_tokens = trainer._total_train_tokens - tokens, tokens
             trainer._metrics = metrics
-        if self._due and trainer.model.training:
+        if self._due and trainer.model.training and torch.is_grad_enabled():
             self._due = False
             # Several dropout passes may run as one batch.
             trainer._total_train_tokens += seen * self._rows // len(inputs["input_ids"])

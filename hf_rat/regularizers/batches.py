@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_rat.regularizers.buckets import Bucket
 from hf_rat.regularizers.divergences import diverge
-from hf_rat.regularizers.dropout import DropoutRate
+from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.problems import kept, mean
 from hf_rat.regularizers.running_buffers import RunningBuffers
@@ -46,7 +46,8 @@ class Batch:
         rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
-        one_by_one: passes at one point are not run as one doubled batch.
+        apart_because: inputs -> why the passes at a point run one by one; None where they run as one doubled batch.
+        require_repeatable: raises a ValueError where a pass cannot draw the same random numbers again.
         running: the buffers of the model that its forward changes (running statistics); None lets passes change them.
         updated: a pass over this batch has updated them.
 
@@ -70,7 +71,8 @@ class Batch:
     may_look_up: bool = False
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
-    one_by_one: bool = False
+    apart_because: Callable[[dict[str, Any]], str | None] = lambda inputs: None
+    require_repeatable: Callable[[dict[str, Any]], None] = lambda inputs: None
     running: RunningBuffers | None = None
     updated: bool = False
     forwards: int = 0
@@ -132,12 +134,16 @@ class Batch:
 
     def tiled(self, times: int) -> dict[str, Any]:
         """The batch `times` over: pass after pass along the batch axis."""
-        return {
-            name: value.repeat(times, *[1] * (value.dim() - 1))
-            if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.size
-            else value
-            for name, value in self.inputs.items()
-        }
+        return tiled(self.inputs, times)
+
+    def shared_masks(self) -> SharedMasks:
+        """Random numbers that several passes over this batch are going to draw.
+
+        Raises:
+            ValueError: the model draws from something that cannot be put back.
+        """
+        self.require_repeatable(self.inputs)
+        return SharedMasks(self.device)
 
     def gradient(
         self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool, passes: int = 1
@@ -149,3 +155,11 @@ class Batch:
         """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
         keep = kept(self.problem, self.inputs, p)
         return mean(self.problem, diverge(name, p, q, self.problem, keep), keep)
+
+
+def tiled(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """Inputs that are all single values, or tensors of the batch's length, `times` over along the batch axis."""
+    return {
+        name: value.repeat(times, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() > 0 else value
+        for name, value in inputs.items()
+    }

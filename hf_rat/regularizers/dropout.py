@@ -1,60 +1,90 @@
-"""Control over the dropout of a forward: replay its masks, change its rate, or do without it and leave no trace."""
+"""Control over the random numbers of a forward: replay them, change the rate of its dropout, or leave no trace."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-class SharedMasks:
-    """Forwards run inside `replayed()` draw the same random numbers, hence the same dropout masks.
-
-    The first one records the state of the random number generators at its start, the later ones start there and give
-    the generators back as they were. Works for any model, without touching it (the official FreeLB code needs
-    patched modeling files for this). Non-reentrant activation checkpointing keeps the masks when it recomputes.
+class RandomState:
+    """What the random numbers of a forward on `device` are drawn from, as it is now: the global generators of torch,
+    numpy (SpecAugment draws from it) and Python. Two are equal if the same numbers would follow.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start: list[torch.Tensor] | None = None
+        self._torch = torch_state(device)
+        self._numpy: Any = np.random.get_state()
+        self._python = random.getstate()
 
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        if self._start is None:
-            self._start = random_state(self._device)
-            yield
-            return
-        after = random_state(self._device)
-        set_random_state(self._start, self._device)
-        try:
-            yield
-        finally:
-            set_random_state(after, self._device)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RandomState) and self.moved(other) is None
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def moved(self, since: RandomState) -> str | None:
+        """Whose random numbers were drawn since; None: nobody's."""
+        mine, other = (one._numpy for one in (self, since))
+        if self._python != since._python:
+            return "Python"
+        if not (np.array_equal(mine[1], other[1]) and mine[2:] == other[2:]):
+            return "numpy"
+        return None if same_state(self._torch, since._torch) else "torch"
+
+    def restore(self) -> None:
+        """Go on drawing from here."""
+        torch.set_rng_state(self._torch[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(self._torch[1], self._device)
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
 
 
-def random_state(device: torch.device) -> list[torch.Tensor]:
-    """What the random numbers of a forward on `device` are drawn from."""
+def torch_state(device: torch.device) -> list[Tensor]:
+    """The states of torch's generators for a forward on `device`."""
     state = [torch.get_rng_state()]
     if device.type == "cuda":
         state.append(torch.cuda.get_rng_state(device))
     return state
 
 
-def same_state(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+def same_state(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(map(torch.equal, one, other))
 
 
-def set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
-    """Go on drawing from what `random_state` returned."""
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
+class SharedMasks:
+    """Forwards run inside `replayed()` draw the same random numbers, hence the same dropout masks.
+
+    The first one records the state of the random number generators at its start, the later ones start there and give
+    the generators back as they were. Works for any model that draws from the global generators, without touching it
+    (the official FreeLB code needs patched modeling files for this). Non-reentrant activation checkpointing keeps the
+    masks when it recomputes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start: RandomState | None = None
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        if self._start is None:
+            self._start = RandomState(self._device)
+            yield
+            return
+        after = RandomState(self._device)
+        self._start.restore()
+        try:
+            yield
+        finally:
+            after.restore()
 
 
 _RATES: dict[Any, tuple[int, str, float]] = {
@@ -165,13 +195,33 @@ def _stays_in_training(module: nn.Module) -> bool:
 
 
 @contextmanager
-def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Forwards of `model` inside only look at it: evaluation mode, no gradients, and the run's random numbers stay."""
-    modes = [(module, module.training) for module in model.modules()]
+def without_trace(model: nn.Module, device: torch.device, evaluation: bool = True) -> Iterator[None]:
+    """Forwards of `model` inside only look at it: no gradients, nothing compiled, and all stays as it was.
+
+    Args:
+        model: the unwrapped model. Its buffers and the attributes of its modules are put back.
+        device: whose random numbers go on as if nothing had been drawn; so do numpy's and Python's.
+        evaluation: in evaluation mode; otherwise in the mode in which the model is.
+    """
+    random_numbers, cached = RandomState(device), torch.is_autocast_cache_enabled()
+    kept = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    buffers = [(b, b.detach().clone()) for _, _, held in kept for b in held.values() if b is not None]
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if evaluation:
+            model.eval()
+        # A weight that autocast casts here has no graph: the passes that need one must not find it.
+        torch.set_autocast_cache_enabled(False)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        torch.set_autocast_cache_enabled(cached)
+        for module, attributes, held in kept:
+            for now, before in ((vars(module), attributes), (module._buffers, held)):
+                for name in now.keys() - before.keys():
+                    del now[name]
+                now.update(before)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):  # its version does not tell: batch normalisation counts none
+                    buffer.copy_(value)
+        random_numbers.restore()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hf_rat.regularizers.dropout import random_state, set_random_state
+from hf_rat.regularizers.dropout import RandomState
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.problems import IGNORED
 from hf_rat.regularizers.site import OutputSite
@@ -45,12 +45,12 @@ class EmbeddingSite(OutputSite):
         if not (isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad):
             return None
         ids = self.ids(inputs).flatten(1)
-        before = random_state(ids.device)
+        before = RandomState(ids.device)
         found: Tensor = self.module(ids)
-        if all(map(torch.equal, random_state(ids.device), before)):
+        if RandomState(ids.device) == before:
             return found
         # Word dropout, or the Trainer's NEFTune: every run of the module puts out something else.
-        set_random_state(before, ids.device)
+        before.restore()
         return None
 
     def owed(self, inputs: Mapping[str, Any], slope: Tensor) -> Tensor:

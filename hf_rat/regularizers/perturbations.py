@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hf_rat.regularizers.balls import L2, Hamming, Linf, draw
-from hf_rat.regularizers.dropout import SharedMasks
 from hf_rat.regularizers.places import Place
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.sites import EMBEDDINGS, LOGITS_INPUT
@@ -141,7 +140,7 @@ class Ascent(Perturbation):
         move = torch.zeros(place.shape, device=place.device)
         if self.start > 0:
             move = self.ball.noise(self.start, place, self.kind)
-        masks = SharedMasks(place.device) if self.every else point.masks
+        masks = point.batch.shared_masks() if self.every else point.masks
         for taken in range(self.steps):
             if self.every:
                 last = taken == self.steps - 1

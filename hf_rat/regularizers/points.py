@@ -80,7 +80,7 @@ class Point:
         self._rates = rates
         self._climbed |= frozenset(climbed)
         if share_masks and self.masks is None:
-            self.masks = SharedMasks(self.batch.device)
+            self.masks = self.batch.shared_masks()
         for site in through:
             place = self.batch.place(site)
             self.moves.setdefault(site, torch.zeros(place.shape, device=place.device))
@@ -123,7 +123,7 @@ class Point:
 
     def _run_after_a_search(self) -> tuple[Tensor | None, list[Tensor]]:
         """The passes, after passes of the same dropout masks that only give the announced slopes."""
-        repeated = SharedMasks(self.batch.device)
+        repeated = self.batch.shared_masks()
         # A copy, so that masks which are yet to be drawn are those of the passes proper.
         search = Point(self.batch, self.moves, copy.copy(self.masks), self.rate, self._climbed)
         search._count, search._rates, search._searching = self._count, self._rates, True
@@ -155,9 +155,9 @@ class Point:
                 if (shared := batch.looked_up(site)) is not None:
                     moves[site] = shared + moves[site]
                     self._replaced.add(site)
-        tiles = self._rates is None and self.masks is None and not lean and not batch.one_by_one
-        if count > 1 and tiles:
-            # One doubled batch: fewer, larger kernels; its halves draw independent dropout masks.
+        tiles = count > 1 and self._rates is None and self.masks is None and not lean
+        if tiles and batch.apart_because(batch.inputs) is None:
+            # One doubled batch: fewer, larger kernels; its halves draw random numbers of their own.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
             with batch.updating(self._searching):
                 loss, logits = self._forward(batch.tiled(count), tiled, batch.run, count)
@@ -168,10 +168,13 @@ class Point:
             with self.masks.replayed() if self.masks is not None and k == 0 else nullcontext():
                 if lean and k < count - 1:
                     # Its logits are needed now, its activations when the backward has left the passes after it.
-                    # The inputs are an argument because torch repeats the random numbers of its arguments' devices.
+                    # The inputs are an argument because torch looks for devices among the arguments.
                     batch.reruns += 1
-                    again = self._at_rate if batch.running is None else batch.running.replaying(self._at_rate)
-                    loss, logits = checkpoint(again, k, batch.inputs, own, batch.rerun, use_reentrant=False)
+                    again = self._drawn_again
+                    if batch.running is not None:
+                        again = batch.running.replaying(again)
+                    given = (batch.shared_masks(), k, batch.inputs, own, batch.rerun)
+                    loss, logits = checkpoint(again, *given, use_reentrant=False)
                 else:
                     loss, logits = self._at_rate(k, batch.inputs, own, batch.run)
             losses.append(loss)
@@ -183,6 +186,11 @@ class Point:
         """(passes, batch, ...), whether the passes share the move or have one each."""
         shared = move.dim() == len(self.batch.place(site).shape)
         return move.expand(self._count, *move.shape) if shared else move
+
+    def _drawn_again(self, masks: SharedMasks, *pass_: Any) -> Pass:
+        """A pass that is run twice; torch itself would put back its own random numbers only."""
+        with masks.replayed():
+            return self._at_rate(*pass_)
 
     def _at_rate(self, k: int, inputs: Mapping[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         """Pass `k`, under its own dropout rate."""
