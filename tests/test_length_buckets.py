@@ -290,11 +290,8 @@ def test_the_trainer_splits_and_a_loss_function_switches_it_off(split):
     class Behind(RegularizationMixin, Weighting):
         pass
 
-    class InFront(RegularizedTrainer):
-        """Sees the loss of the whole batch."""
-
-        def compute_loss(self, *args, **kwargs):
-            return 2 * super().compute_loss(*args, **kwargs)
+    class InFront(Weighting, RegularizedTrainer):
+        pass
 
     assert because(kind=Behind) == "length_buckets is off"
-    assert because(kind=InFront) is None
+    assert because(kind=InFront) == "length_buckets is off"
