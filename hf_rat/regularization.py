@@ -26,7 +26,7 @@ from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
-from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.outputs import call
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
@@ -81,7 +81,7 @@ class Regularization:
                 "single_backward is False, and DeepSpeed makes a step on every backward; leave it at None"
             )
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
-        self.run = run or _call
+        self.run = run or partial(call, regularizer)
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
@@ -121,7 +121,10 @@ class Regularization:
         accumulation: int = 1,
         items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """Back-propagate one micro-batch.
+        """Back-propagate one micro-batch; take all gradients away where one is not finite, so that the step is skipped.
+
+        Without an accelerator that says where a step ends, a step goes on from there with its later micro-batches, and
+        under a loss scale the scaler decides. A loop that makes its own backward calls `nonfinite.drop_gradients`.
 
         Args:
             inputs: keyword arguments of the model, labels included.
@@ -141,6 +144,8 @@ class Regularization:
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
         )
         self.engine.backward(loss / accumulation)
+        if self.engine.leaves_gradients:
+            self.nonfinite.drop_gradients(self.unwrapped, step)
         return named
 
     def losses(
@@ -155,8 +160,10 @@ class Regularization:
         """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
         named: dict[str, Tensor] = {}
         weight = self.weighting.weight(inputs, items, accumulation)
-        for _, losses in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
+        for last, losses, asked in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
             accumulate(named, losses)
+            if last and not named:
+                named["nothing_finite"] = self.engine.nothing(asked.values())
         return named
 
     def all_but_last_backward(
@@ -176,9 +183,11 @@ class Regularization:
         done = pending = None
         owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, streaming=not self.single_backward)
-        for last, losses in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
+        for last, losses, asked in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
             accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
+                if last and pending is None:  # all processes complete the gradient exchange with nothing
+                    pending = self.engine.nothing(asked.values())
                 continue
             total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
             if last or self.single_backward:
@@ -190,11 +199,8 @@ class Regularization:
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
                 owed = owed + given_back(batch, accumulation, self.engine)
-        if pending is None:
-            # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
-            pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
-        pending = pending + owed
-        return (pending if done is None else pending + done), named
+        assert pending is not None
+        return pending + owed + (0.0 if done is None else done), named
 
     def counted(self, inputs: Mapping[str, Any]) -> Tensor:
         """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `items`."""
@@ -246,8 +252,8 @@ class Regularization:
 
     def _groups(
         self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
-    ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
-        """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
+    ) -> Iterator[tuple[bool, dict[str, Tensor], dict[str, Tensor]]]:
+        """(whether it is the last, its finite losses, all of them) of each group; the last one exchanges gradients."""
         count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
             batch.place(name)  # a site looks at the model before a compiled forward is traced
@@ -263,7 +269,7 @@ class Regularization:
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self.engine.no_sync():
                 losses = weighted(next(stream)(), weight if index < labelled else None)
-            yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step))
+            yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step)), losses
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         return Batch(
@@ -288,8 +294,3 @@ class Regularization:
         if name not in self._sites:
             self._sites[name] = open_site(name, self.unwrapped)
         return self._sites[name]
-
-
-def _call(model: nn.Module, inputs: dict[str, Any]) -> Pass:
-    outputs = model(**inputs)
-    return outputs.get("loss"), logits_of(outputs, type(model).__name__)

@@ -24,7 +24,7 @@ from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.outputs import loss_of, read
 from hf_rat.regularizers.recipes import plain
-from hf_rat.regularizers.terms import Term, compares_logits
+from hf_rat.regularizers.terms import Term
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import require_arguments
 from hf_rat.trials import checked_space
@@ -162,7 +162,7 @@ class RegularizationMixin(OwnLoss):
             inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
         )
         self._components.add(named, accumulation)
-        return loss
+        return loss if named else loss + math.nan  # of value NaN, as the stock Trainer's; its gradient is zero
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The Trainer's; counts the labelled positions of the optimizer step."""
@@ -181,7 +181,7 @@ class RegularizationMixin(OwnLoss):
         else:
             outputs = model(**inputs)
             loss = loss_of(outputs)
-        return read(outputs, loss, type(self.model).__name__, compares_logits(self.regularizer))
+        return read(self.regularizer, outputs, loss, type(self.model).__name__)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""
@@ -266,11 +266,9 @@ class RegularizationMixin(OwnLoss):
 
     def _skip_nonfinite_step(self, model: nn.Module) -> None:
         """Take non-finite gradients away, so that the optimizer step changes nothing. fp16 leaves it to the scaler."""
-        if self._gradients_finite or self.accelerator.scaler is not None:
-            return
-        for parameter in model.parameters():
-            parameter.grad = None
-        self.regularization.nonfinite.count(self.state.global_step)
+        if self.accelerator.scaler is None:
+            nonfinite = self.regularization.nonfinite
+            nonfinite.drop_gradients(model, self.state.global_step, self._gradients_finite)
 
 
 class _Bookkeeping(TrainerCallback):

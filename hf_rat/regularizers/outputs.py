@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hf_rat.regularizers.terms import Term, compares_logits
 
 
 def loss_of(outputs: Any) -> Tensor | None:
@@ -41,14 +43,20 @@ def logits_of(outputs: Any, model_name: str) -> Tensor:
     )
 
 
-def read(outputs: Any, loss: Tensor | None, model_name: str, compared: bool) -> tuple[Tensor | None, Tensor]:
-    """The loss, and the logits; where none can be told and none are compared, something in their place."""
+def read(regularizer: Term, outputs: Any, loss: Tensor | None, model_name: str) -> tuple[Tensor | None, Tensor]:
+    """The loss and the logits of a pass; where the regularizer asks for no logits, and none can be told, zeros."""
     try:
         return loss, logits_of(outputs, model_name)
     except ValueError:
-        if compared:
+        if compares_logits(regularizer):
             raise
     return loss, torch.zeros(1, 1)
+
+
+def call(regularizer: Term, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+    """The loss and the logits of a model that makes its own loss."""
+    outputs = model(**inputs)
+    return read(regularizer, outputs, loss_of(outputs), type(model).__name__)
 
 
 def _field(outputs: Any, name: str) -> Any:
