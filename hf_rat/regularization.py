@@ -26,9 +26,9 @@ from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
-from hf_rat.regularizers.outputs import call
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
+from hf_rat.regularizers.reading import call
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
@@ -121,7 +121,7 @@ class Regularization:
         accumulation: int = 1,
         items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """Back-propagate one micro-batch; take all gradients away where one is not finite, so that the step is skipped.
+        """Back-propagate one micro-batch. If a gradient is not finite, all are taken away: the step changes nothing.
 
         Without an accelerator that says where a step ends, a step goes on from there with its later micro-batches, and
         under a loss scale the scaler decides. A loop that makes its own backward calls `nonfinite.drop_gradients`.

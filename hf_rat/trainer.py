@@ -22,7 +22,8 @@ from hf_rat.passes import OwnLoss, accepted, passes_of
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.expressions import as_term
-from hf_rat.regularizers.outputs import loss_of, read
+from hf_rat.regularizers.outputs import loss_of
+from hf_rat.regularizers.reading import read
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term
 from hf_rat.regularizers.unlabeled import Unlabeled

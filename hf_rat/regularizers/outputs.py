@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from hf_rat.regularizers.terms import Term, compares_logits
+from torch import Tensor
 
 
 def loss_of(outputs: Any) -> Tensor | None:
@@ -41,22 +39,6 @@ def logits_of(outputs: Any, model_name: str) -> Tensor:
         f"{model_name} returned {type(outputs).__name__}{several} without a `logits` tensor, or `start_logits` and "
         "`end_logits`, and the regularizer compares logits; return a dict that names them, or (loss, logits)"
     )
-
-
-def read(regularizer: Term, outputs: Any, loss: Tensor | None, model_name: str) -> tuple[Tensor | None, Tensor]:
-    """The loss and the logits of a pass; where the regularizer asks for no logits, and none can be told, zeros."""
-    try:
-        return loss, logits_of(outputs, model_name)
-    except ValueError:
-        if compares_logits(regularizer):
-            raise
-    return loss, torch.zeros(1, 1)
-
-
-def call(regularizer: Term, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-    """The loss and the logits of a model that makes its own loss."""
-    outputs = model(**inputs)
-    return read(regularizer, outputs, loss_of(outputs), type(model).__name__)
 
 
 def _field(outputs: Any, name: str) -> Any:
