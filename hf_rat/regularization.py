@@ -26,6 +26,7 @@ from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import buckets
+from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.reading import call
@@ -44,7 +45,7 @@ class Regularization:
     """A regularizer opened on a model.
 
     Args:
-        regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`.
+        regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`, or its text.
         model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
             Open the regularization before the first forward of a compiled model.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
@@ -62,7 +63,7 @@ class Regularization:
 
     def __init__(
         self,
-        regularizer: Term,
+        regularizer: Term | str,
         model: nn.Module,
         *,
         accelerator: Accelerator | None = None,
@@ -71,7 +72,7 @@ class Regularization:
         length_buckets: str | None = None,
         memory: str = "fast",
     ) -> None:
-        self.regularizer = regularizer
+        self.regularizer = regularizer = as_term(regularizer)
         self.accelerator = accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
