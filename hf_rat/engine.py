@@ -135,7 +135,8 @@ class Engine:
 
 def _parameters_under(losses: Iterable[Tensor]) -> list[Tensor]:
     """The parameters that the losses depend on, each once."""
-    found, seen = [], set()
+    found: list[Tensor] = []
+    seen = set()
     left = [loss.grad_fn for loss in losses]
     while left:
         node = left.pop()

@@ -177,6 +177,7 @@ class RegularizationMixin(OwnLoss):
         return samples, given
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
+        loss: Tensor | None
         if self._passes.has_task(inputs):
             loss, outputs = self._passes.task(self._task_loss, model, inputs)
         else:
