@@ -25,7 +25,7 @@ from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.outputs import loss_of
 from hf_rat.regularizers.reading import read
 from hf_rat.regularizers.recipes import plain
-from hf_rat.regularizers.terms import Term
+from hf_rat.regularizers.terms import Term, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import require_arguments
 from hf_rat.trials import checked_space
@@ -142,7 +142,7 @@ class RegularizationMixin(OwnLoss):
         """
         if self._passes.running:  # a loss that was assigned calls the one that it replaced
             return type(self).compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-        alone = not self.is_in_train and self.regularization.is_plain  # there are no other micro-batches
+        alone = not self.is_in_train and is_plain(self.regularizer)  # there are no other micro-batches
         if alone or not (model.training and torch.is_grad_enabled()):
             given = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
             return self._task_loss(model, inputs, **accepted(self._task_loss, **given))
