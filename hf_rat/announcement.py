@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+
 from transformers import TrainingArguments
 
 from hf_rat.regularization import Regularization
+
+logger = logging.getLogger(__name__)
+
+
+def tell(line: str) -> None:
+    """Log `line` as information, so that it is seen in a script that has set up no logging too.
+
+    A level that the script gave to the logger "hf_rat" is obeyed, and so are handlers that it set up.
+    """
+    package = logging.getLogger(__name__.partition(".")[0])
+    fallback = None if package.hasHandlers() else logging.StreamHandler()
+    level = package.level
+    if fallback is not None:
+        package.addHandler(fallback)
+    if level == logging.NOTSET:
+        package.setLevel(logging.INFO)
+    try:
+        logger.info(line)
+    finally:
+        package.setLevel(level)
+        if fallback is not None:
+            package.removeHandler(fallback)
 
 
 def announcement(regularization: Regularization, args: TrainingArguments, with_unlabeled: bool = False) -> str:

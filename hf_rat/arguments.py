@@ -1,5 +1,6 @@
 """The regularizer's flat fields beside the Trainer's arguments, one flag and one swept value each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,6 +14,9 @@ from hf_rat.regularizers.terms import Term
 from hf_rat.requirements import MEMORY
 
 _IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
+
+_HOW = ("reg_single_backward", "reg_memory")
+"""The fields that say how a regularizer runs, not what it is."""
 
 
 # No postponed annotations in this module: HfArgumentParser reads the types of the fields.
@@ -136,6 +140,44 @@ class RegularizedTrainingArguments(TrainingArguments):
 
     def reg_overrides(self) -> dict[str, Any]:
         """argument -> value, of the `reg_*` fields that are set."""
-        how = ("reg_single_backward", "reg_memory")
-        names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name not in how]
+        names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name not in _HOW]
         return {name.removeprefix("reg_"): getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def reg_fields(args: TrainingArguments) -> dict[str, Any]:
+    """name -> value of `reg` and the `reg_*` fields; nothing of a bare TrainingArguments."""
+    if not isinstance(args, RegularizedTrainingArguments):
+        return {}
+    return {f.name: getattr(args, f.name) for f in fields(args) if is_reg(f.name)}
+
+
+def require_one_description(regularizer: Term, args: TrainingArguments) -> None:
+    """Refuse arguments that describe a regularizer beside the one that was given.
+
+    Raises:
+        ValueError: with the fields that are set.
+    """
+    if isinstance(args, RegularizedTrainingArguments):
+        found = {"reg": args.reg, **{f"reg_{name}": value for name, value in args.reg_overrides().items()}}
+        if found != {"reg": "plain"}:
+            raise ValueError(f"both regularizer={regularizer!r} and args say what to do ({found}); keep one of them")
+
+
+def refuse_fields(trainer: str, keywords: Mapping[str, Any]) -> None:
+    """Refuse the fields of the arguments among the keywords of a Trainer.
+
+    Raises:
+        TypeError: with the first one.
+    """
+    for name, value in keywords.items():
+        if is_reg(name):
+            instead = f"regularizer={value!r}" if name == "reg" else 'regularizer="rat(...)"'
+            raise TypeError(
+                f"{trainer} has no argument {name}={value!r}; write {instead}, or give it "
+                f"args=RegularizedTrainingArguments({name}={value!r}, ...)"
+            )
+
+
+def is_reg(name: str) -> bool:
+    """Whether a field says something of the regularizer."""
+    return name == "reg" or name.startswith("reg_")

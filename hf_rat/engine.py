@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 
 class Engine:
@@ -49,6 +50,30 @@ class Engine:
             loss.backward()
         else:
             self._accelerator.backward(loss)
+
+    def nothing(self, losses: Iterable[Tensor]) -> Tensor:
+        """Zero, whose backward gives a gradient of zeros to the parameters that the losses depend on.
+
+        An exchange of gradients waits for all of those. Zero times the losses would not do: where they are not finite,
+        zero times their slopes is NaN.
+        """
+        if self.steps_in_backward:  # DeepSpeed waits for a traversal that begins at its own output
+            return 0.0 * torch.stack(list(losses)).nan_to_num().sum()
+        if self.is_sharded:  # what the losses depend on are whole copies, which are gone
+            held = [p.to_local() if isinstance(p, DTensor) else p for p in self.unwrapped.parameters()]
+        else:
+            held = _parameters_under(losses) or list(self.unwrapped.parameters())
+        held = [parameter for parameter in held if parameter.requires_grad]
+        return torch.stack([parameter.flatten()[:0].sum().float() for parameter in held]).sum()
+
+    @property
+    def leaves_gradients(self) -> bool:
+        """Whether the gradients of the step, as the optimizer will use them, are there after this backward."""
+        if self._accelerator is None:
+            return True
+        # With a loss scale they are not; the scaler looks at them, and lowers the scale.
+        unscaled = self._accelerator.scaler is None and not self.steps_in_backward
+        return unscaled and self._accelerator.sync_gradients
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Backwards inside leave the exchange of gradients to a later one."""
@@ -106,3 +131,20 @@ class Engine:
     def everywhere(self, holds: Tensor) -> Tensor:
         """(n,) bool: what holds on every process."""
         return holds if self.processes == 1 else self.sum(holds.float()) == self.processes
+
+
+def _parameters_under(losses: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that the losses depend on, each once."""
+    found: list[Tensor] = []
+    seen = set()
+    left = [loss.grad_fn for loss in losses]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, nn.Parameter):
+            found.append(variable)
+        left += [following for following, _ in node.next_functions]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_rat.regularizers.adapters import without_adapters
 from hf_rat.regularizers.sites import SITES
@@ -64,6 +66,9 @@ def whole_because(
     if type(base) not in [known.get(type(config), None) for known in KNOWN]:
         # The loss of any other model may not be a mean over labels, and its inputs may not be cut as ours are.
         return f"{type(base).__name__} is not known to judge every example by itself"
+    changed = _own_loss(base)
+    if changed is not None:
+        return f"{changed} of {type(base).__name__} may give another loss than a mean over examples"
     if config.is_encoder_decoder:
         return f"{type(base).__name__} is an encoder-decoder"
     if config.model_type in LENGTH_MATTERS:
@@ -81,6 +86,31 @@ def whole_because(
         if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
             return "a compiled model would be compiled again for each length"
     return None
+
+
+def _own_loss(model: nn.Module) -> str | None:
+    """What of a model of a known class may have been replaced, so that its loss is another one; None for nothing."""
+    # Accelerate puts its autocast around the forward of an instance.
+    own = vars(model).get("_original_forward", vars(model).get("forward"))
+    if not _is_ours(type(model)):
+        return "the class"
+    if not _is_ours(inspect.unwrap(type(model).forward)) or (
+        own is not None and getattr(own, "__func__", None) is not type(model).forward
+    ):
+        return "the forward"
+    named = type(model).__name__
+    usual = next(
+        (task for task in ("ForSequenceClassification", "ForTokenClassification") if named.endswith(task)), ""
+    )
+    loss = getattr(model, "loss_function", None)
+    if loss is not None and (loss is not LOSS_MAPPING.get(usual) or not _is_ours(loss)):
+        return "the loss_function"
+    return None
+
+
+def _is_ours(function: Any) -> bool:
+    """Whether a function or class is one of transformers, or of the models here."""
+    return f"{getattr(function, '__module__', None)}.".startswith(("transformers.", "hf_rat.models."))
 
 
 def overhead(model: nn.Module) -> float:

@@ -30,9 +30,10 @@ from hf_rat.length_buckets import overhead, whole_because
 from hf_rat.nonfinite import NonfiniteGuard
 from hf_rat.regularizers.batches import Batch, Pass
 from hf_rat.regularizers.buckets import Bucket, buckets
-from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
+from hf_rat.regularizers.reading import call
 from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Term, accumulate, all_terms, groups, is_plain
@@ -48,7 +49,7 @@ class Regularization:
     """A regularizer opened on a model.
 
     Args:
-        regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`.
+        regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`, or its text.
         model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
             Open the regularization before the first forward of a compiled model.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
@@ -68,7 +69,7 @@ class Regularization:
 
     def __init__(
         self,
-        regularizer: Term,
+        regularizer: Term | str,
         model: nn.Module,
         *,
         accelerator: Accelerator | None = None,
@@ -78,7 +79,8 @@ class Regularization:
         memory: str = "fast",
         keep: Sequence[str] = (),
     ) -> None:
-        self.regularizer, self.accelerator = regularizer, accelerator
+        self.regularizer = regularizer = as_term(regularizer)
+        self.accelerator = accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
@@ -87,7 +89,7 @@ class Regularization:
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
         self._running = RunningBuffers(self.unwrapped)
         self._gains = ZeroGains(regularizer, self.unwrapped)
-        self.run = run or _call
+        self.run = run or partial(call, regularizer)
         self._look = DropoutLook(regularizer, self.engine, self.run, self._running)
         self._first_batch = FirstBatch(self.engine, self.run)
         self._lean = memory == "lean"
@@ -128,7 +130,10 @@ class Regularization:
         accumulation: int = 1,
         items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """Back-propagate one micro-batch.
+        """Back-propagate one micro-batch. If a gradient is not finite, all are taken away: the step changes nothing.
+
+        Without an accelerator that says where a step ends, a step goes on from there with its later micro-batches, and
+        under a loss scale the scaler decides. A loop that makes its own backward calls `nonfinite.drop_gradients`.
 
         Args:
             inputs: keyword arguments of the model, labels included.
@@ -148,6 +153,8 @@ class Regularization:
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
         )
         self.engine.backward(loss / accumulation)
+        if self.engine.leaves_gradients:
+            self.nonfinite.drop_gradients(self.unwrapped, step)
         return named
 
     def losses(
@@ -160,9 +167,12 @@ class Regularization:
         items: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
-        named, batch = dict[str, Tensor](), self._batch(inputs, step, streaming=False)
-        for _, losses in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
+        named: dict[str, Tensor] = {}
+        weight = self.weighting.weight(inputs, items, accumulation)
+        for last, losses, asked in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
             accumulate(named, losses)
+            if last and not named:
+                named["nothing_finite"] = self.engine.nothing(asked.values())
         self._gains.see(named, accumulation)
         return named
 
@@ -183,9 +193,11 @@ class Regularization:
         done = pending = None
         owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, streaming=not self.single_backward)
-        for last, losses in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
+        for last, losses, asked in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
             accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
+                if last and pending is None:  # all processes complete the gradient exchange with nothing
+                    pending = self.engine.nothing(asked.values())
                 continue
             total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
             if last or self.single_backward:
@@ -197,9 +209,7 @@ class Regularization:
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
                 owed = owed + given_back(batch, accumulation, self.engine)
-        if pending is None:
-            # The last group was not finite on some process. All of them complete the gradient exchange with nothing.
-            pending = 0.0 * Point(self._batch(inputs, step)).logits[0].float().sum()
+        assert pending is not None
         self._gains.see(named, accumulation)
         return pending + owed + (0.0 if done is None else done), named
 
@@ -251,8 +261,8 @@ class Regularization:
 
     def _groups(
         self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
-    ) -> Iterator[tuple[bool, dict[str, Tensor]]]:
-        """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
+    ) -> Iterator[tuple[bool, dict[str, Tensor], dict[str, Tensor]]]:
+        """(whether it is the last, its finite losses, all of them) of each group; the last one exchanges gradients."""
         self._gains.begin()
         self._look(batch.inputs)
         count = labelled = self.cost(batch.step).groups
@@ -270,7 +280,7 @@ class Regularization:
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self.engine.no_sync():
                 losses = weighted(next(stream)(), weight if index < labelled else None)
-            yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step))
+            yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step)), losses
 
     def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
         return Batch(
@@ -302,8 +312,3 @@ class Regularization:
         if name not in self._sites:
             self._sites[name] = open_site(name, self.unwrapped)
         return self._sites[name]
-
-
-def _call(model: nn.Module, inputs: dict[str, Any]) -> Pass:
-    outputs = model(**inputs)
-    return outputs.get("loss"), logits_of(outputs, type(model).__name__)

@@ -40,6 +40,11 @@ def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
     _require_obeyed_rates(regularizer, terms, model)
     _require_moves_of_one_run(regularizer, terms, model)
     _require_readable_weights(regularizer, terms, model, wrapped)
+    if not is_plain(regularizer) and isinstance(wrapped, nn.DataParallel):
+        raise ValueError(
+            f"{regularizer!r} under nn.DataParallel, whose copies of the model no perturbation reaches; launch one "
+            "process per GPU with accelerate launch or torchrun"
+        )
     if not is_plain(regularizer) and any(map(_checkpoints_reentrantly, model.modules())):
         raise ValueError(
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; enable it with "

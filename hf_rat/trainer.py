@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_rat.announcement import announcement
-from hf_rat.arguments import RegularizedTrainingArguments
+from hf_rat.announcement import announcement, tell
+from hf_rat.arguments import RegularizedTrainingArguments, refuse_fields, require_one_description
 from hf_rat.card import regularization_section
+from hf_rat.components import Components
 from hf_rat.curriculum import DropoutSchedule
-from hf_rat.passes import passes_of
+from hf_rat.passes import OwnLoss, accepted, passes_of
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.batches import Pass
-from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.expressions import as_term
+from hf_rat.regularizers.outputs import loss_of
+from hf_rat.regularizers.reading import read
 from hf_rat.regularizers.recipes import plain
-from hf_rat.regularizers.terms import Term, accumulate
+from hf_rat.regularizers.terms import Term, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import require_arguments
+from hf_rat.trials import checked_space
 from hf_rat.unlabeled import UnlabeledBatches
 from hf_rat.weighting import weighted
-
-logger = logging.getLogger(__name__)
 
 STATE_KEY = "hf_rat"
 """Where a checkpoint's trainer_state.json keeps the regularizer's state, under `stateful_callbacks`."""
 
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
 
-
-class RegularizationMixin(_Base):
+class RegularizationMixin(OwnLoss):
     """Put in front of a Trainer class: `class MyTrainer(RegularizationMixin, Seq2SeqTrainer)`.
 
+    A `compute_loss` that a subclass defines, or the class behind the mixin, is the task loss of one pass.
+
     Args:
-        regularizer: a term, for instance `rat(epsilon=0.1)`. None builds it from `args.reg` and `args.reg_*`, or is
-            `plain()` when `args` is a bare TrainingArguments. All other arguments are the Trainer's.
+        regularizer: a term, for instance `rat(epsilon=0.1)`, or its text, "rat(epsilon=0.1)". None builds it from
+            `args.reg` and `args.reg_*`, or is `plain()`, with a warning, when `args` is a bare TrainingArguments. All
+            other arguments are the Trainer's.
         unlabeled_dataset: one batch of it, without labels, goes beside each training batch: what the regularizer asks
             that needs no labels is asked of both, with the same weight.
 
@@ -58,33 +59,37 @@ class RegularizationMixin(_Base):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *args: Any, regularizer: Term | None = None, unlabeled_dataset: Any = None, **kwargs: Any
+        self, *args: Any, regularizer: Term | str | None = None, unlabeled_dataset: Any = None, **kwargs: Any
     ) -> None:
+        refuse_fields(type(self).__name__, kwargs)
+        given = None if regularizer is None else as_term(regularizer)
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self._given_regularizer = regularizer
+        self.current_gradient_accumulation_steps = 1  # until `train` begins
+        self._given_regularizer = given
         self._unlabeled_dataset = unlabeled_dataset
         self._unlabeled: UnlabeledBatches | None = None
         self._regularization: Regularization | None = None
         self._resumed_from: str | None = None
         self._items: Tensor | None = None
-        self._components: dict[str, Tensor] = {}
-        self._components_logged_at = 0
+        self._components = Components()
         self._gradients_finite = True
         self._passes = passes_of(self)
-        if regularizer is not None and isinstance(self.args, RegularizedTrainingArguments):
-            fields = {"reg": self.args.reg, **self.args.reg_overrides()}
-            if fields != {"reg": "plain"}:
-                raise ValueError(
-                    f"both regularizer={regularizer!r} and args say what to do ({fields}); keep one of them"
-                )
         self._refuse(self.regularizer)
+        self._enter_by_compute_loss()
         self.add_callback(_Bookkeeping(self))
+        if given is None and not isinstance(self.args, RegularizedTrainingArguments):
+            warnings.warn(
+                f"{type(self).__name__} got no regularizer and trains plainly; give it one, for instance "
+                "regularizer=rat(), or regularizer=plain() to say so",
+                stacklevel=2,
+            )
 
     @property
     def regularizer(self) -> Term:
         """The regularizer, as it is now described: a hyperparameter search changes `args` between runs."""
         if self._given_regularizer is not None:
+            require_one_description(self._given_regularizer, self.args)
             return self._given_regularizer
         return self.args.regularizer() if isinstance(self.args, RegularizedTrainingArguments) else plain()
 
@@ -105,13 +110,6 @@ class RegularizationMixin(_Base):
             )
         return self._regularization
 
-    @property
-    def _has_own_loss(self) -> bool:
-        """Whether the task loss is the user's: weighted by classes, or a contrast between examples, for instance."""
-        behind = type(self).__mro__[type(self).__mro__.index(RegularizationMixin) + 1 :]
-        defines = next(kind for kind in behind if "compute_loss" in vars(kind))
-        return self.compute_loss_func is not None or defines is not Trainer
-
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
             self._resumed_from = get_last_checkpoint(str(self.args.output_dir))
@@ -121,36 +119,51 @@ class RegularizationMixin(_Base):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._close_regularization()
+            self._items, self.current_gradient_accumulation_steps = None, 1
             for schedule in self.callback_handler.callbacks:
                 if isinstance(schedule, DropoutSchedule):
                     schedule.restore()
 
-    def compute_loss(
+    def hyperparameter_search(self, hp_space: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; refuses to vary what would change nothing."""
+        space = None if hp_space is None else checked_space(hp_space, self.args, self._given_regularizer)
+        return super().hyperparameter_search(space, *args, **kwargs)
+
+    def _loss_of_step(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss that `training_step` divides, back-propagates and logs; in evaluation, the Trainer's own.
+        """`compute_loss` of an instance. What `training_step` divides, back-propagates and logs; else the task loss.
 
         In training, every group of passes but the last is already back-propagated when this returns.
         """
-        if not (model.training and torch.is_grad_enabled()):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if return_outputs:
-            raise ValueError("compute_loss(return_outputs=True) in training: a regularized loss has several outputs")
+        if self._passes.running:  # a loss that was assigned calls the one that it replaced
+            return type(self).compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        alone = not self.is_in_train and is_plain(self.regularizer)  # there are no other micro-batches
+        if alone or not (model.training and torch.is_grad_enabled()):
+            given = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+            return self._task_loss(model, inputs, **accepted(self._task_loss, **given))
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
             weight = self.regularization.weighting.weight(inputs, self._items, accumulation)
-            return weighted({"task": self._passes.task(super().compute_loss, model, inputs)[0]}, weight)["task"]
+            loss, outputs = self._passes.task(self._task_loss, model, inputs, return_outputs)
+            loss = weighted({"task": loss}, weight)["task"]
+            return (loss, outputs) if return_outputs else loss
+        if return_outputs:
+            raise ValueError(
+                f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
+                "passes; leave return_outputs at False, or call model.eval() first"
+            )
         self._passes.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
             inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
         )
-        accumulate(self._components, {name: value / accumulation for name, value in named.items()})
-        return loss
+        self._components.add(named, accumulation)
+        return loss if named else loss + math.nan  # of value NaN, as the stock Trainer's; its gradient is zero
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The Trainer's; counts the labelled positions of the optimizer step."""
@@ -164,30 +177,21 @@ class RegularizationMixin(_Base):
         return samples, given
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
+        loss: Tensor | None
         if self._passes.has_task(inputs):
-            loss, outputs = self._passes.task(super().compute_loss, model, inputs)
+            loss, outputs = self._passes.task(self._task_loss, model, inputs)
         else:
-            loss, outputs = None, model(**inputs)
-        return loss, logits_of(outputs, type(self.model).__name__)
+            outputs = model(**inputs)
+            loss = loss_of(outputs)
+        return read(self.regularizer, outputs, loss, type(self.model).__name__)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""
         if "loss" in logs and self._regularization is not None:
-            logs = {**logs, **self._take_components()}
+            logs = {**logs, **self._components.take(self.state.global_step, self.accelerator)}
             if not self._regularization.is_plain or self._regularization.nonfinite.steps:
                 logs["nonfinite_steps"] = self._regularization.nonfinite.steps
         super().log(logs, *args, **kwargs)
-
-    def _take_components(self) -> dict[str, float]:
-        steps = self.state.global_step - self._components_logged_at
-        self._components_logged_at = self.state.global_step
-        names = sorted(self._components)
-        if not names or steps == 0:
-            return {}
-        sums = torch.stack([self._components[name] for name in names])
-        means = self.accelerator.reduce(sums, reduction="mean") / steps
-        self._components = {}
-        return {f"loss_{name}": value for name, value in zip(names, means.tolist(), strict=True)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's, and in a checkpoint the averaged model too.
@@ -213,8 +217,7 @@ class RegularizationMixin(_Base):
     def _begin_run(self) -> None:
         """Open the regularizer on the model as it is now: after a trial's values, after wrapping, before compiling."""
         self._close_regularization()
-        self._components = {}
-        self._components_logged_at = self.state.global_step
+        self._components = Components(self.state.global_step)
         regularization = self.regularization
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
@@ -227,8 +230,8 @@ class RegularizationMixin(_Base):
             if regularization.teacher is not None:
                 regularization.teacher.load(self._resumed_from)
         self._store_state()
-        if self.is_world_process_zero():
-            logger.info(self.announcement())
+        if self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING:
+            tell(self.announcement())
 
     def announcement(self) -> str:
         """What is going to be done, at what price, and how, in one line."""
@@ -265,11 +268,9 @@ class RegularizationMixin(_Base):
 
     def _skip_nonfinite_step(self, model: nn.Module) -> None:
         """Take non-finite gradients away, so that the optimizer step changes nothing. fp16 leaves it to the scaler."""
-        if self._gradients_finite or self.accelerator.scaler is not None:
-            return
-        for parameter in model.parameters():
-            parameter.grad = None
-        self.regularization.nonfinite.count(self.state.global_step)
+        if self.accelerator.scaler is None:
+            nonfinite = self.regularization.nonfinite
+            nonfinite.drop_gradients(model, self.state.global_step, self._gradients_finite)
 
 
 class _Bookkeeping(TrainerCallback):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Collection, Mapping, Sized
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class UnlabeledBatches:
         size: examples in a batch of one process.
         seed: of the orders.
         process, processes: which one this is, of how many.
+        labels: further names of labels, beside `IN_ROWS`.
 
     Raises:
         ValueError: the data set has no length, or is empty.
@@ -39,6 +40,7 @@ class UnlabeledBatches:
         seed: int = 0,
         process: int = 0,
         processes: int = 1,
+        labels: Collection[str] = (),
     ) -> None:
         if not isinstance(dataset, Sized) or len(dataset) == 0:
             found = "is empty" if isinstance(dataset, Sized) else f"has no length (it is a {type(dataset).__name__})"
@@ -46,6 +48,7 @@ class UnlabeledBatches:
         self.dataset: Any = dataset
         self.collate, self.size, self.seed = collate, size, seed
         self.process, self.processes = process, processes
+        self._left_out = {*IN_ROWS, *labels}
         self.made = 0
         self._pass = -1
         self._order: list[int] = []
@@ -57,7 +60,8 @@ class UnlabeledBatches:
         seed = args.seed if args.data_seed is None else args.data_seed
         # What the model's forward does not take is left out, as the Trainer does for every other data set.
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="unlabeled")
-        return cls(dataset, collate, trainer._train_batch_size, seed, args.process_index, args.world_size)
+        labels = trainer.label_names or ()
+        return cls(dataset, collate, trainer._train_batch_size, seed, args.process_index, args.world_size, labels)
 
     def next(self) -> dict[str, Any]:
         """The next batch."""
@@ -65,7 +69,7 @@ class UnlabeledBatches:
         self.made += 1
         rows = [self.dataset[self._example(place)] for place in range(first, first + self.size)]
         return dict(
-            self.collate([{name: value for name, value in row.items() if name not in IN_ROWS} for row in rows])
+            self.collate([{name: value for name, value in row.items() if name not in self._left_out} for row in rows])
         )
 
     def _example(self, place: int) -> int:

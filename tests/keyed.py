@@ -132,7 +132,6 @@ def by_bucket():
 class KeyedTrainer(RegularizedTrainer):
     """Tells the generator when a micro-batch begins."""
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        if model.training:
-            begin(inputs["input_ids"], inputs["attention_mask"])
-        return super().compute_loss(model, inputs, *args, **kwargs)
+    def training_step(self, model, inputs, *args, **kwargs):
+        begin(inputs["input_ids"], inputs["attention_mask"])
+        return super().training_step(model, inputs, *args, **kwargs)

@@ -8,8 +8,17 @@ import runs
 import tiny
 import tiny_tasks
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
-from transformers import ConvBertConfig, ConvBertForSequenceClassification, Trainer
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ConvBertConfig,
+    ConvBertForSequenceClassification,
+    Trainer,
+)
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_rat import (
     Regularization,
@@ -252,6 +261,83 @@ def _with_batch_norm():
     return model
 
 
+def class_weighted(logits, labels, *args, **kwargs):
+    """A mean over the weights of the classes, of which a bucket has others than the batch."""
+    return nn.functional.cross_entropy(logits, labels, torch.tensor([1.0, 10.0, 100.0]))
+
+
+def with_a_loss_function(monkeypatch):
+    model = tiny.tiny_model("modernbert")
+    model.loss_function = lambda labels, logits, **kwargs: class_weighted(logits, labels)
+    return model
+
+
+def with_a_loss_for_all(monkeypatch):
+    loss = LOSS_MAPPING["ForSequenceClassification"]
+    monkeypatch.setitem(
+        LOSS_MAPPING, "ForSequenceClassification", lambda labels, logits, **_: 2 * loss(labels, logits)
+    )
+    return tiny.tiny_model("modernbert")
+
+
+def with_a_forward(monkeypatch):
+    """As a patch of an instance does it."""
+    model, forward = tiny.tiny_model(), type(tiny.tiny_model()).forward
+
+    def weighted(self, labels=None, **inputs):
+        outputs = forward(self, **inputs)
+        outputs.loss = class_weighted(outputs.logits, labels)
+        return outputs
+
+    model.forward = weighted.__get__(model)
+    return model
+
+
+def with_a_forward_for_all(monkeypatch):
+    model = with_a_forward(monkeypatch)
+    monkeypatch.setattr(type(model), "forward", model.forward.__func__)
+    del model.forward
+    return model
+
+
+class Weighted(BertForSequenceClassification):
+    """Registered for an Auto class, as custom models are."""
+
+    def forward(self, labels=None, **inputs):
+        outputs = super().forward(**inputs)
+        outputs.loss = class_weighted(outputs.logits, labels)
+        return outputs
+
+
+def with_a_class(monkeypatch):
+    model = tiny.tiny_model()
+    model.__class__ = Weighted
+    monkeypatch.setattr(length_buckets, "KNOWN", ({BertConfig: Weighted},))
+    return model
+
+
+@pytest.mark.parametrize(
+    "build", [with_a_loss_function, with_a_loss_for_all, with_a_forward, with_a_forward_for_all, with_a_class]
+)
+def test_a_loss_that_is_not_known_to_be_a_mean_over_examples_leaves_the_batch_whole(build, split, monkeypatch):
+    model = build(monkeypatch)
+    inputs = batch()
+    expected = model(**inputs).loss
+    regularization = Regularization(parse("fgm(epsilon=0.5)"), model)
+    assert regularization.backward(inputs)["task"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert "may give another loss than a mean over examples" in str(regularization.whole_because)
+
+
+def test_autocast_of_accelerate_is_no_loss_of_ones_own():
+    model = tiny.tiny_model(dropout=0.1)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    try:
+        prepared = accelerator.prepare(model)
+        assert Regularization(parse("rat"), prepared, accelerator=accelerator).whole_because is None
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_it_can_be_switched_off_and_a_run_of_ones_own_switches_it_off():
     model = tiny.tiny_model()
     assert Regularization(parse("rat"), model).whole_because is None
@@ -291,11 +377,8 @@ def test_the_trainer_splits_and_a_loss_function_switches_it_off(split):
     class Behind(RegularizationMixin, Weighting):
         pass
 
-    class InFront(RegularizedTrainer):
-        """Sees the loss of the whole batch."""
-
-        def compute_loss(self, *args, **kwargs):
-            return 2 * super().compute_loss(*args, **kwargs)
+    class InFront(Weighting, RegularizedTrainer):
+        pass
 
     assert because(kind=Behind) == "length_buckets is off"
-    assert because(kind=InFront) is None
+    assert because(kind=InFront) == "length_buckets is off"

@@ -43,10 +43,9 @@ class MySFT(RegularizationMixin, trl.SFTTrainer):
 class SeededSFT(MySFT):
     """The dropout masks of every micro-batch begin at the same place of torch's generator."""
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        if model.training:
-            torch.manual_seed(1)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+    def training_step(self, *args, **kwargs):
+        torch.manual_seed(1)
+        return super().training_step(*args, **kwargs)
 
 
 def tokenizer():

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from hf_rat.passes.own_loss import OwnLoss
 from hf_rat.passes.sentences import SentencePasses
 from hf_rat.passes.sft import SFTPasses
-from hf_rat.passes.trainer import Passes
+from hf_rat.passes.trainer import Passes, accepted
+
+__all__ = ["OwnLoss", "Passes", "accepted", "passes_of"]
 
 
 def passes_of(trainer: Any) -> Passes:

@@ -61,9 +61,12 @@ class SentencePasses(Passes):
         return True
 
     def task(
-        self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any]
+        self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any], with_outputs: bool = False
     ) -> tuple[Tensor, Any]:
         trainer = self.trainer
+        if with_outputs:
+            answer: tuple[Tensor, Any] = compute_loss(model, dict(inputs), return_outputs=True)
+            return answer
         kept = {
             mode: {name: value.clone() for name, value in parts.items()}
             for mode, parts in trainer.accum_loss_components.items()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hf_rat.passes.trainer import Passes, is_a
 from hf_rat.regularizers.problems import IGNORED
-from hf_rat.regularizers.terms import Adversarial, TaskLoss, Term, all_terms, is_plain
+from hf_rat.regularizers.terms import Term, compares_logits, is_plain
 
 _ROWS_AT_A_TIME = 256
 
@@ -43,7 +43,7 @@ class SFTPasses(Passes):
     def require(self, regularizer: Term) -> None:
         """Refuse several examples in one row, activations kept for one backward only, and a loss function."""
         trainer = self.trainer
-        self._fused = all(isinstance(term, (TaskLoss, Adversarial)) for term in all_terms(regularizer))
+        self._fused = not compares_logits(regularizer)
         if trainer.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func with SFTTrainer, which deprecates it: override compute_loss in a subclass of "
@@ -67,11 +67,12 @@ class SFTPasses(Passes):
         self._rows, self._due = len(inputs["input_ids"]), True
 
     def task(
-        self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any]
+        self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any], with_outputs: bool = False
     ) -> tuple[Tensor, Any]:
         trainer = self.trainer
         if trainer.model.training and trainer.regularization.is_plain:
-            return compute_loss(model, dict(inputs)), None
+            answer = compute_loss(model, dict(inputs), return_outputs=with_outputs)
+            return answer if with_outputs else (answer, None)
         called = model if self._fused else _Once(model)
         metrics, tokens = trainer._metrics, trainer._total_train_tokens
         trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}

@@ -218,6 +218,15 @@ def _input_embeddings(model: nn.Module, side: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(
             f"{type(model).__name__} has no input embeddings (get_input_embeddings() names none), "
-            "so there is nothing for an embedding perturbation to move"
+            "so there is nothing for an embedding perturbation to move; name the module whose output it moves, "
+            f'site="{_largest_table(model)}"'
         )
     return module
+
+
+def _largest_table(model: nn.Module) -> str:
+    """The name of the largest look-up table of a model, by which one may find the right module."""
+    tables = {
+        name: module.num_embeddings for name, module in model.named_modules() if isinstance(module, nn.Embedding)
+    }
+    return max(tables, key=tables.__getitem__, default="<its name>")

@@ -37,6 +37,28 @@ def parse(text: str, overrides: Mapping[str, Any] | None = None) -> Term:
     return term
 
 
+def as_term(given: Any, argument: str = "regularizer") -> Term:
+    """The regularizer that was given as a term or as text.
+
+    Raises:
+        ValueError: `given` is neither, or its text cannot be read.
+    """
+    if isinstance(given, Term):
+        return given
+    if isinstance(given, str):
+        try:
+            return parse(given)
+        except ValueError as error:
+            raise ValueError(str(error).replace("--reg", argument)) from None
+    name = next((name for name, recipe in RECIPES.items() if recipe is given), None)
+    if name is not None:
+        raise ValueError(f"{argument}={name} is the recipe itself; call it: {argument}={name}()")
+    raise ValueError(
+        f"{argument}={given!r} is neither a regularizer nor its text; write for instance {argument}=rat(epsilon=0.1) "
+        f'or {argument}="rat(epsilon=0.1)"'
+    )
+
+
 def _term(node: ast.expr, text: str, overrides: Mapping[str, Any], used: set[str]) -> Term:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _term(node.left, text, overrides, used) + _term(node.right, text, overrides, used)

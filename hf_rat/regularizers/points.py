@@ -101,7 +101,8 @@ class Point:
         loss = self._passes[0]
         if loss is None:
             raise ValueError(
-                f"the batch has no labels (it has {', '.join(self.batch.inputs)}), and the task loss needs them"
+                f"the model returned no loss for a batch of {', '.join(self.batch.inputs)}: the task loss needs "
+                "labels, and a loss in the output, by that name or as the first of a tuple"
             )
         return loss
 

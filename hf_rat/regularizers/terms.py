@@ -241,6 +241,11 @@ def is_plain(term: Term) -> bool:
     return all(isinstance(part, TaskLoss) and part.passes == 1 for part in parts)
 
 
+def compares_logits(term: Term) -> bool:
+    """Whether `term` may ask for predictions, rather than for task losses alone."""
+    return not all(isinstance(part, (TaskLoss, Adversarial)) for part in all_terms(term))
+
+
 def groups(term: Term, point: Point, prefix: str = "") -> Iterator[Group]:
     """Everything `term` asks at `point`, in groups that can be back-propagated one after the other.
 
