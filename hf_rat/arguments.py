@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from hf_rat.fast import attend_in_half_precision, draw_masks_fast
 from hf_rat.length_buckets import SPLITTING
 from hf_rat.regularizers.expressions import parse
+from hf_rat.regularizers.problems import PROBLEMS, require_problem
 from hf_rat.regularizers.terms import Term
 from hf_rat.requirements import MEMORY
 
@@ -79,6 +80,10 @@ class RegularizedTrainingArguments(TrainingArguments):
             "memory, and once more in the backward."
         },
     )
+    reg_problem: str | None = field(
+        default=None,
+        metadata={"help": f"The kind of task, where it is not found rightly: {', '.join(PROBLEMS)}."},
+    )
     length_buckets: str = field(
         default="auto",
         metadata={
@@ -98,6 +103,7 @@ class RegularizedTrainingArguments(TrainingArguments):
         for name, known in (("reg_memory", MEMORY), ("length_buckets", SPLITTING)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        require_problem(self.reg_problem)
         self.fast_choices = self._choose_fast() if self.fast else ()
         super().__post_init__()
 
@@ -136,6 +142,6 @@ class RegularizedTrainingArguments(TrainingArguments):
 
     def reg_overrides(self) -> dict[str, Any]:
         """argument -> value, of the `reg_*` fields that are set."""
-        how = ("reg_single_backward", "reg_memory")
+        how = ("reg_single_backward", "reg_memory", "reg_problem")
         names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name not in how]
         return {name.removeprefix("reg_"): getattr(self, name) for name in names if getattr(self, name) is not None}

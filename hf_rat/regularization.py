@@ -30,7 +30,18 @@ from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
-from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
+from hf_rat.regularizers.terms import (
+    FULL_STRENGTH,
+    Consistency,
+    Group,
+    Proximal,
+    Smoothness,
+    Term,
+    accumulate,
+    all_terms,
+    groups,
+    is_plain,
+)
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
@@ -55,6 +66,7 @@ class Regularization:
             over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
         memory: "fast" runs the dropout passes at a point as one batch; "lean" one by one, and keeps the activations of
             one of them at a time: the others run again in the backward, under the same masks.
+        problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -70,6 +82,7 @@ class Regularization:
         single_backward: bool | None = None,
         length_buckets: str | None = None,
         memory: str = "fast",
+        problem: str | None = None,
     ) -> None:
         self.regularizer = regularizer
         self.accelerator = accelerator
@@ -85,11 +98,12 @@ class Regularization:
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        self.weighting = Weighting(self.engine, lambda inputs: self.run(self.engine.called, inputs))
+        terms = list(all_terms(regularizer))
+        compares = any(isinstance(term, (Consistency, Smoothness, Proximal)) for term in terms)
+        self.weighting = Weighting(self.engine, self._run, self.is_plain, compares, problem)
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
         asked = length_buckets or ("auto" if run is None else "off")
-        terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
         self.whole_because = whole_because(asked, self.is_plain, self._site_names, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
@@ -269,10 +283,11 @@ class Regularization:
         return Batch(
             inputs=dict(inputs),
             split=() if self.whole_because else buckets(inputs, self._bucket_overhead),
-            run=lambda inputs: self.run(self.engine.called, inputs),
-            rerun=partial(self.run, self.unwrapped) if self._lean else None,
+            run=self._run,
+            rerun=partial(self._run, model=self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
+            frames=self.weighting.frames,
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.
@@ -283,6 +298,10 @@ class Regularization:
             teacher=None if self.teacher is None else self.teacher.logits,
             one_by_one=wide(self.unwrapped),
         )
+
+    def _run(self, inputs: dict[str, Any], model: nn.Module | None = None) -> Pass:
+        loss, logits = self.run(model or self.engine.called, inputs)
+        return self.weighting.mean(loss, inputs), logits
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:

@@ -20,6 +20,7 @@ from hf_rat.passes import passes_of
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.outputs import logits_of
+from hf_rat.regularizers.problems import require_problem
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, accumulate
 from hf_rat.regularizers.unlabeled import Unlabeled
@@ -44,6 +45,7 @@ class RegularizationMixin(_Base):
     Args:
         regularizer: a term, for instance `rat(epsilon=0.1)`. None builds it from `args.reg` and `args.reg_*`, or is
             `plain()` when `args` is a bare TrainingArguments. All other arguments are the Trainer's.
+        problem: the kind of task, as of `Regularization`; the same as `args.reg_problem`.
         unlabeled_dataset: one batch of it, without labels, goes beside each training batch: what the regularizer asks
             that needs no labels is asked of both, with the same weight.
 
@@ -58,9 +60,19 @@ class RegularizationMixin(_Base):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *args: Any, regularizer: Term | None = None, unlabeled_dataset: Any = None, **kwargs: Any
+        self,
+        *args: Any,
+        regularizer: Term | None = None,
+        problem: str | None = None,
+        unlabeled_dataset: Any = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        given = {kind for kind in (problem, getattr(self.args, "reg_problem", None)) if kind is not None}
+        if len(given) > 1:
+            raise ValueError(f"both problem= and reg_problem say the kind of task ({', '.join(sorted(given))})")
+        self._problem = next(iter(given), None)
+        require_problem(self._problem)
         self.model_accepts_loss_kwargs = False
         self._given_regularizer = regularizer
         self._unlabeled_dataset = unlabeled_dataset
@@ -71,6 +83,7 @@ class RegularizationMixin(_Base):
         self._components: dict[str, Tensor] = {}
         self._components_logged_at = 0
         self._gradients_finite = True
+        self._announced = False
         self._passes = passes_of(self)
         if regularizer is not None and isinstance(self.args, RegularizedTrainingArguments):
             fields = {"reg": self.args.reg, **self.args.reg_overrides()}
@@ -102,6 +115,7 @@ class RegularizationMixin(_Base):
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
+                problem=self._problem,
             )
         return self._regularization
 
@@ -142,8 +156,9 @@ class RegularizationMixin(_Base):
             raise ValueError("compute_loss(return_outputs=True) in training: a regularized loss has several outputs")
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
-            weight = self.regularization.weighting.weight(inputs, self._items, accumulation)
-            return weighted({"task": self._passes.task(super().compute_loss, model, inputs)[0]}, weight)["task"]
+            weighting = self.regularization.weighting
+            loss = weighting.mean(self._passes.task(super().compute_loss, model, inputs)[0], inputs)
+            return weighted({"task": loss}, weighting.weight(inputs, self._items, accumulation))["task"]
         self._passes.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
@@ -156,8 +171,11 @@ class RegularizationMixin(_Base):
         """The Trainer's; counts the labelled positions of the optimizer step."""
         samples, given = super().get_batch_samples(epoch_iterator, num_batches, device)
         weighting = self.regularization.weighting
-        if samples and weighting.must_ask(samples[0]):
+        if samples and (not self._announced or weighting.must_ask(samples[0])):
             weighting.problem(self._prepare_inputs(samples[0]))
+        if not self._announced and self.is_world_process_zero():
+            logger.info(self.announcement())  # with the kind of task, which the first batch tells
+        self._announced = True
         self._items = weighting.items(samples, across=self.args.average_tokens_across_devices)
         if self._items is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
             self._items = self._items * self.accelerator.gradient_accumulation_steps
@@ -227,8 +245,7 @@ class RegularizationMixin(_Base):
             if regularization.teacher is not None:
                 regularization.teacher.load(self._resumed_from)
         self._store_state()
-        if self.is_world_process_zero():
-            logger.info(self.announcement())
+        self._announced = False
 
     def announcement(self) -> str:
         """What is going to be done, at what price, and how, in one line."""

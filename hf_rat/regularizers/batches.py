@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_rat.regularizers.buckets import Bucket
 from hf_rat.regularizers.divergences import diverge
 from hf_rat.regularizers.places import Place
-from hf_rat.regularizers.problems import kept, mean
+from hf_rat.regularizers.problems import CTC, kept, mean
 from hf_rat.regularizers.sites import Site
 
 Pass = tuple[Tensor | None, Tensor]
@@ -31,7 +31,7 @@ class Batch:
         inputs: the model's keyword arguments; batch-first tensors, the labels among them if there are any.
         run: inputs -> (mean task loss or None without labels, logits).
         open_site: name of a site -> the site, opened on the model on first use.
-        problem: what `problems.problem_type` returned.
+        problem: one of `problems.PROBLEMS`.
         step: the optimizer step that is being made, from 0: terms that begin later compare with it.
         streaming: groups are back-propagated one by one, so that a slope may ride on a backward; otherwise all
             graphs are kept for one backward and slopes are taken separately.
@@ -44,6 +44,7 @@ class Batch:
         rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
+        frames: (inputs, logits) -> (batch, frames) bool, which outputs of a `ctc` are not padding; None: all of them.
         one_by_one: passes at one point are not run as one doubled batch.
 
     Attributes:
@@ -66,6 +67,7 @@ class Batch:
     may_look_up: bool = False
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
+    frames: Callable[[Mapping[str, Any], Tensor], Tensor | None] = lambda inputs, logits: None
     one_by_one: bool = False
     forwards: int = 0
     searches: int = 0
@@ -119,5 +121,5 @@ class Batch:
 
     def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
         """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
-        keep = kept(self.problem, self.inputs, p)
+        keep = self.frames(self.inputs, p) if self.problem == CTC else kept(self.problem, self.inputs, p)
         return mean(self.problem, diverge(name, p, q, self.problem, keep), keep)

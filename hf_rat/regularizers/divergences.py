@@ -97,7 +97,7 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None =
         name: a key of `NAMES`; on a regression every name is the mean squared difference of the outputs.
         p: reference logits (any float dtype), (batch, classes) or (batch, time, classes).
         q: logits of the same shape.
-        problem: what `problems.problem_type` returned.
+        problem: one of `problems.PROBLEMS`.
         keep: bool, one per example or position; None keeps all. Nothing is computed where it is False.
 
     Returns:
