@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,17 +23,23 @@ class EmbeddingSite(OutputSite):
     """The output of the word embeddings, before position embeddings, normalisation and dropout.
 
     The choices of a multiple choice are one example: its perturbation is as long as all of them, (batch, choices *
-    time, dim), and one norm is taken over it.
+    time, dim), and one norm is taken over it. So are the texts of a model that runs the embeddings for several inputs,
+    one after the other, (batch, time of the first + time of the second + ..., dim).
 
     Args:
         model: the unwrapped model. Its encoder's embeddings are taken when it is an encoder-decoder.
 
     Raises:
-        ValueError: the model has no input embeddings.
+        ValueError: the model has no input embeddings; (at the first batch) they run several times, and not for inputs
+            of the batch.
+        RuntimeError: (at the first pass) they run more often than in one forward of the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, *self._find(model))
+        self._texts: list[str] = []
+        self._expected = 1
+        self._taken = 0
         self._width: int | None = None
         self._norm: float | None = None
 
@@ -42,7 +49,7 @@ class EmbeddingSite(OutputSite):
         return _input_embeddings(model, model.get_encoder() if _has_two_sides(model) else model), 0  # type: ignore
 
     def looked_up(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        if not (isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad):
+        if self._texts or not (isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad):
             return None
         ids = self.ids(inputs).flatten(1)
         before = random_state(ids.device)
@@ -64,9 +71,10 @@ class EmbeddingSite(OutputSite):
 
     def place(self, inputs: Mapping[str, Any]) -> Place:
         """The geometry of a batch. The first call looks at the model to learn its batch axis and the width."""
-        ids = self.ids(inputs)
         if self._width is None:
-            self._width = self._first_look(inputs, ids)
+            self._learn_runs(inputs)
+            self._width = self._first_look(inputs, self.ids(inputs))
+        ids = self.ids(inputs)
         mask = self.mask(inputs, ids)
         ids = ids.flatten(1)
         return Place(
@@ -80,6 +88,8 @@ class EmbeddingSite(OutputSite):
 
     def ids(self, inputs: Mapping[str, Any]) -> Tensor:
         """What is looked up, (batch, time) or (batch, choices, time)."""
+        if self._texts:
+            return torch.cat([inputs[name] for name in self._texts], dim=1)
         ids = inputs.get("input_ids")
         if not isinstance(ids, Tensor):
             raise ValueError(
@@ -90,6 +100,11 @@ class EmbeddingSite(OutputSite):
 
     def mask(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | None:
         """True on tokens, shaped as `ids`; None if nothing tells."""
+        if self._texts:
+            texts = [(inputs[name], inputs.get(name.replace("input_ids", "attention_mask"))) for name in self._texts]
+            known = [_mask(mask if mask is not text else None, text) for text, mask in texts]
+            own = [torch.ones_like(text).bool() if m is None else m for (text, _), m in zip(texts, known, strict=True)]
+            return None if all(m is None for m in known) else torch.cat(own, dim=1)
         return _mask(inputs.get("attention_mask"), ids)
 
     @property
@@ -106,8 +121,70 @@ class EmbeddingSite(OutputSite):
     def embedding_norm(self, value: float | None) -> None:
         self._norm = value
 
+    def _learn_runs(self, inputs: Mapping[str, Any]) -> None:
+        """Learn for which inputs the embeddings run in a forward of the model."""
+        tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.dim() == 2}
+        if not tensors:
+            return
+        ran = self.runs(inputs, next(iter(tensors.values())))
+        self._expected = max(1, len(ran))
+        if len(ran) < 2 or _has_two_sides(self.model):
+            return
+        names = [
+            next((name for name, x in tensors.items() if isinstance(ids, Tensor) and torch.equal(x, ids)), None)
+            for ids, _ in ran
+        ]
+        # Inputs that are equal in the first batch need not be so in the next.
+        for k, name in enumerate(names):
+            if name is not None and name in names[:k]:
+                names[k] = next((n for n, x in tensors.items() if n not in names and torch.equal(x, tensors[name])), name)
+        if None in names:
+            raise ValueError(
+                f"the {type(self.module).__name__} of {type(self.model).__name__} runs {len(ran)} times in a forward, "
+                f"and not each time for an input of the batch ({', '.join(inputs)}): only one run could be perturbed; "
+                "name a module that runs once as the site"
+            )
+        self._texts = [name for name in names if name is not None]
+
+    @contextmanager
+    def entered(self, move: Tensor | None, instead: bool = False) -> Iterator[None]:
+        self._taken = 0
+        with super().entered(move, instead):
+            yield
+
+    @property
+    def unreached(self) -> str:
+        if self._texts and self._runs:
+            return (
+                f"the perturbation reached {self._runs} of the {len(self._texts)} texts that "
+                f"{type(self.model).__name__} embeds ({', '.join(self._texts)}); run all of them in each pass"
+            )
+        return super().unreached
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.move is None or self._looking:
+            return super()._hook(module, args, output)
+        if self._runs >= self._expected:
+            raise RuntimeError(
+                f"the {type(module).__name__} of {type(self.model).__name__} runs more often in a pass than in one "
+                f"forward of the model ({self._expected}), and only the first would be perturbed; run the model once "
+                "in the loss (rdrop and rat make the passes that they compare themselves)"
+            )
+        if not self._texts:
+            return super()._hook(module, args, output)
+        # The move is as long as all texts, and each run takes its own part of it.
+        self._runs += 1
+        axis = 0 if self._time_first else 1
+        width = (output[0] if isinstance(output, tuple) else output).shape[axis]
+        part = self.move[:, self._taken : self._taken + width]
+        self._taken += width
+        self.fired = self._runs == self._expected and self._taken == self.move.shape[1]
+        return self._added(part.transpose(0, 1) if self._time_first else part, output)
+
     def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
         """Learn whether the embeddings run at all, where their batch axis is, and their width."""
+        if self._texts:
+            ids = inputs[self._texts[0]]
         found = self.look(inputs, ids)
         if found is None:
             raise ValueError(

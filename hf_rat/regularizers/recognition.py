@@ -59,6 +59,8 @@ def recognized(model: object, inputs: Mapping[str, Any], shifted: bool = False) 
     several = isinstance(labels, Tensor) and labels.dim() > 1 and labels.shape[1:] != (1,)
     if several and given not in PROBLEM_TYPES[1:] and not labels.is_floating_point():
         if not _fit_positions(config, inputs, labels):
+            if _between_0_and_1(labels):
+                return Recognized(MULTI, f"labels of 0 and 1, {tuple(labels.shape)}, and no input of as many positions")
             return Recognized(CTC, f"no input has as many positions as the labels, {tuple(labels.shape)}")
         return by_position(shifted)
     if "MultipleChoice" in type(base).__name__:  # such heads ignore num_labels
@@ -96,9 +98,7 @@ def judged(rule: Recognized, labels: Tensor, loss: Tensor | None, logits: Tensor
     """
     if labels.dim() > 1 and labels.shape == logits.shape[:-1]:
         return rule if rule.problem in (TOKENS, NEXT_TOKENS) else _by_shape(TOKENS, labels, logits)
-    if rule.problem in (TOKENS, NEXT_TOKENS, CTC):
-        if logits.shape == labels.shape:
-            return _by_shape(MULTI, labels, logits)
+    if rule.problem in (TOKENS, NEXT_TOKENS, CTC) and logits.shape != labels.shape:
         # A time axis of its own.
         return _by_shape(CTC, labels, logits) if logits.dim() == 3 else rule
     width = 1 if logits.dim() == 1 or logits.shape[1:] == (1,) else logits.shape[-1]
