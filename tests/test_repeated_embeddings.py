@@ -67,13 +67,25 @@ def test_other_recipes_reach_both_runs_of_every_batch(text):
 
 def test_runs_for_what_is_no_input_are_refused():
     class Shifted(Siamese):
-        def forward(self, input_ids, labels=None):
-            return self.after(self.embedding(input_ids), self.embedding(input_ids.flip(1)), labels)
+        def forward(self, input_ids, other_input_ids, labels=None):
+            return self.after(self.embedding(input_ids), self.embedding(other_input_ids.flip(1)), labels)
 
-    batch = {name: pairs()[name] for name in ("input_ids", "labels")}
     with pytest.raises(ValueError, match=r"Embedding of Shifted runs 2 times .*name a module that runs once") as error:
-        Regularization(fgm(), Shifted()).backward(batch)
+        Regularization(fgm(), Shifted()).backward(pairs())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_both_sides_of_an_encoder_decoder_may_share_a_table_but_run_once_each(family):
+    model, batch = tiny.tiny_model(family), tiny.tiny_batch()
+
+    def twice(model, inputs):
+        first, second = model(**inputs), model(**inputs)
+        return (first.loss + second.loss) / 2, first.logits
+
+    assert Regularization(fgm(), model).backward(batch)
+    with pytest.raises(RuntimeError, match="runs more often"):
+        Regularization(fgm(), model, run=twice).backward(batch)
 
 
 def test_a_loss_that_runs_the_model_twice_is_refused():

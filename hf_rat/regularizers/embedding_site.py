@@ -122,13 +122,17 @@ class EmbeddingSite(OutputSite):
         self._norm = value
 
     def _learn_runs(self, inputs: Mapping[str, Any]) -> None:
-        """Learn for which inputs the embeddings run in a forward of the model."""
+        """Learn for which inputs the embeddings run in a forward of the model, if several of them may be texts."""
+        if _has_two_sides(self.model):
+            sides = (self.model.get_encoder(), self.model.get_decoder())  # type: ignore[operator]
+            self._expected = 3 - len({_input_embeddings(self.model, side) for side in sides})
+            return
         tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.dim() == 2}
-        if not tensors:
+        if not tensors or [name for name in tensors if "input_ids" in name] == ["input_ids"]:
             return
         ran = self.runs(inputs, next(iter(tensors.values())))
         self._expected = max(1, len(ran))
-        if len(ran) < 2 or _has_two_sides(self.model):
+        if len(ran) < 2:
             return
         names = [
             next((name for name, x in tensors.items() if isinstance(ids, Tensor) and torch.equal(x, ids)), None)
