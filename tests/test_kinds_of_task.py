@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer, Wav2Vec2Con
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat import Regularization, RegularizedTrainer, RegularizedTrainingArguments, fgm, parse, plain, rdrop, vat
-from hf_rat.regularizers.problems import PROBLEMS
+from hf_rat.regularizers.problems import NEXT_TOKENS, PROBLEMS, TOKENS
 
 STEP = {"max_steps": 1, "train_sampling_strategy": "sequential"}
 
@@ -113,7 +113,8 @@ def test_plain_runs_nothing_but_its_training_passes():
 
 
 @pytest.mark.parametrize(
-    ("loss", "kind"), [("crf", "token_classification"), ("ignores_0", "token_classification"), ("next_tags", "causal_lm")]
+    ("loss", "kind"),
+    [("crf", "token_classification"), ("ignores_0", "token_classification"), ("next_tags", "causal_lm")],
 )
 def test_whether_labels_are_shifted_is_told_by_labels_of_the_batch(loss, kind):
     model, batch = Tagger(loss), sentences()
@@ -122,7 +123,9 @@ def test_whether_labels_are_shifted_is_told_by_labels_of_the_batch(loss, kind):
     apart = categorical(z, w)
     assert taken.problem == kind
     assert named["task"] == pytest.approx(task, rel=1e-5)
-    assert named["consistency"] == pytest.approx((apart[:, :-1] if kind == "causal_lm" else apart).mean().item(), rel=1e-4)
+    assert named["consistency"] == pytest.approx(
+        (apart[:, :-1] if kind == "causal_lm" else apart).mean().item(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("loss", ["crf", "ignores_0", "next_tags"])
@@ -209,7 +212,11 @@ def sigmoids(z, w):
     return bernoulli(z.sigmoid(), w.sigmoid())
 
 
-BITS, SHARES, SCORES = torch.tensor([0, 1, 1, 0]), torch.tensor([0.1, 0.9, 0.5, 0.3]), torch.tensor([0.5, 3.0, -1.0, 2])
+BITS, SHARES, SCORES = (
+    torch.tensor([0, 1, 1, 0]),
+    torch.tensor([0.1, 0.9, 0.5, 0.3]),
+    torch.tensor([0.5, 3.0, -1.0, 2]),
+)
 SEVERAL = torch.tensor([[0.0, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 0]])
 SOFT = torch.tensor([[0.2, 0.5, 0.3], [1, 0, 0], [0, 1, 0], [0.6, 0.2, 0.2]])
 MULTI, REGRESSION, SINGLE = "multi_label_classification", "regression", "single_label_classification"
@@ -254,7 +261,7 @@ def test_two_plausible_kinds_are_refused(labels, width):
         Regularization(rdrop(), model).backward(batch)
     assert "\n" not in str(error.value)
     for problem, apart in ((MULTI, sigmoids), (REGRESSION, square)):
-        task, z, w = two_passes(model, batch)
+        _, z, w = two_passes(model, batch)
         assert rdrop_of(model, batch, problem=problem)[0]["consistency"] == pytest.approx(
             apart(z, w).mean().item(), rel=1e-4
         )
@@ -347,10 +354,11 @@ def test_it_is_said_once(tmp_path):
 def speech(reduction, dropout=0.0):
     torch.manual_seed(0)
     config = Wav2Vec2Config(
-        vocab_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
-        conv_kernel=(5, 3), conv_stride=(4, 2), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        vocab_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        conv_dim=(8, 8), conv_kernel=(5, 3), conv_stride=(4, 2), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
         ctc_loss_reduction=reduction, mask_time_prob=0.0, layerdrop=0.0, feat_extract_norm="layer",
-        hidden_dropout=dropout, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
+        hidden_dropout=dropout, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0,
+        final_dropout=0.0,
     )  # fmt: skip
     return Wav2Vec2ForCTC(config).train()
 
@@ -447,9 +455,9 @@ def test_labels_that_fit_no_other_axis_are_no_labels_by_position(expression):
     model = Aligned()
     model.dropout.p = 0.0 if expression == "plain" else 0.2
     how = {"options": {"train_dataset": rows, "data_collator": collated}, **STEP}
-    log = runs.run(
-        expression, model=model, per_device_train_batch_size=4, gradient_accumulation_steps=2, **how
-    ).logs[0]
+    log = runs.run(expression, model=model, per_device_train_batch_size=4, gradient_accumulation_steps=2, **how).logs[
+        0
+    ]
     if expression == "plain":
         assert log["loss"] == pytest.approx(Aligned().eval()(**collated(rows)).loss.item(), rel=1e-5)
     named, taken = rdrop_of(Aligned(), collated(rows))

@@ -12,11 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from hf_rat.regularizers.dropout import random_state, set_random_state
 from hf_rat.regularizers.places import Place
-from hf_rat.regularizers.problems import IGNORED
 from hf_rat.regularizers.site import OutputSite
 
 EMBEDDINGS = "embeddings"
-DECODER_EMBEDDINGS = "decoder_embeddings"
 
 
 class EmbeddingSite(OutputSite):
@@ -46,7 +44,7 @@ class EmbeddingSite(OutputSite):
     def _find(self, model: nn.Module) -> tuple[nn.Module, int]:
         """The module, and which of its runs in a forward is meant."""
         # get_input_embeddings() of BART and T5 classifiers names a module that never runs.
-        return _input_embeddings(model, model.get_encoder() if _has_two_sides(model) else model), 0  # type: ignore
+        return input_embeddings(model, model.get_encoder() if has_two_sides(model) else model), 0  # type: ignore
 
     def looked_up(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if self._texts or not (isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad):
@@ -102,10 +100,10 @@ class EmbeddingSite(OutputSite):
         """True on tokens, shaped as `ids`; None if nothing tells."""
         if self._texts:
             texts = [(inputs[name], inputs.get(name.replace("input_ids", "attention_mask"))) for name in self._texts]
-            known = [_mask(mask if mask is not text else None, text) for text, mask in texts]
+            known = [mask_of(mask if mask is not text else None, text) for text, mask in texts]
             own = [torch.ones_like(text).bool() if m is None else m for (text, _), m in zip(texts, known, strict=True)]
             return None if all(m is None for m in known) else torch.cat(own, dim=1)
-        return _mask(inputs.get("attention_mask"), ids)
+        return mask_of(inputs.get("attention_mask"), ids)
 
     @property
     def embedding_norm(self) -> float | None:
@@ -123,9 +121,9 @@ class EmbeddingSite(OutputSite):
 
     def _learn_runs(self, inputs: Mapping[str, Any]) -> None:
         """Learn for which inputs the embeddings run in a forward of the model, if several of them may be texts."""
-        if _has_two_sides(self.model):
+        if has_two_sides(self.model):
             sides = (self.model.get_encoder(), self.model.get_decoder())  # type: ignore[operator]
-            self._expected = 3 - len({_input_embeddings(self.model, side) for side in sides})
+            self._expected = 3 - len({input_embeddings(self.model, side) for side in sides})
             return
         tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.dim() == 2}
         if not tensors or [name for name in tensors if "input_ids" in name] == ["input_ids"]:
@@ -141,7 +139,9 @@ class EmbeddingSite(OutputSite):
         # Inputs that are equal in the first batch need not be so in the next.
         for k, name in enumerate(names):
             if name is not None and name in names[:k]:
-                names[k] = next((n for n, x in tensors.items() if n not in names and torch.equal(x, tensors[name])), name)
+                names[k] = next(
+                    (n for n, x in tensors.items() if n not in names and torch.equal(x, tensors[name])), name
+                )
         if None in names:
             raise ValueError(
                 f"the {type(self.module).__name__} of {type(self.model).__name__} runs {len(ran)} times in a forward, "
@@ -175,6 +175,7 @@ class EmbeddingSite(OutputSite):
                 "in the loss (rdrop and rat make the passes that they compare themselves)"
             )
         if not self._texts:
+            self._looked_up_ids = args[0] if args else None
             return super()._hook(module, args, output)
         # The move is as long as all texts, and each run takes its own part of it.
         self._runs += 1
@@ -184,6 +185,29 @@ class EmbeddingSite(OutputSite):
         self._taken += width
         self.fired = self._runs == self._expected and self._taken == self.move.shape[1]
         return self._added(part.transpose(0, 1) if self._time_first else part, output)
+
+    def _added(self, move: Tensor, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        axis = 0 if self._time_first else 1
+        if not self._time_first and len(first) > len(move):  # the choices of a multiple choice
+            move = move.reshape(len(first), -1, move.shape[-1])
+        time = move.shape[axis]
+        # The model pads its ids itself, to a multiple of its attention window for instance.
+        if move.dim() == first.dim() and first.shape[axis] > time and not self._texts:
+            self._require_padding(self._looked_up_ids, time)
+            rest = first.narrow(axis, time, first.shape[axis] - time)
+            move = torch.cat([move, rest if self._instead else torch.zeros_like(rest, dtype=move.dtype)], axis)
+        return super()._added(move, output)
+
+    def _require_padding(self, ids: Any, time: int) -> None:
+        """Refuse to move what a model looks up behind, before or between the tokens, if that is not padding."""
+        if isinstance(ids, Tensor) and (ids[time:] if self._time_first else ids[:, time:]).unique().numel() == 1:
+            return
+        raise ValueError(
+            f"{type(self.model).__name__} looks up more ids than the {time} of the batch, and more than padding on "
+            "the right: let the collator pad to the length that it wants (pad_to_multiple_of=), with "
+            'length_buckets="off"'
+        )
 
     def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
         """Learn whether the embeddings run at all, where their batch axis is, and their width."""
@@ -197,6 +221,11 @@ class EmbeddingSite(OutputSite):
             )
         seen, output = found
         ids = ids.flatten(0, -2)  # a model runs the choices of a multiple choice as examples
+        time = ids.shape[1]
+        longer = isinstance(seen, Tensor) and seen.dim() == 2 and seen.shape[1] > time
+        if longer and output.shape[:-1] == seen.shape and torch.equal(seen[:, :time], ids):
+            self._require_padding(seen, time)
+            ids = seen
         batch_first = output.shape[:-1] == ids.shape
         time_first = output.shape[:-1] == ids.T.shape
         if batch_first and time_first and seen is not None:  # as many examples as tokens: only the ids can tell
@@ -204,70 +233,20 @@ class EmbeddingSite(OutputSite):
         if not (batch_first or time_first):
             raise ValueError(
                 f"the embeddings of {type(self.model).__name__} have shape {tuple(output.shape)}, which is neither "
-                f"(batch, time, dim) nor (time, batch, dim) for input_ids of shape {tuple(ids.shape)}"
+                f"(batch, time, dim) nor (time, batch, dim) for input_ids of shape {tuple(ids.shape)}; if the model "
+                'pads them, let the collator do it (pad_to_multiple_of=, and length_buckets="off")'
             )
         self._time_first = not batch_first
         return int(output.shape[-1])
 
 
-class DecoderEmbeddingSite(EmbeddingSite):
-    """The output of the decoder's word embeddings in an encoder-decoder.
-
-    The decoder's ids are the batch's `decoder_input_ids`, or what the model makes of the `labels`. Padding is told by
-    `decoder_attention_mask`, or begins where no later position is scored.
-
-    Args:
-        model: the unwrapped model.
-
-    Raises:
-        ValueError: the model is no encoder-decoder; (at the first batch) it makes its decoder's ids in another way.
-    """
-
-    def _find(self, model: nn.Module) -> tuple[nn.Module, int]:
-        if not _has_two_sides(model):
-            raise ValueError(
-                f'{type(model).__name__} is not an encoder-decoder: site="{DECODER_EMBEDDINGS}" is nowhere in it; '
-                f'leave site at "{EMBEDDINGS}"'
-            )
-        encoders, _ = super()._find(model)
-        module = _input_embeddings(model, model.get_decoder())  # type: ignore[operator]
-        return module, 1 if module is encoders else 0  # one module for both sides runs for the encoder first
-
-    def ids(self, inputs: Mapping[str, Any]) -> Tensor:
-        ids, labels = inputs.get("decoder_input_ids"), inputs.get("labels")
-        if isinstance(ids, Tensor):
-            return ids
-        shifted = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
-        if shifted is None or not (isinstance(labels, Tensor) and labels.dim() == 2) or labels.is_floating_point():
-            raise ValueError(
-                f"the batch has no decoder_input_ids, and {type(self.model).__name__} does not make them of labels: "
-                f'site="{DECODER_EMBEDDINGS}" needs them'
-            )
-        made: Tensor = shifted(labels=labels)
-        return made
-
-    def mask(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor | None:
-        labels, given = inputs.get("labels"), _mask(inputs.get("decoder_attention_mask"), ids)
-        if given is None and isinstance(labels, Tensor) and labels.shape == ids.shape:
-            return (labels != IGNORED).flip(1).int().cummax(1).values.flip(1).bool()
-        return given
-
-    def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
-        width = super()._first_look(inputs, ids)
-        seen, _ = self.look(inputs, ids) or (None, None)
-        if not (isinstance(seen, Tensor) and torch.equal(seen.view(ids.shape), ids)):
-            raise ValueError(
-                f"{type(self.model).__name__} looks up other ids in its decoder than those it prepares from labels; "
-                "put decoder_input_ids into the batch"
-            )
-        return width
-
-
-def _has_two_sides(model: nn.Module) -> bool:
+def has_two_sides(model: nn.Module) -> bool:
+    """Whether it is an encoder-decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def _mask(attention: Any, ids: Tensor) -> Tensor | None:
+def mask_of(attention: Any, ids: Tensor) -> Tensor | None:
+    """An attention mask as bool, if it is one of these ids."""
     return attention.bool() if isinstance(attention, Tensor) and attention.shape == ids.shape else None
 
 
@@ -291,7 +270,8 @@ def _mean_norm(module: nn.Module) -> float | None:
             module.train(training)
 
 
-def _input_embeddings(model: nn.Module, side: nn.Module) -> nn.Module:
+def input_embeddings(model: nn.Module, side: nn.Module) -> nn.Module:
+    """The module that looks up the words of one side of a model; a ValueError if it has none."""
     try:
         module = side.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):

@@ -60,7 +60,9 @@ def recognized(model: object, inputs: Mapping[str, Any], shifted: bool = False) 
     if several and given not in PROBLEM_TYPES[1:] and not labels.is_floating_point():
         if not _fit_positions(config, inputs, labels):
             if _between_0_and_1(labels):
-                return Recognized(MULTI, f"labels of 0 and 1, {tuple(labels.shape)}, and no input of as many positions")
+                return Recognized(
+                    MULTI, f"labels of 0 and 1, {tuple(labels.shape)}, and no input of as many positions"
+                )
             return Recognized(CTC, f"no input has as many positions as the labels, {tuple(labels.shape)}")
         return by_position(shifted)
     if "MultipleChoice" in type(base).__name__:  # such heads ignore num_labels
