@@ -30,22 +30,11 @@ from hf_rat.regularizers.outputs import logits_of
 from hf_rat.regularizers.points import Point
 from hf_rat.regularizers.problems import LABELS
 from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
-from hf_rat.regularizers.terms import (
-    FULL_STRENGTH,
-    Consistency,
-    Group,
-    Proximal,
-    Smoothness,
-    Term,
-    accumulate,
-    all_terms,
-    groups,
-    is_plain,
-)
+from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Proximal, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.regularizers.vocabularies import wide
 from hf_rat.rehearsal import Cost, rehearse
-from hf_rat.requirements import require, require_memory
+from hf_rat.requirements import require, require_memory, warn_of_no_flips
 from hf_rat.teacher import Teacher
 from hf_rat.weighting import Weighting, weighted
 from hf_rat.withheld import given_back
@@ -98,12 +87,11 @@ class Regularization:
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        terms = list(all_terms(regularizer))
-        compares = any(isinstance(term, (Consistency, Smoothness, Proximal)) for term in terms)
-        self.weighting = Weighting(self.engine, self._run, self.is_plain, compares, problem)
+        self.weighting = Weighting(self.engine, self._run, regularizer, problem)
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
         asked = length_buckets or ("auto" if run is None else "off")
+        terms = list(all_terms(regularizer))
         self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
         self.whole_because = whole_because(asked, self.is_plain, self._site_names, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
@@ -264,13 +252,15 @@ class Regularization:
         """(whether it is the last, its finite losses) for each group; gradients are synchronised in the last one."""
         count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
-            batch.place(name)  # a site looks at the model before a compiled forward is traced
+            # A site looks at the model before a compiled forward is traced.
+            warn_of_no_flips(self.regularizer, name, batch.place(name))
         stream: Iterator[Group] = groups(self.regularizer, Point(batch))
         if unlabeled is not None:
             count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
             inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-            beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem)
+            beside = self._batch(inputs, batch.step, batch.streaming)
+            beside = replace(beside, problem=batch.problem, refined=batch.refined)
             stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
         for index in range(count):
             last = index == count - 1
@@ -287,6 +277,7 @@ class Regularization:
             rerun=partial(self._run, model=self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
+            refined=lambda _: self.weighting.problem(inputs, ask=False),
             frames=self.weighting.frames,
             step=step,
             streaming=streaming,
@@ -301,6 +292,7 @@ class Regularization:
 
     def _run(self, inputs: dict[str, Any], model: nn.Module | None = None) -> Pass:
         loss, logits = self.run(model or self.engine.called, inputs)
+        self.weighting.saw(inputs, loss, logits)
         return self.weighting.mean(loss, inputs), logits
 
     def _open_site(self, name: str) -> Site:

@@ -20,11 +20,10 @@ from hf_rat.passes import passes_of
 from hf_rat.regularization import Regularization
 from hf_rat.regularizers.batches import Pass
 from hf_rat.regularizers.outputs import logits_of
-from hf_rat.regularizers.problems import require_problem
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, accumulate
 from hf_rat.regularizers.unlabeled import Unlabeled
-from hf_rat.requirements import require_arguments
+from hf_rat.requirements import given_problem, require_arguments
 from hf_rat.unlabeled import UnlabeledBatches
 from hf_rat.weighting import weighted
 
@@ -68,13 +67,9 @@ class RegularizationMixin(_Base):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        given = {kind for kind in (problem, getattr(self.args, "reg_problem", None)) if kind is not None}
-        if len(given) > 1:
-            raise ValueError(f"both problem= and reg_problem say the kind of task ({', '.join(sorted(given))})")
-        self._problem = next(iter(given), None)
-        require_problem(self._problem)
         self.model_accepts_loss_kwargs = False
         self._given_regularizer = regularizer
+        self._problem = given_problem(problem, self.args)
         self._unlabeled_dataset = unlabeled_dataset
         self._unlabeled: UnlabeledBatches | None = None
         self._regularization: Regularization | None = None
@@ -83,7 +78,6 @@ class RegularizationMixin(_Base):
         self._components: dict[str, Tensor] = {}
         self._components_logged_at = 0
         self._gradients_finite = True
-        self._announced = False
         self._passes = passes_of(self)
         if regularizer is not None and isinstance(self.args, RegularizedTrainingArguments):
             fields = {"reg": self.args.reg, **self.args.reg_overrides()}
@@ -171,11 +165,8 @@ class RegularizationMixin(_Base):
         """The Trainer's; counts the labelled positions of the optimizer step."""
         samples, given = super().get_batch_samples(epoch_iterator, num_batches, device)
         weighting = self.regularization.weighting
-        if samples and (not self._announced or weighting.must_ask(samples[0])):
+        if samples and weighting.must_ask(samples[0]):
             weighting.problem(self._prepare_inputs(samples[0]))
-        if not self._announced and self.is_world_process_zero():
-            logger.info(self.announcement())  # with the kind of task, which the first batch tells
-        self._announced = True
         self._items = weighting.items(samples, across=self.args.average_tokens_across_devices)
         if self._items is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
             self._items = self._items * self.accelerator.gradient_accumulation_steps
@@ -247,6 +238,12 @@ class RegularizationMixin(_Base):
         self._store_state()
         self._announced = False
 
+    def _announce(self) -> None:
+        """Once in a run, after its first micro-batch, which tells the kind of task."""
+        if not self._announced and self.is_world_process_zero():
+            logger.info(self.announcement())
+        self._announced = True
+
     def announcement(self) -> str:
         """What is going to be done, at what price, and how, in one line."""
         return announcement(self.regularization, self.args, with_unlabeled=self._unlabeled_dataset is not None)
@@ -301,7 +298,11 @@ class _Bookkeeping(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer._skip_nonfinite_step(kwargs["model"])
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._announce()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._announce()
         self._trainer.regularization.after_step()
         self._trainer._store_state()
 

@@ -14,8 +14,8 @@ from hf_rat.engine import Engine
 from hf_rat.regularizers.adapters import without_adapters
 from hf_rat.regularizers.dropout import without_trace
 from hf_rat.regularizers.problems import BY_POSITION, CTC, IGNORED, counted, is_labelled, kept, require_problem
-from hf_rat.regularizers.recognition import MULTI, REGRESSION, WAY_OUT, Recognized, by_position, judged, recognized
-from hf_rat.regularizers.terms import Losses
+from hf_rat.regularizers.recognition import MULTI, REGRESSION, WAY_OUT, Recognized, judged, recognized
+from hf_rat.regularizers.terms import Losses, Term, compares_logits, is_plain
 
 HEADS = ("transformers", "hf_rat")
 """Packages whose models follow the rules of `recognized` with their own loss."""
@@ -27,9 +27,8 @@ class Weighting:
     Args:
         engine: averages gradients over processes and micro-batches.
         run: inputs -> (mean task loss, logits).
-        plain: training is plain: nothing is ever asked of the model but its training passes.
-        compares: the regularizer compares logits, so that the kind of task matters beyond the weights. What cannot be
-            told from the model's class is then asked of it, once, in passes without gradients.
+        regularizer: where it compares logits, the kind of task matters beyond the weights. What cannot be told from
+            the model's class is then asked of it, once, in passes without gradients. Of `plain` nothing is ever asked.
         problem: the kind of task, if it is given: one of `problems.PROBLEMS`.
     """
 
@@ -37,12 +36,12 @@ class Weighting:
         self,
         engine: Engine,
         run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]],
-        plain: bool = False,
-        compares: bool = True,
+        regularizer: Term,
         problem: str | None = None,
     ) -> None:
         require_problem(problem)
-        self._engine, self._run, self._plain, self._compares = engine, run, plain, compares
+        self._engine, self._run = engine, run
+        self._plain, self._compares = is_plain(regularizer), compares_logits(regularizer)
         self._given = None if problem is None else Recognized(problem, "as given", True)
         self._base: Any = without_adapters(engine.unwrapped)
         self._is_head = type(self._base).__module__.split(".")[0] in HEADS
@@ -73,10 +72,7 @@ class Weighting:
         """Whether `problem` is going to run the model."""
         if self._given is not None or self._plain or self._asking or "labels" not in inputs:
             return False
-        if self.by_position(inputs):
-            return self._shifts is None and (self._compares or not self._is_head)
-        rule = self._rule(inputs)
-        return self._compares and not self._is_certain(rule) and rule.problem not in self._judged
+        return self.by_position(inputs) and self._shifts is None and (self._compares or not self._is_head)
 
     def by_position(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the task loss is a mean over labelled positions, rather than over examples."""
@@ -171,25 +167,34 @@ class Weighting:
             and self._recognized(inputs).problem == CTC
         )
 
-    def _ask(self, inputs: Mapping[str, Any]) -> None:
-        """Look at passes without gradients. All processes do this together."""
-        try:
-            loss, logits = self._looked_at(inputs)
-            rule = found = self._rule(inputs)
-            if self._compares and not self._is_certain(rule):
-                found = judged(rule, inputs["labels"], loss, logits)
-            if found.problem in BY_POSITION and self._shifts is None:
-                self._ask_whether_labels_are_shifted(inputs, loss)
-                found = by_position(self._shifted)
-        except ValueError:
-            if self._compares:
-                raise
-            self._shifts = self._shifted  # only the weights of micro-batches depend on it
+    def saw(self, inputs: Mapping[str, Any], loss: Tensor | None, logits: Tensor) -> None:
+        """Learn the kind of task from a pass, where the rules may not hold.
+
+        Raises:
+            ValueError: two kinds are plausible, or it is another one than before.
+        """
+        if self._given is not None or not self._compares or inputs.get("labels") is None:
             return
+        rule = self._rule(inputs)
+        if self._is_certain(rule) or rule.problem in self._judged:
+            return
+        found = judged(rule, inputs["labels"], loss, logits.detach())
         if {found.problem, *(other.problem for other in self._judged.values())} >= {MULTI, REGRESSION}:
             raise ValueError(f"the kind of task was {MULTI} or {REGRESSION}, and now is the other one; {WAY_OUT}")
         if rule.problem not in BY_POSITION or found.problem not in BY_POSITION:
             self._judged[rule.problem] = found
+
+    def _ask(self, inputs: Mapping[str, Any]) -> None:
+        """Look at passes without gradients. All processes do this together."""
+        try:
+            loss, logits = self._looked_at(inputs)
+            self.saw(inputs, loss, logits)
+            if self.by_position(inputs):
+                self._ask_whether_labels_are_shifted(inputs, loss)
+        except ValueError:
+            if self._compares:
+                raise
+            self._shifts = self._shifted  # only the weights of micro-batches depend on it
 
     def _ask_whether_labels_are_shifted(self, inputs: Mapping[str, Any], loss: Tensor | None) -> None:
         """Learn whether the task loss depends on the labels of the first position.

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer, Wav2Vec2Con
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat import Regularization, RegularizedTrainer, RegularizedTrainingArguments, fgm, parse, plain, rdrop, vat
-from hf_rat.regularizers.problems import NEXT_TOKENS, PROBLEMS, TOKENS
+from hf_rat.regularizers.problems import PROBLEMS
 
 STEP = {"max_steps": 1, "train_sampling_strategy": "sequential"}
 
@@ -355,7 +355,8 @@ def speech(reduction, dropout=0.0):
     torch.manual_seed(0)
     config = Wav2Vec2Config(
         vocab_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        conv_dim=(8, 8), conv_kernel=(5, 3), conv_stride=(4, 2), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        conv_dim=(8, 8), conv_kernel=(5, 3), conv_stride=(4, 2), num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
         ctc_loss_reduction=reduction, mask_time_prob=0.0, layerdrop=0.0, feat_extract_norm="layer",
         hidden_dropout=dropout, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0,
         final_dropout=0.0,

@@ -73,6 +73,7 @@ def test_the_choices_of_a_multiple_choice():
     model, batch = longformer(LongformerForMultipleChoice), tiny.tiny_batch(length=7)
     batch = {name: value.unsqueeze(1).repeat(1, 3, 1) for name, value in batch.items() if name != "labels"}
     batch["input_ids"][:, 1] = 5
+    batch["global_attention_mask"] = torch.zeros_like(batch["input_ids"])
     named = Regularization(fgm(epsilon=0.5), model).backward({**batch, "labels": torch.tensor([0, 1, 1, 2])})
     assert named["adversarial_task"] > named["task"]
 

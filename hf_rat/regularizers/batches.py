@@ -44,6 +44,7 @@ class Batch:
         rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
+        refined: the same or another kind of task, as far as the passes have shown it.
         frames: (inputs, logits) -> (batch, frames) bool, which outputs of a `ctc` are not padding; None: all of them.
         one_by_one: passes at one point are not run as one doubled batch.
 
@@ -67,6 +68,7 @@ class Batch:
     may_look_up: bool = False
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
+    refined: Callable[[str], str] = lambda problem: problem
     frames: Callable[[Mapping[str, Any], Tensor], Tensor | None] = lambda inputs, logits: None
     one_by_one: bool = False
     forwards: int = 0
@@ -121,5 +123,6 @@ class Batch:
 
     def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
         """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
-        keep = self.frames(self.inputs, p) if self.problem == CTC else kept(self.problem, self.inputs, p)
-        return mean(self.problem, diverge(name, p, q, self.problem, keep), keep)
+        problem = self.refined(self.problem)
+        keep = self.frames(self.inputs, p) if problem == CTC else kept(problem, self.inputs, p)
+        return mean(problem, diverge(name, p, q, problem, keep), keep)

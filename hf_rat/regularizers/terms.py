@@ -229,6 +229,11 @@ def all_terms(term: Term) -> Iterator[Term]:
                 yield from all_terms(part.term)
 
 
+def compares_logits(term: Term) -> bool:
+    """Whether anything in `term` is a divergence."""
+    return any(isinstance(part, (Consistency, Smoothness, Proximal)) for part in all_terms(term))
+
+
 def accumulate(total: Losses, more: Losses) -> None:
     """Add named losses to others, name by name."""
     for name, value in more.items():
