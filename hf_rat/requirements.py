@@ -61,14 +61,10 @@ def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
 def warn_of_no_flips(regularizer: Term, site: str, place: Place) -> None:
     """Warn of a rate at which not one unit of a mask is ever flipped."""
     for term in all_terms(regularizer):
-        ball = getattr(term.perturb, "ball", None)
-        if (
-            isinstance(ball, Hamming)
-            and term.perturb.site == site
-            and ball.rate > 0
-            and not ball.flips(place.shape[-1])
-        ):
-            units = place.shape[-1]
+        ball, units = getattr(term.perturb, "ball", None), place.shape[-1]
+        if not isinstance(ball, Hamming) or getattr(term.perturb, "site", None) != site:
+            continue
+        if ball.rate > 0 and ball.flips(units) == 0:
             warnings.warn(
                 f"rate={ball.rate} of {units} units is less than one, so that {regularizer!r} flips none of the "
                 f"{site}; use a rate of at least 1 / {units} (about {math.ceil(1000 / units) / 1000:g})",
