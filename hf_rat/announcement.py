@@ -49,6 +49,9 @@ def announcement(regularization: Regularization, args: TrainingArguments, with_u
             said += [f"{cost.price()}, before length buckets", "batches split by length"]
         else:
             said += [cost.price(), f"batches not split by length: {whole}"]
+    taken = regularization.weighting.taken
+    if taken is not None:
+        said.append(f"kind of task: {taken.problem} ({taken.because})")
     said.append(f"on {args.device.type} x {args.world_size}")
     chosen = getattr(args, "fast_choices", ())
     if chosen:

@@ -10,12 +10,13 @@ from transformers import TrainingArguments
 from hf_rat.fast import attend_in_half_precision, draw_masks_fast
 from hf_rat.length_buckets import SPLITTING
 from hf_rat.regularizers.expressions import parse
+from hf_rat.regularizers.problems import PROBLEMS, require_problem
 from hf_rat.regularizers.terms import Term
 from hf_rat.requirements import MEMORY
 
 _IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
 
-_HOW = ("reg_single_backward", "reg_memory")
+_HOW = ("reg_single_backward", "reg_memory", "reg_problem")
 """The fields that say how a regularizer runs, not what it is."""
 
 
@@ -83,6 +84,10 @@ class RegularizedTrainingArguments(TrainingArguments):
             "memory, and once more in the backward."
         },
     )
+    reg_problem: str | None = field(
+        default=None,
+        metadata={"help": f"The kind of task, where it is not found rightly: {', '.join(PROBLEMS)}."},
+    )
     length_buckets: str = field(
         default="auto",
         metadata={
@@ -102,6 +107,7 @@ class RegularizedTrainingArguments(TrainingArguments):
         for name, known in (("reg_memory", MEMORY), ("length_buckets", SPLITTING)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        require_problem(self.reg_problem)
         self.fast_choices = self._choose_fast() if self.fast else ()
         super().__post_init__()
 

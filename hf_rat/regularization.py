@@ -39,7 +39,7 @@ from hf_rat.regularizers.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Term, accumulate, all_terms, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.rehearsal import Cost, rehearse
-from hf_rat.requirements import require, require_memory
+from hf_rat.requirements import require, require_memory, warn_of_no_flips
 from hf_rat.weighting import Weighting, weighted
 from hf_rat.withheld import given_back
 from hf_rat.zero_gains import ZeroGains
@@ -62,6 +62,7 @@ class Regularization:
             numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
         keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
             one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
+        problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
 
     Raises:
         ValueError: the model cannot carry the regularizer; the message says why.
@@ -78,6 +79,7 @@ class Regularization:
         length_buckets: str | None = None,
         memory: str = "fast",
         keep: Sequence[str] = (),
+        problem: str | None = None,
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
         self.accelerator = accelerator
@@ -95,7 +97,7 @@ class Regularization:
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
-        self.weighting = Weighting(self.engine, lambda inputs: self.run(self.engine.called, inputs))
+        self.weighting = Weighting(self.engine, self._run, regularizer, problem)
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
         asked = length_buckets or ("auto" if run is None else "off")
@@ -267,13 +269,15 @@ class Regularization:
         self._look(batch.inputs)
         count = labelled = self.cost(batch.step).groups
         for name in self._site_names:
-            batch.place(name)  # a site looks at the model before a compiled forward is traced
+            # A site looks at the model before a compiled forward is traced.
+            warn_of_no_flips(self.regularizer, name, batch.place(name))
         stream: Iterator[Group] = groups(self.regularizer, Point(self._keeper.watched(batch)))
         if unlabeled is not None:
             count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
             inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-            beside = replace(self._batch(inputs, batch.step, batch.streaming), problem=batch.problem, updated=True)
+            beside = self._batch(inputs, batch.step, batch.streaming)
+            beside = replace(beside, problem=batch.problem, refined=batch.refined, updated=True)
             stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
         for index in range(count):
             last = index == count - 1
@@ -286,10 +290,12 @@ class Regularization:
         return Batch(
             inputs=dict(inputs),
             split=self._split(inputs),
-            run=lambda inputs: self._gains.watched(lambda: self.run(self.engine.called, inputs)),
-            rerun=partial(self.run, self.unwrapped) if self._lean else None,
+            run=self._run,
+            rerun=partial(self._run, model=self.unwrapped) if self._lean else None,
             open_site=self._open_site,
             problem=self.weighting.problem(inputs),
+            refined=lambda _: self.weighting.problem(inputs, ask=False),
+            frames=self.weighting.frames,
             step=step,
             streaming=streaming,
             # A table that FSDP shards can be looked up inside the model's own forward only.
@@ -307,6 +313,11 @@ class Regularization:
         if not self.whole_because and (split := buckets(inputs, self._bucket_overhead)):
             self.whole_because = self._first_batch.whole_because(inputs)
         return [] if self.whole_because else split
+
+    def _run(self, inputs: dict[str, Any], model: nn.Module | None = None) -> Pass:
+        loss, logits = self._gains.watched(lambda: self.run(model or self.engine.called, inputs))
+        self.weighting.saw(inputs, loss, logits)
+        return self.weighting.mean(loss, inputs), logits
 
     def _open_site(self, name: str) -> Site:
         if name not in self._sites:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from typing import Any, cast
 
 from accelerate import Accelerator
@@ -14,7 +16,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.training_args import OptimizerNames
 
 from hf_rat.regularizers.adapters import without_adapters
+from hf_rat.regularizers.balls import Hamming
 from hf_rat.regularizers.perturbations import Redrawn
+from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.problems import require_problem
 from hf_rat.regularizers.terms import Proximal, TaskLoss, Term, all_terms, is_plain
 
 MEMORY = ("fast", "lean")
@@ -50,6 +55,20 @@ def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; enable it with "
             "use_reentrant=False"
         )
+
+
+def warn_of_no_flips(regularizer: Term, site: str, place: Place) -> None:
+    """Warn of a rate at which not one unit of a mask is ever flipped."""
+    for term in all_terms(regularizer):
+        ball, units = getattr(term.perturb, "ball", None), place.shape[-1]
+        if not isinstance(ball, Hamming) or getattr(term.perturb, "site", None) != site:
+            continue
+        if ball.rate > 0 and ball.flips(units) == 0:
+            warnings.warn(
+                f"rate={ball.rate} of {units} units is less than one, so that {regularizer!r} flips none of the "
+                f"{site}; use a rate of at least 1 / {units} (about {math.ceil(1000 / units) / 1000:g})",
+                stacklevel=3,
+            )
 
 
 def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
@@ -91,6 +110,19 @@ def require_arguments(regularizer: Term, args: TrainingArguments) -> None:
             f"reentrant activation checkpointing cannot give the slopes that {regularizer!r} needs; "
             "leave use_reentrant at False, its default"
         )
+
+
+def given_problem(problem: str | None, args: TrainingArguments) -> str | None:
+    """The kind of task that a Trainer's argument or `reg_problem` says.
+
+    Raises:
+        ValueError: it is unknown, or they say two.
+    """
+    require_problem(problem)
+    given = {kind for kind in (problem, getattr(args, "reg_problem", None)) if kind is not None}
+    if len(given) > 1:
+        raise ValueError(f"both problem= and reg_problem say the kind of task ({', '.join(sorted(given))})")
+    return next(iter(given), None)
 
 
 def _require_company(args: TrainingArguments) -> None:

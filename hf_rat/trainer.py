@@ -27,7 +27,7 @@ from hf_rat.regularizers.reading import read
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
-from hf_rat.requirements import require_arguments
+from hf_rat.requirements import given_problem, require_arguments
 from hf_rat.trials import checked_space
 from hf_rat.unlabeled import UnlabeledBatches
 from hf_rat.weighting import weighted
@@ -45,6 +45,7 @@ class RegularizationMixin(OwnLoss):
         regularizer: a term, for instance `rat(epsilon=0.1)`, or its text, "rat(epsilon=0.1)". None builds it from
             `args.reg` and `args.reg_*`, or is `plain()`, with a warning, when `args` is a bare TrainingArguments. All
             other arguments are the Trainer's.
+        problem: the kind of task, as of `Regularization`; the same as `args.reg_problem`.
         unlabeled_dataset: one batch of it, without labels, goes beside each training batch: what the regularizer asks
             that needs no labels is asked of both, with the same weight.
 
@@ -59,7 +60,12 @@ class RegularizationMixin(OwnLoss):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *args: Any, regularizer: Term | str | None = None, unlabeled_dataset: Any = None, **kwargs: Any
+        self,
+        *args: Any,
+        regularizer: Term | str | None = None,
+        problem: str | None = None,
+        unlabeled_dataset: Any = None,
+        **kwargs: Any,
     ) -> None:
         refuse_fields(type(self).__name__, kwargs)
         given = None if regularizer is None else as_term(regularizer)
@@ -67,6 +73,7 @@ class RegularizationMixin(OwnLoss):
         self.model_accepts_loss_kwargs = False
         self.current_gradient_accumulation_steps = 1  # until `train` begins
         self._given_regularizer = given
+        self._problem = given_problem(problem, self.args)
         self._unlabeled_dataset = unlabeled_dataset
         self._unlabeled: UnlabeledBatches | None = None
         self._regularization: Regularization | None = None
@@ -107,6 +114,7 @@ class RegularizationMixin(OwnLoss):
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
+                problem=self._problem,
             )
         return self._regularization
 
@@ -148,9 +156,10 @@ class RegularizationMixin(OwnLoss):
             return self._task_loss(model, inputs, **accepted(self._task_loss, **given))
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
-            weight = self.regularization.weighting.weight(inputs, self._items, accumulation)
+            weighting = self.regularization.weighting
             loss, outputs = self._passes.task(self._task_loss, model, inputs, return_outputs)
-            loss = weighted({"task": loss}, weight)["task"]
+            weight = weighting.weight(inputs, self._items, accumulation)
+            loss = weighted({"task": weighting.mean(loss, inputs)}, weight)["task"]
             return (loss, outputs) if return_outputs else loss
         if return_outputs:
             raise ValueError(
@@ -230,8 +239,14 @@ class RegularizationMixin(OwnLoss):
             if regularization.teacher is not None:
                 regularization.teacher.load(self._resumed_from)
         self._store_state()
-        if self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING:
+        self._announced = False
+
+    def _announce(self) -> None:
+        """Once in a run, after its first micro-batch, which tells the kind of task."""
+        heard = self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING
+        if not self._announced and heard:
             tell(self.announcement())
+        self._announced = True
 
     def announcement(self) -> str:
         """What is going to be done, at what price, and how, in one line."""
@@ -285,7 +300,11 @@ class _Bookkeeping(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer._skip_nonfinite_step(kwargs["model"])
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._announce()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._announce()
         self._trainer.regularization.after_step()
         self._trainer._store_state()
 

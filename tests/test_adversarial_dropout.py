@@ -3,12 +3,13 @@
 import itertools
 import logging
 import math
+import warnings
 
 import keyed
 import pytest
 import runs
 import torch
-from tiny import FIRST, VOCABULARY, assert_same_gradients, gradients, tiny_batch
+from tiny import FIRST, VOCABULARY, assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
@@ -624,3 +625,15 @@ def test_a_mask_that_is_there_already_is_an_error():
             return SequenceClassifierOutput(loss=F.cross_entropy(self.output(h[:, -1]), labels), logits=h)
 
     refused(Masking(), "gives its LSTM a recurrent_mask of its own")
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.05, True), (0.0, False), (1 / 16, False), (0.2, False)])
+def test_a_rate_that_flips_no_unit_is_told(rate, told):
+    """The classifier of the tiny model reads 16 units."""
+    regularization = Regularization(adversarial_dropout(rate=rate), tiny_model())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        regularization.backward(tiny_batch())
+    said = [str(warning.message) for warning in caught if "flips none" in str(warning.message)]
+    assert bool(said) == told
+    assert all("at least 1 / 16 (about 0.063)" in line and "\n" not in line for line in said)

@@ -55,7 +55,7 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
     assert parsed("--reg", "rat").reg_overrides() == {}
     arguments = {name for call in RECIPES.values() for name, _ in call().arguments}
     flags = {f.name.removeprefix("reg_") for f in fields(RegularizedTrainingArguments) if f.name.startswith("reg_")}
-    assert flags - {"single_backward", "memory"} <= arguments
+    assert flags - {"single_backward", "memory", "problem"} <= arguments
     # What the flags leave to expressions: values per pass, SMART's own two, and whether a gradient is stopped.
     assert arguments - flags == {"epsilons", "dropouts", "mu", "beta", "fixed"}
 

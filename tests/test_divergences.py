@@ -243,3 +243,74 @@ def test_nothing_larger_than_a_chunk_is_made_but_the_gradients(name, monkeypatch
     large = [(size, what) for size, what in largest.made if size > z.numel() // 32]
     assert [size for size, _ in large] == [z.numel()], large
     assert "zeros_like" in large[0][1]
+
+
+# -- classes that are ruled out --------------------------------------------------------------------------------------
+
+OPEN = torch.tensor([True, False, True, True, False, True])
+RULED_OUT = [
+    (torch.float32, float("-inf")),
+    (torch.bfloat16, float("-inf")),
+    (torch.float16, float("-inf")),
+    (torch.float32, torch.finfo(torch.float32).min),
+    (torch.bfloat16, torch.finfo(torch.bfloat16).min),
+    (torch.float16, torch.finfo(torch.float16).min),
+]
+
+
+@pytest.mark.parametrize("chunk", [6, divergences.CHUNK])
+@pytest.mark.parametrize(("dtype", "value"), RULED_OUT, ids=str)
+@pytest.mark.parametrize("problem", PROBLEM_TYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_that_both_rule_out_is_not_there(name, problem, dtype, value, chunk, monkeypatch):
+    """Values and gradients are those over the other classes."""
+    z, w = logits(3, 2, 6, seed=1).to(dtype), logits(3, 2, 6, seed=2).to(dtype)
+    expected, *slopes = with_gradients(name, z[..., OPEN], w[..., OPEN], problem)
+    z[..., ~OPEN], w[..., ~OPEN] = value, value
+    monkeypatch.setattr(divergences, "CHUNK", chunk)
+    found, *gradients = with_gradients(name, z, w, problem)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for ours, over_the_others in zip(gradients, slopes, strict=True):
+        torch.testing.assert_close(ours[..., OPEN], over_the_others)
+        assert not ours[..., ~OPEN].any()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ce"])
+def test_no_slope_on_equals_with_classes_ruled_out(name):
+    z = logits(20, 6, seed=1, scale=10).masked_fill(~OPEN, float("-inf"))
+    w = z.clone().requires_grad_()
+    values = diverge(name, z, w, SINGLE)
+    values.sum().backward()
+    torch.testing.assert_close(values.detach(), torch.zeros(20), rtol=0, atol=1e-6)
+    assert not w.grad.any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_that_one_side_rules_out_is_as_scipy_has_it(name):
+    z, w = logits(4, 5, seed=1), logits(4, 5, seed=2)
+    z[0, 1] = w[1, 2] = z[2, 0] = w[2, 3] = float("-inf")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = [categorical(name, a, b) for a, b in zip(z.double().numpy(), w.double().numpy(), strict=True)]
+    if name != "logit_mse":
+        # Finite where the side that has the weight rules it out, and for bounded divergences.
+        finite = {"kl": [True, False, False, True], "ce": [True, False, False, True]}
+        finite |= {"reverse_kl": [False, True, False, True], "bi_kl": [False, False, False, True]}
+        assert np.isfinite(expected).tolist() == finite.get(name, [True] * 4)
+    torch.testing.assert_close(diverge(name, z, w, SINGLE), torch.tensor(expected).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kl", "ce", "js", "mae", "mse"])
+def test_gradients_are_finite_where_the_value_is(name):
+    """The reference has no weight where it rules a class out."""
+    z, w = logits(4, 5, seed=1), logits(4, 5, seed=2)
+    z[0, 1] = z[2, 0] = float("-inf")
+    values, *gradients = with_gradients(name, z, w, SINGLE)
+    assert all(torch.isfinite(found).all() for found in (values, *gradients))
+
+
+@pytest.mark.parametrize("problem", PROBLEM_TYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_is_never_hidden(name, problem):
+    z, w = logits(3, 4, seed=1), logits(3, 4, seed=2)
+    z[0, 1] = w[1, 1] = float("nan")
+    assert torch.isnan(diverge(name, z, w, problem)).tolist() == [True, True, False]

@@ -16,8 +16,8 @@ from hf_rat.regularizers.problems import (
     QUESTION_ANSWERING,
     TOKENS,
     counted,
-    problem_type,
 )
+from hf_rat.regularizers.recognition import recognized
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
 IDS = torch.ones(2, 3, dtype=torch.long)
@@ -55,22 +55,22 @@ class WithAdapters(SimpleNamespace):
     ids=str,
 )
 def test_the_kind_follows_the_heads_of_transformers(model, labels, expected):
-    assert problem_type(model, {"input_ids": IDS, "labels": labels}) == expected
+    assert recognized(model, {"input_ids": IDS, "labels": labels}).problem == expected
 
 
 def test_without_labels_an_unset_problem_type_means_classes():
-    assert problem_type(a_model(num_labels=3), {"input_ids": IDS}) == SINGLE
+    assert recognized(a_model(num_labels=3), {"input_ids": IDS}).problem == SINGLE
 
 
 def test_shifted_labels_and_answers_are_kinds_of_their_own():
-    assert problem_type(a_model(), {"labels": IDS}, shifted=True) == NEXT_TOKENS
-    assert problem_type(a_model(), {"labels": torch.tensor([0, 1])}, shifted=True) == SINGLE
-    assert problem_type(a_model(), {"input_ids": IDS, "start_positions": IDS[:, 0]}) == QUESTION_ANSWERING
+    assert recognized(a_model(), {"labels": IDS}, shifted=True).problem == NEXT_TOKENS
+    assert recognized(a_model(), {"labels": torch.tensor([0, 1])}, shifted=True).problem == SINGLE
+    assert recognized(a_model(), {"input_ids": IDS, "start_positions": IDS[:, 0]}).problem == QUESTION_ANSWERING
 
 
 def test_an_unknown_problem_type_is_named():
     with pytest.raises(ValueError, match=r"config\.problem_type is 'ranking'; expected one of") as error:
-        problem_type(a_model(problem_type="ranking"), {})
+        recognized(a_model(problem_type="ranking"), {})
     assert "\n" not in str(error.value)
 
 

@@ -326,3 +326,14 @@ def test_a_new_method_is_an_expression():
     """FGM that climbs the task loss in a box and asks for agreement there: nothing but the parts there are."""
     term = TaskLoss() + Adversarial(Gradient(Linf(0.02)), 0.5 * Consistency("js", passes=2))
     assert step(term)[0].keys() == {"task", "adversarial_consistency"}
+
+
+def test_plain_adds_nothing_to_rdrop_and_rat_of_epsilon_zero_is_one_task_loss_more():
+    """What the card of rat says, in numbers."""
+    model, batch = tiny_model(), tiny_batch()
+    task = model(**batch).loss.item()
+    rdrop_alone, with_plain, at_zero = (
+        total(step(term, dropout=0)[0]) for term in (rdrop(), plain() + rdrop(), rat(epsilon=0))
+    )
+    assert with_plain == pytest.approx(rdrop_alone, rel=1e-6)
+    assert at_zero == pytest.approx(task + rdrop_alone, rel=1e-6)

@@ -13,7 +13,7 @@ from tiny_tasks import BY_POSITION, TASKS, collate, task_model, task_rows
 from torch.nn import functional as F
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
-from hf_rat import Regularization, RegularizationMixin, fgm, parse, plain, rat
+from hf_rat import Regularization, RegularizationMixin, fgm, parse, plain, rat, rdrop
 from hf_rat.regularizers import L2, Gradient, Smoothness
 from hf_rat.regularizers.problems import NEXT_TOKENS, TOKENS
 
@@ -184,15 +184,16 @@ def test_the_model_tells_whether_it_shifts_labels(task):
     runs.assert_same_weights(model.state_dict(), weights)
 
 
-def test_it_is_asked_once():
-    model, batch = task_model("causal_lm"), collate(task_rows("causal_lm", 4))
+@pytest.mark.parametrize(("regularizer", "asked"), [(plain(), 0), (fgm(), 0), (rdrop(), 2)], ids=str)
+def test_it_is_asked_once_and_only_where_that_matters(regularizer, asked):
+    model, batch = task_model("causal_lm", 0.1), collate(task_rows("causal_lm", 4))
     passes = []
-    model.register_forward_hook(lambda *_: passes.append(1))
-    regularization = Regularization(plain(), model)
+    model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    regularization = Regularization(regularizer, model)
     regularization.backward(batch)
-    assert len(passes) == 3
+    assert passes.count(False) == asked
     regularization.backward(batch)
-    assert len(passes) == 4
+    assert passes.count(False) == asked
 
 
 # -- loops without a Trainer -----------------------------------------------------------------------------------------

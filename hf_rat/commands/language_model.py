@@ -31,7 +31,7 @@ def pretrain(
     """Train a language model on the texts, each one a sequence that `<eos>` ends; its folder.
 
     A folder that holds a finished one, as a resumed run finds it, is taken as it is. The model has the classifier's
-    sizes and dropouts, and a softmax over the whole vocabulary (Sung et al.'s is sampled), so a large vocabulary
+    sizes and dropouts, and a softmax over the whole vocabulary (Park et al.'s is sampled), so a large vocabulary
     costs most of the time.
 
     Args:

@@ -8,8 +8,9 @@ A ball is a frozen value. Given a slope (the gradient of what the adversary clim
     noise(size, place)       a random point
 
 `place` tells what the geometry must know of where it is: shapes, padding, token ids (see places.Place). Everything is
-fp32. A slope that is zero or not finite gives a zero move, never a NaN; norms are taken after division by the largest
-entry, so that the tiny gradients of saturated losses neither underflow nor overflow.
+fp32. An example whose slope is zero or has an entry that is not finite does not move, and no move is NaN; norms are
+taken after division by the largest entry, so that the tiny gradients of saturated losses neither underflow nor
+overflow.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ def unit_vectors(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     scaled = x / peak.clamp(min=torch.finfo(x.dtype).tiny)
     unit = scaled / scaled.square().sum(dims, keepdim=True).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
     return torch.where(torch.isfinite(peak), unit, 0.0)
+
+
+def _finite(slope: Tensor) -> Tensor:
+    """fp32, zero in the whole example where an entry is not finite: the others of it mean nothing either."""
+    slope = slope.float()
+    return torch.where(torch.isfinite(slope).all(dim=_inner(slope), keepdim=True), slope, 0.0)
 
 
 def _inner(x: Tensor) -> tuple[int, ...]:
@@ -112,14 +119,16 @@ class L2:
 
 @dataclass(frozen=True)
 class Linf:
-    """Box: every entry at most `radius`. `unit="embedding"` scales it by the root mean square entry of the table."""
+    """Box: every entry at most `radius`. `unit="embedding"` scales it by the mean norm of the rows of the table.
+
+    The mean norm is divided by sqrt(dim): an entry of a row of that length whose entries are all alike.
+    """
 
     radius: float
     unit: str = "absolute"
 
     def farthest(self, slope: Tensor, place: Place) -> Tensor:
-        slope = torch.nan_to_num(slope.float(), nan=0.0, posinf=0.0, neginf=0.0)
-        return self.length(self.radius, place) * slope.sign()
+        return self.length(self.radius, place) * _finite(slope).sign()
 
     def uphill(self, slope: Tensor, place: Place) -> Tensor:
         """`slope / max |slope|` per example, as SMART and FreeLB's L-infinity option."""
@@ -175,7 +184,7 @@ class Hamming:
             (batch, units): -1 where a unit of the base goes off, +1 where one comes on. A unit that is flipped at the
             start already stays so only if it is among the best, and goes back where that gains.
         """
-        slope = torch.nan_to_num(slope.float(), nan=0.0, posinf=0.0, neginf=0.0)
+        slope = _finite(slope)
         start = torch.zeros_like(slope) if start is None else start
         flip = torch.full_like(slope, -1.0) if base is None else -1.0 - 2.0 * base
         count = min(self.flips(slope.shape[-1]) if count is None else count, slope.shape[-1])

@@ -15,7 +15,7 @@ from hf_rat.regularizers.buckets import Bucket
 from hf_rat.regularizers.divergences import diverge
 from hf_rat.regularizers.dropout import DropoutRate, SharedMasks
 from hf_rat.regularizers.places import Place
-from hf_rat.regularizers.problems import kept, mean
+from hf_rat.regularizers.problems import CTC, kept, mean
 from hf_rat.regularizers.running_buffers import RunningBuffers
 from hf_rat.regularizers.sites import Site
 
@@ -33,7 +33,7 @@ class Batch:
         inputs: the model's keyword arguments; batch-first tensors, the labels among them if there are any.
         run: inputs -> (mean task loss or None without labels, logits).
         open_site: name of a site -> the site, opened on the model on first use.
-        problem: what `problems.problem_type` returned.
+        problem: one of `problems.PROBLEMS`.
         step: the optimizer step that is being made, from 0: terms that begin later compare with it.
         streaming: groups are back-propagated one by one, so that a slope may ride on a backward; otherwise all
             graphs are kept for one backward and slopes are taken separately.
@@ -46,6 +46,8 @@ class Batch:
         rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
         split: the batch in buckets of like length; empty when it is run whole.
+        refined: the same or another kind of task, as far as the passes have shown it.
+        frames: (inputs, logits) -> (batch, frames) bool, which outputs of a `ctc` are not padding; None: all of them.
         apart_because: inputs -> why the passes at a point run one by one; None where they run as one doubled batch.
         require_repeatable: raises a ValueError where a pass cannot draw the same random numbers again.
         running: the buffers of the model that its forward changes (running statistics); None lets passes change them.
@@ -71,6 +73,8 @@ class Batch:
     may_look_up: bool = False
     rerun: Run | None = None
     split: Sequence[Bucket] = ()
+    refined: Callable[[str], str] = lambda problem: problem
+    frames: Callable[[Mapping[str, Any], Tensor], Tensor | None] = lambda inputs, logits: None
     apart_because: Callable[[dict[str, Any]], str | None] = lambda inputs: None
     require_repeatable: Callable[[dict[str, Any]], None] = lambda inputs: None
     running: RunningBuffers | None = None
@@ -153,8 +157,9 @@ class Batch:
 
     def divergence(self, name: str, p: Tensor, q: Tensor) -> Tensor:
         """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
-        keep = kept(self.problem, self.inputs, p)
-        return mean(self.problem, diverge(name, p, q, self.problem, keep), keep)
+        problem = self.refined(self.problem)
+        keep = self.frames(self.inputs, p) if problem == CTC else kept(problem, self.inputs, p)
+        return mean(problem, diverge(name, p, q, problem, keep), keep)
 
 
 def tiled(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:

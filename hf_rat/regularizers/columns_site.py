@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hf_rat.regularizers.embedding_site import EmbeddingSite
 from hf_rat.regularizers.places import Place
+from hf_rat.regularizers.site import OutputSite
 
 _IDS = "_input_ids"
 
@@ -76,6 +77,9 @@ class ColumnsSite(EmbeddingSite):
             )
         return names
 
+    def _learn_runs(self, inputs: Mapping[str, Any]) -> None:
+        """The columns are known by their names."""
+
     def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
         name = self._names(inputs)[0]
         features = {"input_ids": inputs[f"{name}{_IDS}"], "attention_mask": inputs.get(f"{name}_attention_mask")}
@@ -83,7 +87,7 @@ class ColumnsSite(EmbeddingSite):
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.move is None or self._looking:
-            return super()._hook(module, args, output)
+            return OutputSite._hook(self, module, args, output)
         ids = args[0]
         rows, width = ids.shape
         several = self._columns[self._next : self._next + rows // len(self.move)]

@@ -8,6 +8,10 @@ mean squared difference of the outputs when the task is a regression.
 The first argument is the reference (the clean prediction, or the earlier pass), the second one the prediction that
 is compared with it. Nothing is detached here. All arithmetic is fp32, whatever the dtype of the logits.
 
+A class whose logit is -inf (or the least number of its dtype) in both is not there: the divergence, values and
+gradients, is that over the other classes. Where only one of the two rules a class out, KL(p || q) is infinite if q
+does, as are bi_kl, reverse_kl, ce and logit_mse on their sides, and js, mae and mse are finite.
+
 Over a large vocabulary the temporaries of a divergence would outweigh the model. There it is computed a chunk of
 positions at a time, and once more in the backward, so that what it holds beyond the logits and their gradients is a
 chunk.
@@ -30,24 +34,25 @@ CHUNK = 2**18
 
 def ce(p: Tensor, q: Tensor) -> Tensor:
     """Soft cross-entropy `-sum_c p_c log q_c` = KL(p || q) + H(p): not zero where the two agree."""
-    return -(p.exp() * q).sum(-1)
+    return -(p.exp() * q.masked_fill(p == -math.inf, 0.0)).sum(-1)
 
 
 def mae(p: Tensor, q: Tensor) -> Tensor:
     """Mean over the classes of `|p_c - q_c|`, on probabilities."""
-    return (p.exp() - q.exp()).abs().mean(-1)
+    return _mean(p, q, (p.exp() - q.exp()).abs())
 
 
 def mse(p: Tensor, q: Tensor) -> Tensor:
     """Mean over the classes of `(p_c - q_c)^2`, on probabilities."""
-    return (p.exp() - q.exp()).square().mean(-1)
+    return _mean(p, q, (p.exp() - q.exp()).square())
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """`KL(p || q) = sum_c p_c (log p_c - log q_c)`."""
     # The two last terms sum to zero. With them the gradient at p = q is zero to the last bit, and no search ever
     # climbs rounding errors.
-    return (p.exp() * (p - q) - p.exp() + q.exp()).sum(-1)
+    ratio = (p - q).nan_to_num(0.0, math.inf, 0.0)  # 0 log 0 = 0, whatever q is
+    return (p.exp() * ratio - p.exp() + q.exp()).sum(-1)
 
 
 def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
@@ -58,18 +63,28 @@ def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
 def js(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon: `1/2 KL(p || m) + 1/2 KL(q || m)` with `m = (p + q) / 2`."""
     # Written so that m is p to the last bit where the two agree.
-    m = torch.maximum(p, q) + (torch.log1p((-(p - q).abs()).exp()) - math.log(2.0))
+    m = torch.maximum(p, q) + (torch.log1p((-_ratio(p, q).abs()).exp()) - math.log(2.0))
     return 0.5 * (kl(p, m) + kl(q, m))
 
 
 def bi_kl(p: Tensor, q: Tensor) -> Tensor:
     """`1/2 [KL(p || q) + KL(q || p)]`, with the half, as in R-Drop and R-AT (SMART and R3F leave the half out)."""
-    return 0.5 * ((p.exp() - q.exp()) * (p - q)).sum(-1)
+    return 0.5 * ((p.exp() - q.exp()) * _ratio(p, q)).sum(-1)
 
 
 def logit_mse(p: Tensor, q: Tensor) -> Tensor:
     """Mean over the outputs of the squared difference of the raw outputs (before any softmax)."""
-    return (p - q).square().mean(-1)
+    return _mean(p, q, (p - q).masked_fill((p == -math.inf) & (q == -math.inf), 0.0).square())
+
+
+def _ratio(p: Tensor, q: Tensor) -> Tensor:
+    """`log p_c / q_c` of log-probabilities, 0 where neither has any. (A NaN among them is one in `exp` too.)"""
+    return (p - q).nan_to_num(0.0, math.inf, -math.inf)
+
+
+def _mean(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
+    """Mean of `x` over the last axis, over what p and q do not both rule out."""
+    return x.sum(-1) / ((p != -math.inf) | (q != -math.inf)).sum(-1)
 
 
 NAMES = {divergence.__name__: divergence for divergence in (ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse)}
@@ -82,7 +97,7 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None =
         name: a key of `NAMES`; on a regression every name is the mean squared difference of the outputs.
         p: reference logits (any float dtype), (batch, classes) or (batch, time, classes).
         q: logits of the same shape.
-        problem: what `problems.problem_type` returned.
+        problem: one of `problems.PROBLEMS`.
         keep: bool, one per example or position; None keeps all. Nothing is computed where it is False.
 
     Returns:
@@ -101,12 +116,17 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None =
 
 
 def _compare(name: str, problem: str, p: Tensor, q: Tensor) -> Tensor:
-    p, q = p.float(), q.float()
+    p, q = _ruled_out(p), _ruled_out(q)
     if problem == "regression" or name == "logit_mse":
         return logit_mse(p, q)
     if problem == "multi_label_classification":
-        return NAMES[name](_bernoulli(p), _bernoulli(q)).mean(-1)
+        return _mean(p, q, NAMES[name](_bernoulli(p), _bernoulli(q)))
     return NAMES[name](p.log_softmax(-1), q.log_softmax(-1))
+
+
+def _ruled_out(logits: Tensor) -> Tensor:
+    """fp32, -inf where they are the least number of their dtype, with which models mask what cannot be."""
+    return logits.float().masked_fill(logits <= torch.finfo(logits.dtype).min, -math.inf)
 
 
 def _bernoulli(logits: Tensor) -> Tensor:

@@ -10,9 +10,12 @@ The task loss is the model's own. This is what the rest must know to go with it:
     question_answering            (batch, 2, time)           the time steps           answers that begin (end) inside
     token_classification          (batch, time, classes)     the classes              labels other than -100
     causal_lm                     (batch, time, vocabulary)  the vocabulary           *next* labels other than -100
+    crf                           (batch, time, classes)     the classes              labels other than -100
+    ctc                           (batch, frames, symbols)   the symbols              frames that are not padding
 
 `token_classification` is every task with one label per position that the model does not shift: masked language models
-and the decoders of encoder-decoders too. The last two are averaged over positions, the others over examples.
+and the decoders of encoder-decoders too. It and `causal_lm` are averaged over positions. The others are averaged over
+examples: the loss of a `crf` or `ctc` is one number for each sequence. Recognition.py tells which one a batch is.
 """
 
 from __future__ import annotations
@@ -24,8 +27,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_rat.regularizers.adapters import without_adapters
-
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 """What `config.problem_type` may be."""
 
@@ -33,6 +34,14 @@ MULTIPLE_CHOICE = "multiple_choice"
 QUESTION_ANSWERING = "question_answering"
 TOKENS = "token_classification"
 NEXT_TOKENS = "causal_lm"
+CRF = "crf"
+CTC = "ctc"
+
+PROBLEMS = (*PROBLEM_TYPES, MULTIPLE_CHOICE, QUESTION_ANSWERING, TOKENS, NEXT_TOKENS, CRF, CTC)
+"""Every kind of task."""
+
+BY_POSITION = (TOKENS, NEXT_TOKENS)
+"""Those whose loss is a mean over labelled positions."""
 
 LABELS = ("labels", "shift_labels", "start_positions", "end_positions")
 """The inputs from which a model makes its task loss."""
@@ -41,54 +50,15 @@ IGNORED = -100
 """The label of a position that is not scored."""
 
 
+def require_problem(problem: str | None) -> None:
+    """Raise a ValueError if `problem` is neither None nor a kind of task."""
+    if problem is not None and problem not in PROBLEMS:
+        raise ValueError(f"problem={problem!r} is no kind of task; known: {', '.join(PROBLEMS)}")
+
+
 def is_labelled(inputs: Mapping[str, Any]) -> bool:
     """Whether a batch has what a task loss needs."""
     return any(inputs.get(name) is not None for name in LABELS)
-
-
-def problem_type(model: object, inputs: Mapping[str, Any], shifted: bool = False) -> str:
-    """The kind of task, by the rules that transformers' heads follow.
-
-    Args:
-        model: unwrapped. `config.problem_type` decides between the kinds of sequence classification when it is set;
-            otherwise `config.num_labels == 1` makes a regression, and floating point labels with more than one output
-            are multi-label.
-        inputs: of the model. `start_positions` mean question answering, and integer labels (batch, time) one label per
-            position.
-        shifted: the model shifts such labels: its output at a position predicts the label of the next one.
-
-    Raises:
-        ValueError: an unknown `config.problem_type`.
-    """
-    config = getattr(model, "config", None)
-    given = getattr(config, "problem_type", None)
-    if given is not None and given not in PROBLEM_TYPES:
-        raise ValueError(f"config.problem_type is {given!r}; expected one of {', '.join(PROBLEM_TYPES)}")
-    if "start_positions" in inputs:
-        return QUESTION_ANSWERING
-    if has_a_label_per_position(model, inputs):
-        return NEXT_TOKENS if shifted else TOKENS
-    if "MultipleChoice" in type(without_adapters(model)).__name__:  # such heads ignore num_labels
-        return MULTIPLE_CHOICE
-    if given is not None:
-        return given
-    if getattr(config, "num_labels", 2) == 1:
-        return "regression"
-    labels = inputs.get("labels")
-    if isinstance(labels, Tensor) and labels.is_floating_point():
-        return "multi_label_classification"
-    return "single_label_classification"
-
-
-def has_a_label_per_position(model: object, inputs: Mapping[str, Any]) -> bool:
-    """Whether the labels are integers of shape (batch, time)."""
-    if getattr(getattr(model, "config", None), "problem_type", None) in PROBLEM_TYPES[1:]:
-        return False
-    labels = inputs.get("shift_labels", inputs.get("labels"))
-    # A column of labels, (batch, 1), is one label per example.
-    return (
-        isinstance(labels, Tensor) and labels.dim() > 1 and labels.shape[1:] != (1,) and not labels.is_floating_point()
-    )
 
 
 def counted(problem: str, inputs: Mapping[str, Any]) -> Tensor:
@@ -97,9 +67,9 @@ def counted(problem: str, inputs: Mapping[str, Any]) -> Tensor:
     Returns:
         int64, a scalar.
     """
-    if problem == QUESTION_ANSWERING:
-        positions = inputs["start_positions"]
-        return torch.tensor(positions.shape[0], device=positions.device)
+    if problem in (QUESTION_ANSWERING, CRF, CTC):
+        labels = inputs["start_positions" if problem == QUESTION_ANSWERING else "labels"]
+        return torch.tensor(labels.shape[0], device=labels.device)
     targets = _targets(problem, inputs)
     counts = targets != IGNORED
     return (counts | targets.is_floating_point()).sum()  # of a regression, -100 is a value as any other
@@ -109,7 +79,7 @@ def kept(problem: str, inputs: Mapping[str, Any], logits: Tensor) -> Tensor | No
     """Which outputs the task loss looks at; without labels, those at tokens.
 
     Args:
-        problem: what `problem_type` returned.
+        problem: one of `PROBLEMS`.
         inputs: of the model.
         logits: (batch, ..., classes).
 
@@ -120,7 +90,7 @@ def kept(problem: str, inputs: Mapping[str, Any], logits: Tensor) -> Tensor | No
         ValueError: one label per position, but not one output for each of them.
     """
     shape = logits.shape[:-1]
-    if problem in (TOKENS, NEXT_TOKENS):
+    if problem in (*BY_POSITION, CRF):
         if not is_labelled(inputs):
             return _tokens(inputs, shape)
         targets = _targets(problem, inputs)
@@ -143,12 +113,13 @@ def mean(problem: str, values: Tensor, keep: Tensor | None) -> Tensor:
     """The mean of the values that count, as the task loss takes it; a scalar, 0 where nothing counts.
 
     Args:
-        values: (batch,), (batch, time), or (batch, 2) for starts and ends of answers, which count half each.
+        values: (batch,), (batch, time), or (batch, 2) for starts and ends of answers, which count half each. The
+            frames of a `ctc` are averaged in each example first.
         keep: bool, of the same shape, or None.
     """
     if keep is None:
         return values.mean()
-    over = (0,) if problem == QUESTION_ANSWERING else tuple(range(values.dim()))
+    over: tuple[int, ...] = {QUESTION_ANSWERING: (0,), CTC: (1,)}.get(problem, tuple(range(values.dim())))
     sums = torch.where(keep, values, 0.0).sum(over)
     return (sums / keep.sum(over).clamp(min=1)).mean()
 

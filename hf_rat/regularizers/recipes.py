@@ -354,7 +354,8 @@ def rat(
             squared difference. epsilons, dropouts: one per pass (Appendix B, section 5.2); equal ones are best there.
         scope: "example" is the equation; "table" is the authors' code: the gradient of the embedding table and one
             norm over the micro-batch, every occurrence of a token moved alike.
-    Relations: epsilon=0 is plain + rdrop; alpha=0 is the paper's ablation without L_KL; with dropout 0 it is fgm.
+    Relations: epsilon=0 is one clean task loss more than rdrop, L(x) + L_rdrop (the sum plain + rdrop has one clean
+        task loss, and is rdrop); alpha=0 is the paper's ablation without L_KL; with dropout 0 it is fgm.
     Cost: (1 + K)F + (1 + K)B: the slope comes with the clean backward (the authors traverse the clean graph twice).
     Reference: Ni, Li, Kao 2022, "R-AT: Regularized Adversarial Training for Natural Language Understanding".
     """
@@ -525,7 +526,8 @@ def adversarial_dropout(
     `steps` times, the k-th time with k / steps of the flips.
 
     Arguments: rate is the papers' delta: 0.05 (images), 0.03 (pixels), 0.04 (text), 0.06 (language models). alpha:
-        paper 1 after a ramp-up. site: "logits", the input of the output layer; "recurrent", the hidden state where it
+        1, and the codes grow it to that over the first epochs (use warmup). site: "logits", the input of the output
+        layer; "recurrent", the hidden state where it
         re-enters the gates of the last recurrent layer, one mask for all its steps (and both its directions).
         start_mask: one random unit flipped ("one_drop"), floor(rate H) of them ("random"), or none ("base": the
         influence is then that of other dropout masks, and without any other dropout it is zero, and so is the loss).
@@ -544,8 +546,9 @@ def adversarial_dropout(
         paper's algorithm fills up). Kept units are scaled by H / (units on), as in the codes; the influence contains
         that scaling at the recurrent site (code for pixels), not at the logits. The codes for images and pixels stop
         no gradient, the one for text does (fixed=True) and starts at "base". The pixels' divergence is "reverse_kl".
-        Passes with the start mask replay the dropout masks of the prediction. Predictions of a classifier are those
-        after the last valid step (the paper's lambda_T = 1); for token-level outputs D is the mean over unmasked
+        Passes with the start mask replay the dropout masks of the prediction. A recurrent classifier with
+        pooling="last" predicts after the last valid step (the paper's lambda_T = 1); for token-level outputs D is the
+        mean over unmasked
         positions (lambda_t uniform). A GRU's mask acts on what enters the gates, and the carried z h stays whole.
     """
     if site not in MASK_SITES:

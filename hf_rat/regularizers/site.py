@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -78,6 +78,8 @@ class OutputSite(Site):
         self._runs = 0
         self._instead = False
         self._looking = False
+        self._every = False
+        self._found: list[tuple[Any, Any]] = []
         self._time_first = False
         self._measured = False
         self._handle = module.register_forward_hook(self._hook)
@@ -102,12 +104,13 @@ class OutputSite(Site):
         if self.move is None and not self._looking:
             return None
         self._runs += 1
+        if self._looking:
+            self._found.append((args[0] if args else None, output[0] if isinstance(output, tuple) else output))
+            if self._runs == self._run + 1 and not self._every:
+                raise _Seen
+            return None
         if self._runs != self._run + 1:
             return None
-        first = output[0] if isinstance(output, tuple) else output
-        if self._looking:
-            self._seen = (args[0] if args else None, first)
-            raise _Seen
         assert self.move is not None
         self.fired = True
         return self._added(self.move.transpose(0, 1) if self._time_first else self.move, output)
@@ -138,14 +141,26 @@ class OutputSite(Site):
 
     def look(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:
         """Run the model up to this site: (first positional argument, output) of the module; None if it did not run."""
-        self._looking, self._runs = True, 0
+        found = self._looked(inputs, first)
+        return found[self._run] if len(found) > self._run else None
+
+    def runs(self, inputs: Mapping[str, Any], first: Tensor) -> list[tuple[Any, Any]]:
+        """Run the model once: (first positional argument, output) of the module in each of its runs."""
+        self._every = True
         try:
-            with without_trace(self.model, first.device):
+            return self._looked(inputs, first)
+        except Exception:
+            if not self._found:  # what fails behind this site, a loss of training for instance, does not matter here
+                raise
+            return self._found
+        finally:
+            self._every = False
+
+    def _looked(self, inputs: Mapping[str, Any], first: Tensor) -> list[tuple[Any, Any]]:
+        self._looking, self._runs, self._found = True, 0, []
+        try:
+            with suppress(_Seen), without_trace(self.model, first.device):
                 self.model(**inputs)
-        except _Seen:
-            seen = self._seen
-            del self._seen
-            return seen
         finally:
             self._looking = False
-        return None
+        return self._found

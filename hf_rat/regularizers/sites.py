@@ -11,7 +11,8 @@ from collections.abc import Callable
 from torch import nn
 
 from hf_rat.regularizers.columns_site import ColumnsSite
-from hf_rat.regularizers.embedding_site import DECODER_EMBEDDINGS, EMBEDDINGS, DecoderEmbeddingSite, EmbeddingSite
+from hf_rat.regularizers.decoder_site import DECODER_EMBEDDINGS, DecoderEmbeddingSite
+from hf_rat.regularizers.embedding_site import EMBEDDINGS, EmbeddingSite
 from hf_rat.regularizers.logits_site import LOGITS_INPUT, LogitsInputSite
 from hf_rat.regularizers.module_site import ModuleSite
 from hf_rat.regularizers.recurrent_site import RECURRENT, RecurrentSite
