@@ -82,10 +82,13 @@ class FirstBatch:
         return self._seen[key]
 
     def _tell(self, what: str, because: str | None) -> str | None:
-        """Say it once."""
+        """Say it once, in one process."""
         if because is not None and what not in self._told:
             self._told.add(what)
-            logger.info("%s: %s (%s)", type(self._model).__name__, what, because)
+            second = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
+            logger.log(
+                logging.DEBUG if second else logging.INFO, "%s: %s (%s)", type(self._model).__name__, what, because
+            )
         return because
 
     # -- when to look again ------------------------------------------------------------------------------------------
@@ -102,7 +105,11 @@ class FirstBatch:
         for module in self._model.modules():
             found.update((id(place), place) for place in _places(module))
         return [
-            (place, name) for place in found.values() for name, x in place.items() if isinstance(x, bool | int | float)
+            (place, name)
+            for place in found.values()
+            for name, x in place.items()
+            # Greater whole numbers are sizes.
+            if isinstance(x, float) or (isinstance(x, int) and x in (0, 1) and not name.startswith("_"))
         ]
 
 
@@ -114,4 +121,4 @@ def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def _device(inputs: Mapping[str, Any]) -> torch.device:
-    return next(x.device for x in inputs.values() if isinstance(x, Tensor))
+    return next((x.device for x in inputs.values() if isinstance(x, Tensor)), torch.device("cpu"))
