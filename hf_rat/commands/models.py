@@ -18,8 +18,8 @@ from transformers import (
 
 from hf_rat.commands.flags import ModelArguments
 from hf_rat.data.encoding import Labels
+from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub
-from hf_rat.data.loading import one_line
 
 logger = logging.getLogger(__name__)
 
