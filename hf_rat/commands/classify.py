@@ -83,7 +83,7 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
     if task is not None and unlabeled and data.unlabeled_file is None and task.unlabeled is not None:
         splits.append(task.unlabeled)
     if task is None and data.validation_from_train is not None:
-        splits.remove("validation")  # what is held back from training stands in for it
+        splits = [split for split in splits if split != "validation"]  # training rows are held back in its place
     task, labels, rows = source_of(flags, task).read(splits)
     if data.unlabeled_file is not None:
         rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, data.reading(flags.model.cache_dir))

@@ -36,8 +36,7 @@ class FileArguments:
     quoting: str | None = field(
         default=None,
         metadata={
-            "help": "minimal: fields may be in double quotes, as csv has them; none: quotes are characters, as tsv has "
-            "them.",
+            "help": "minimal: fields may be in double quotes, csv's default; none: quotes are characters, tsv's.",
             "choices": tuple(QUOTING),
         },
     )
@@ -52,6 +51,9 @@ class FileArguments:
             raise ValueError(f"--encoding {self.encoding!r} is none of Python's, such as utf-8 or latin-1") from None
         if self.quoting is not None and self.quoting not in QUOTING:
             raise ValueError(f"--quoting {self.quoting!r} is not known; there are {', '.join(QUOTING)}")
+        for name in ("encoding", "quoting", "column_names"):
+            if getattr(self, name) != getattr(FileArguments, name) and not (self.files or self.unlabeled_file):
+                raise ValueError(f"--{name} {getattr(self, name)!r} is of files of your own: give --train_file")
         names = self.names("column_names")
         if len(set(names)) < len(names) or not all(names):
             raise ValueError(f"--column_names {self.column_names!r}: each column needs a name of its own")

@@ -126,6 +126,8 @@ class Labels:
         Raises:
             ValueError: a label is outside the label set, or is not a finite number in a regression.
         """
+        if column != "label" and "label" in rows.column_names:
+            rows = rows.remove_columns("label")
         # Batch by batch and into a file: no column is ever in memory as a whole.
         features = rows.remove_columns(column).features | {"label": Value("float32" if self.regression else "int64")}
         return rows.map(

@@ -1,4 +1,4 @@
-"""One file of rows: csv and tsv as Python's csv module reads them, json as its json module does, parquet as pyarrow does.
+"""One file of rows: csv, tsv and json as Python's own modules read them, parquet as pyarrow does.
 
 A file is looked through once before it is used, so that a column has one type however long it is, and what is wrong
 with a row is said with its number. What was read is cached by the file's content, not by its name and time.
@@ -125,5 +125,5 @@ def _features(types: Mapping[str, str]) -> Features:
 def _rows(
     kind: str, path: str, reading: Reading, types: Mapping[str, str], content: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a file that was looked through; the cache goes by the arguments, `content` is the hash of the file."""
+    """The rows of a file that was looked through. The cache goes by the arguments: `content` is the file's hash."""
     return (tables if kind == "csv" else json_files).rows_of(Path(path), reading, types)

@@ -94,6 +94,6 @@ def _whole(what: str, value: Any) -> list[Any]:
     if all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
         return [{name: column[row] for name, column in value.items()} for row in columns[0]]
     raise Unreadable(
-        f"{what}: it is one object, of {', '.join(map(repr, list(value)[:5]))}, and no list of rows; pandas writes rows "
-        "with to_json(orient='records', lines=True)"
+        f"{what}: it is one object, of {', '.join(map(repr, list(value)[:5]))}, and no list of rows; pandas writes "
+        "rows with to_json(orient='records', lines=True)"
     )

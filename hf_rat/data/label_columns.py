@@ -77,7 +77,7 @@ def _number(value: Any) -> float | None:
 
 
 def _is_regression(what: str, counts: Counter[Any], first: dict[Any, int], numbers: dict[Any, float | None]) -> bool:
-    """What the user did not say. Floats with a fraction are numbers to approach; few whole numbers or texts, classes."""
+    """What the user did not say: fractions are numbers to approach; a few whole numbers or texts are classes."""
     total, odd = counts.total(), [value for value, number in numbers.items() if number is None]
     if odd and sum(counts[value] for value in odd) < total / 2:
         raise ValueError(

@@ -82,6 +82,9 @@ class KnownTask:
     def read(self, splits: Collection[str]) -> Read:
         """As `Source.read`."""
         wanted = self.wanted
+        if wanted.regression not in (None, self.task.regression):
+            kind = "scores" if self.task.regression else "classes"
+            raise ValueError(f"--do_regression {wanted.regression}: the labels of {self.task.name} are {kind}")
         task = dataclasses.replace(
             self.task,
             text_columns=wanted.texts or self.task.text_columns,
@@ -201,8 +204,8 @@ def has_labels(rows: Dataset, column: str, labels: Labels, what: str) -> bool:
     without = [_is_none(value, labels.values) for value in stored_labels(rows, column)]
     if any(without) and not all(without):
         raise ValueError(
-            f"{what}: row {without.index(True)} has no label in {column!r}, row {without.index(False)} has one; fill it "
-            "in, or leave the whole column out for predictions only"
+            f"{what}: row {without.index(True)} has no label in {column!r}, row {without.index(False)} has one; fill "
+            "it in, or leave the whole column out for predictions only"
         )
     return not any(without)
 

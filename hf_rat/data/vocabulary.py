@@ -31,6 +31,15 @@ _PATTERNS = {
 }
 
 
+_EAST_ASIAN_CHARACTER = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
+
+
+def is_east_asian(texts: Iterable[str]) -> bool:
+    """Whether most of the letters are Chinese or Japanese, which puts no spaces between words."""
+    letters = "".join(character for text in texts for character in text if character.isalpha())
+    return 2 * len(_EAST_ASIAN_CHARACTER.findall(letters)) > len(letters)
+
+
 def _normalizer(lowercase: bool) -> Normalizer:
     """Compatible forms of Unicode, straight apostrophes, and a space for a line break of HTML (IMDB has them)."""
     parts: list[Normalizer] = [NFKC(), Replace("’", "'"), Replace(Regex(r"<br\s*/?>"), " ")]
@@ -108,7 +117,10 @@ def word_tokenizer(
     kept = kept if max_size is None else kept[: max_size - len(special)]
     if not kept:
         most = counted[ordered[0]]
-        raise ValueError(f"vocabulary min_count={min_count} leaves no word: the most frequent one occurs {most} times")
+        raise ValueError(
+            f"vocabulary min_count={min_count} leaves no word: the most frequent one occurs {most} times; lower it, "
+            "or take kind='characters' for texts without spaces between words"
+        )
     seen[UNK] += sum(counted.values()) - sum(counted[word] for word in kept)
     if end_token:
         seen[EOS] += number
