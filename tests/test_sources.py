@@ -6,7 +6,7 @@ import random
 import pandas as pd
 import pytest
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 from hf_rat.commands import cli, textcls
 from hf_rat.data.text_columns import text_columns_of
@@ -65,7 +65,7 @@ def tweets(rows=40):
 
 
 def test_the_text_is_found_by_its_name_and_told(run, tmp_path, capsys):
-    run("--label_column_name", "airline_sentiment", train=tweets(), test=tweets(8), *["--do_predict"])
+    run("--label_column_name", "airline_sentiment", "--do_predict", train=tweets(), test=tweets(8))
     told = capsys.readouterr().out
     assert "the text is 'text', the label is 'airline_sentiment', 3 classes" in told
     assert f"train ({tmp_path / 'train.csv'}): 40 rows, negative 20, neutral 10, positive 10" in told
@@ -190,6 +190,18 @@ def test_chinese_texts_are_characters_unless_words_are_asked_for(run, tmp_path, 
     assert "--vocabulary characters or jieba fits it better" in capsys.readouterr().out
     twice = ("--vocabulary", "words", "--min_count", "2", "--output_dir", str(tmp_path / "none"))
     assert "characters" in error(capsys, run, *twice, train=chinese(20), ending="jsonl")
+
+
+def test_a_model_of_jieba_s_words_answers_outside_as_inside(run, tmp_path):
+    pytest.importorskip("jieba")
+    words = ("--vocabulary", "jieba", "--do_predict", "--learning_rate", "0.01", "--max_steps", "30")
+    run(*words, train=chinese(200), test=chinese(60, seed=1), ending="jsonl")
+    lines = (tmp_path / "out" / "predict_results.txt").read_text().splitlines()[1:]
+    inside = [line.split("\t")[1] for line in lines]
+    assert {*inside} == {"0", "1"}
+    classify = pipeline("text-classification", model=str(tmp_path / "out"), trust_remote_code=True)
+    texts = [json.loads(line)["text"] for line in chinese(60, seed=1).splitlines()]
+    assert [answer["label"] for answer in classify(texts)] == inside
 
 
 def test_a_missing_model_is_blamed_on_its_own_flag(tmp_path, capsys):

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_rat.data.label_columns import classes_of, is_missing, plain
 from hf_rat.data.tasks import Task
-from hf_rat.data.vocabulary import segment
 
 
 @dataclass(frozen=True)
@@ -157,10 +156,21 @@ def require_texts(rows: Dataset, columns: Iterable[str], what: str) -> None:
     """
     index = 0
     for batch in rows.select_columns(list(columns)).iter(1000):
-        index += len(_checked(batch, tuple(batch), index, what)[0])
+        index += len(texts_of(batch, tuple(batch), index, what)[0])
 
 
-def _checked(batch: Mapping[str, list[Any]], columns: Sequence[str], first: int, what: str) -> list[list[str]]:
+def texts_of(batch: Mapping[str, list[Any]], columns: Sequence[str], first: int, what: str) -> list[list[str]]:
+    """The text columns of a batch.
+
+    Args:
+        batch: column -> values.
+        columns: one or two.
+        first: number of the batch's first row, for the error.
+        what: flag and split, for the error.
+
+    Raises:
+        ValueError: a row has no text.
+    """
     for column in columns:
         for index, text in enumerate(batch[column], first):
             if not isinstance(text, str):
@@ -168,31 +178,6 @@ def _checked(batch: Mapping[str, list[Any]], columns: Sequence[str], first: int,
                     f"{what}: row {index} has {plain(text)!r} in the column {column!r}, which must be text"
                 )
     return [batch[column] for column in columns]
-
-
-def texts_of(
-    batch: Mapping[str, list[Any]],
-    columns: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    first: int,
-    what: str,
-) -> list[list[str]]:
-    """The text columns of a batch as the tokenizer reads them.
-
-    Args:
-        batch: column -> values.
-        columns: one or two.
-        tokenizer: one of jieba's words reads texts that are cut already.
-        first: number of the batch's first row, for the error.
-        what: flag and split, for the error.
-
-    Raises:
-        ValueError: a row has no text.
-    """
-    texts = _checked(batch, columns, first, what)
-    if tokenizer.init_kwargs.get("segmentation") == "jieba":
-        return [list(segment(column)) for column in texts]
-    return texts
 
 
 def tokenize(
@@ -221,7 +206,7 @@ def tokenize(
     columns = tuple(text_columns)
 
     def encode(batch: Mapping[str, list[Any]], indices: list[int]) -> Mapping[str, list]:
-        texts = texts_of(batch, columns, tokenizer, indices[0], what)
+        texts = texts_of(batch, columns, indices[0], what)
         return tokenizer(*texts, padding="max_length" if pad else False, max_length=max_length, truncation=True)
 
     return rows.map(encode, batched=True, with_indices=True, load_from_cache_file=not fresh, desc="Tokenizing")

@@ -92,7 +92,7 @@ def encode_stream(
     """
 
     def encode(batch: Mapping[str, list[Any]], indices: list[int]) -> Mapping[str, list[Any]]:
-        texts = texts_of(batch, task.text_columns, tokenizer, indices[0], what)
+        texts = texts_of(batch, task.text_columns, indices[0], what)
         padding = "max_length" if pad else False
         encoded = tokenizer(*texts, padding=padding, max_length=max_length, truncation=True)
         stored = zip(batch[task.label_column], indices, strict=True)
