@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from hf_rat.data.encoding import Labels
+from hf_rat.data.encoding import Labels, require_texts
 from hf_rat.data.files import read_file, stream_file
 from hf_rat.data.reading import Reading
 
@@ -232,6 +232,11 @@ def test_labels_that_are_none(tmp_path, labels, part):
     path = write(tmp_path, "\n".join(lines), "a.jsonl")
     for rows in (read_file("--train_file", path), stream_file("--train_file", path)):
         assert part in refused(Labels.of_column, rows, "label")
+
+
+def test_texts_of_several_types_are_refused_by_the_row_that_is_none(tmp_path):
+    rows = read(tmp_path, '{"text": "a"}\n{"text": "b"}\n{"text": 5}\n', "a.jsonl")
+    assert "--x: row 2 has 5 in the column 'text', which must be text" in refused(require_texts, rows, ["text"], "--x")
 
 
 def test_labels_in_parquet_that_are_none():

@@ -68,8 +68,8 @@ def test_the_text_is_found_by_its_name_and_told(run, tmp_path, capsys):
     run("--label_column_name", "airline_sentiment", "--do_predict", train=tweets(), test=tweets(8))
     told = capsys.readouterr().out
     assert "the text is 'text', the label is 'airline_sentiment', 3 classes" in told
-    assert f"train ({tmp_path / 'train.csv'}): 40 rows, negative 20, neutral 10, positive 10" in told
-    assert f"test ({tmp_path / 'test.csv'}): 8 rows, negative 4, neutral 2, positive 2" in told
+    assert f"train ({tmp_path / 'train.csv'}): 40 rows; negative: 20, neutral: 10, positive: 10" in told
+    assert f"test ({tmp_path / 'test.csv'}): 8 rows; negative: 4, neutral: 2, positive: 2" in told
     words = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
     assert {"said", "then", "left"} <= words.keys()
     assert not {"flight", "virgin", "0.7033", "user_0", "2015"} & words.keys()
@@ -145,7 +145,7 @@ def test_files_that_are_refused(run, capsys, words, splits, parts):
 )
 def test_a_test_file_without_labels_is_predicted(run, tmp_path, capsys, test):
     results = run("--do_predict", train=GOOD, test=test)
-    assert "2 rows, without labels" in capsys.readouterr().out
+    assert "2 rows; without labels" in capsys.readouterr().out
     assert "test_accuracy" not in results
     assert len((tmp_path / "out" / "predict_results.txt").read_text().splitlines()) == 3
 
@@ -167,7 +167,7 @@ def test_scores_stay_scores(run, capsys):
     train = "text,label\n" + "".join(f"a {n},{n % 4 + 0.5}\n" for n in range(12))
     results = run("--do_eval", train=train, validation=train)
     assert "numbers to approach" in (told := capsys.readouterr().out)
-    assert "12 rows, from 0.5 to 3.5" in told
+    assert "12 rows; from 0.5 to 3.5" in told
     assert results["eval_mse"] == pytest.approx(results["eval_loss"], rel=1e-4)
 
 

@@ -33,7 +33,7 @@ def described(task: Task, labels: Labels, rows: DatasetDict, files: Mapping[str,
         if isinstance(part, IterableDataset):
             yield f"{where}: a stream"
             continue
-        line = f"{where}: {len(part)} rows, {_labels(part, task.label_column, labels)}"
+        line = f"{where}: {len(part)} rows; {_labels(part, task.label_column, labels)}"
         yield line + (f"; {part.info.description}" if split in files and part.info.description else "")
 
 
@@ -45,10 +45,10 @@ def _labels(rows: Dataset, column: str, labels: Labels) -> str:
     if labels.regression:
         numbers = [value for value in given if isinstance(value, int | float)]
         return f"from {min(numbers):g} to {max(numbers):g}" if numbers else "numbers"
-    several = [f"{name} {count}" for name, count in Counter(_name(value, labels) for value in given).most_common()]
+    several = [f"{name}: {count}" for name, count in Counter(_name(value, labels) for value in given).most_common()]
     if len(several) > SHOWN:
         several = [*several[: SHOWN - 1], f"... {several[-1]}"]
-    return ", ".join(several)
+    return ", ".join(several) + (" (one class only: there is nothing to learn)" if len(several) == 1 else "")
 
 
 def _name(value: Any, labels: Labels) -> str:

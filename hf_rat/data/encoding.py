@@ -171,13 +171,12 @@ def texts_of(batch: Mapping[str, list[Any]], columns: Sequence[str], first: int,
     Raises:
         ValueError: a row has no text.
     """
-    for column in columns:
-        for index, text in enumerate(batch[column], first):
+    texts = [[plain(value) for value in batch[column]] for column in columns]
+    for column, values in zip(columns, texts, strict=True):
+        for index, text in enumerate(values, first):
             if not isinstance(text, str):
-                raise ValueError(
-                    f"{what}: row {index} has {plain(text)!r} in the column {column!r}, which must be text"
-                )
-    return [batch[column] for column in columns]
+                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
+    return texts
 
 
 def tokenize(
