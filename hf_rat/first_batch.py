@@ -100,16 +100,12 @@ class FirstBatch:
 
     @cached_property
     def _settings(self) -> list[tuple[dict[str, Any], str]]:
-        """Where the numbers and switches of the model are: its modules' and those of their configs."""
+        """Where the rates and switches of the model are: its modules' and those of their configs."""
         found: dict[int, dict[str, Any]] = {}
         for module in self._model.modules():
             found.update((id(place), place) for place in _places(module))
         return [
-            (place, name)
-            for place in found.values()
-            for name, x in place.items()
-            # Greater whole numbers are sizes.
-            if isinstance(x, float) or (isinstance(x, int) and x in (0, 1) and not name.startswith("_"))
+            (place, name) for place in found.values() for name, x in place.items() if isinstance(x, bool | float)
         ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_rat.data import hub, loading
-from hf_rat.data.encoding import Labels, text_columns_of, tokenize
+from hf_rat.data.encoding import Labels, tokenize
 from hf_rat.data.generated import generated_tokenizer
 from hf_rat.data.tasks import find
 
@@ -183,16 +183,6 @@ def test_a_classifier_keeps_its_own_order_of_the_labels():
 def test_other_label_names_are_not_taken_over():
     assert Labels.of_task(find("rte")).in_order_of({"LABEL_0": 0, "LABEL_1": 1}) is None
     assert Labels.of_task(find("rte")).in_order_of({"entailment": 0, "not_entailment": 0}) is None
-
-
-def test_text_columns_are_found():
-    columns = {"id": [1], "title": ["t"], "body": ["b"], "more": ["m"], "label": ["x"]}
-    assert text_columns_of(Dataset.from_dict(columns), "label") == ("title", "body")
-    assert text_columns_of(Dataset.from_dict({"label": ["x"], "text": ["t"]}), "label") == ("text",)
-    pair = Dataset.from_dict({"other": ["o"], "sentence2": ["b"], "sentence1": ["a"]})
-    assert text_columns_of(pair, "label") == ("sentence1", "sentence2")
-    with pytest.raises(ValueError, match="--text_column_names"):
-        text_columns_of(Dataset.from_dict({"label": ["x"], "n": [1]}), "label")
 
 
 def test_tokens_are_cut_and_padded_as_asked():

@@ -224,3 +224,12 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, kind, message):
         load_vectors(damaged(tmp_path, kind), VOCABULARY, DIM)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["\ufeffgood 1 2\nbad 3 4\n", "\ufeff2 2\ngood 1 2\nbad 3 4\n", "good  1   2 \nbad\t3\t4\n"]
+)
+def test_marks_and_wide_spaces_are_passed_over(tmp_path, content):
+    (tmp_path / "vectors.txt").write_text(content, encoding="utf-8")
+    found = load_vectors(tmp_path / "vectors.txt", {"good": 0, "bad": 1}, dim=2)
+    assert found.vectors.tolist() == [[1.0, 2.0], [3.0, 4.0]]

@@ -197,10 +197,29 @@ def test_jieba_words_come_before_the_tokenizer(monkeypatch):
     assert counts.tolist() == [0, 0, 1, 1, 1, 1]
 
 
+def test_a_tokenizer_of_jieba_s_words_cuts_texts_by_itself(tmp_path):
+    """The most probable way by hand: p(ab) = 3/12 > p(a) p(b) = 2/144, and p(abc) = 1/12 > p(ab) p(c) = 1/24."""
+    counts = {"甲乙": 3, "甲": 2, "乙": 1, "丙": 2, "甲乙丙": 1, "丁": 3}
+    texts = [" ".join([word] * count) for word, count in counts.items()]
+    tokenizer, _ = word_tokenizer(texts, kind="jieba")
+    tokenizer.save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for text, words in (("丁甲乙丁", "丁 甲乙 丁"), ("甲乙丙丁", "甲乙丙 丁"), ("乙甲甲乙，", "乙 甲 甲乙 <unk>")):
+        assert tokens(tokenizer, text) == tokens(loaded, text) == words.split()
+
+
 def test_without_jieba_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jieba", None)
     with pytest.raises(ValueError, match=r"pip install 'hf-rat\[jieba\]'"):
         segment(["我们"])
+
+
+def test_the_words_are_those_that_jieba_finds():
+    pytest.importorskip("jieba")
+    texts = ["我来到北京清华大学", "我们喜欢这部电影", "小明硕士毕业于中国科学院计算所，后在日本京都大学深造"]
+    tokenizer, _ = word_tokenizer(segment(texts), kind="jieba")
+    for text, words in zip(texts, segment(texts), strict=True):
+        assert tokens(tokenizer, text) == words.replace("，", ",").split()
 
 
 def test_the_real_jieba_finds_words():

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rat.commands.finetune import Asked, Job, encode
+from hf_rat.commands.finetune import Asked, Job, encode, say
 from hf_rat.commands.flags import Flags
 from hf_rat.commands.models import add_lora
-from hf_rat.data.encoding import Labels, text_columns_of
-from hf_rat.data.loading import (
-    has_labels,
-    hold_back,
-    load_dataset,
-    load_files,
-    load_task,
-    read_file,
-    require_columns,
-    require_same_labels,
-    subsample,
-)
-from hf_rat.data.streaming import columns_of, encode_stream, sample_of, stream_file, stream_hub, stream_labels
+from hf_rat.data.description import described
+from hf_rat.data.encoding import Labels
+from hf_rat.data.files import read_file
+from hf_rat.data.loading import hold_back, require_columns, require_same_labels, subsample
+from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
+from hf_rat.data.streaming import encode_stream
 from hf_rat.data.tasks import HeldOut, Task, Validation
 
 SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
 UNLABELED = "unlabeled"
 # What data without a row of their own are taken to have.
-_UNKNOWN = Task("", (), (), (), ("", None), "", evaluation=(Validation("validation"),), test=(HeldOut("test"),))
+_UNKNOWN = Task("", (), (), (), None, "", evaluation=(Validation("validation"),), test=(HeldOut("test"),))
 Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
 """(row of the data set, its labels, the raw splits) -> model, tokenizer, and the labels as the model numbers them."""
 
@@ -76,7 +68,7 @@ def split_names(flags: Flags, task: Task) -> list[str]:
 
 
 def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task, Labels, DatasetDict]:
-    """The row of the data set, its labels, and the splits that are needed.
+    """The row of the data set, its labels, and the splits that are needed, with a few lines that say what was read.
 
     Args:
         flags: which data.
@@ -87,97 +79,41 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         ValueError: a split or column is missing, or the labels of two splits differ.
     """
     data = flags.data
-    cache_dir, token = flags.model.cache_dir, flags.model.token
-    columns = tuple(name.strip() for name in data.text_column_names.split(",")) if data.text_column_names else ()
-    if len(columns) > 2:
-        raise ValueError(f"--text_column_names {data.text_column_names!r}: a model reads one or two columns")
+    splits = split_names(flags, task or _UNKNOWN)
+    if task is not None and unlabeled and data.unlabeled_file is None and task.unlabeled is not None:
+        splits.append(task.unlabeled)
+    if task is None and data.validation_from_train is not None:
+        splits = [split for split in splits if split != "validation"]  # training rows are held back in its place
+    task, labels, rows = source_of(flags, task).read(splits)
+    if data.unlabeled_file is not None:
+        rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, data.reading(flags.model.cache_dir))
+        require_columns(rows[UNLABELED].column_names, task.text_columns, "--unlabeled_file")
+        task = dataclasses.replace(task, unlabeled=UNLABELED)
+    rows = _held_back(flags, task, rows)
+    for line in described(task, labels, rows, data.files):
+        say(line)
+    return task, labels, rows
+
+
+def source_of(flags: Flags, task: Task | None) -> Source:
+    """Where the flags say that the rows come from."""
+    data, model = flags.data, flags.model
+    wanted = Wanted(
+        data.names("text_column_names"),
+        data.label_column_name,
+        data.do_regression,
+        data.streaming,
+        model.cache_dir,
+        model.token,
+    )
     if task is not None:
-        task = dataclasses.replace(
-            task,
-            text_columns=columns or task.text_columns,
-            label_column=data.label_column_name or task.label_column,
-        )
-        own = data.unlabeled_file is None and unlabeled and task.unlabeled is not None
-        splits = split_names(flags, task) + ([str(task.unlabeled)] if own else [])
-        if data.streaming:
-            rows = _streamed(flags, task, splits)
-        else:
-            rows = load_task(task, splits, data.data_dir, cache_dir, token, data.source_flag)
-        return _held_back(flags, _with_unlabeled_file(flags, task, rows), Labels.of_task(task), rows)
-    files = data.files
+        return KnownTask(task, data.source_flag, data.data_dir, wanted)
     if data.dataset_name is not None:
-        what = f"--dataset_name {data.dataset_name!r}"
-        if data.streaming:
-            others = [split for split in split_names(flags, _UNKNOWN) if split != "train"]
-            rows = stream_hub(data.dataset_name, data.dataset_config_name, "train", others, what, token)
-        else:
-            rows = load_dataset(data.dataset_name, data.dataset_config_name, cache_dir, token)
-    else:
-        what = "--train_file"
-        streamed = files.pop("train", None) if data.streaming else None
-        rows = load_files(files, cache_dir)
-        if streamed is not None:
-            rows["train"] = stream_file(what, streamed)
-    if "train" not in rows:
-        raise ValueError(f"{what}: a training split is needed, if only to know the labels")
-    label_column = data.label_column_name or "label"
-    flag = "--label_column_name" if data.label_column_name else what
-    require_columns(columns_of(rows["train"], what), (label_column,), flag)
-    labels = (
-        stream_labels(rows["train"], label_column) if data.streaming else Labels.of_column(rows["train"], label_column)
-    )
-    task = Task(
-        name=data.dataset_name or "files",
-        text_columns=columns or text_columns_of(sample_of(rows["train"], what), label_column),
-        labels=labels.names,
-        metrics=("mse",) if labels.regression else ("accuracy",),
-        hub=("", None),
-        folder="",
-        label_column=label_column,
-        evaluation=_UNKNOWN.evaluation,
-        test=(HeldOut("test", labelled="test" in rows and has_labels(rows["test"], label_column)),),
-    )
-    task = _with_unlabeled_file(flags, task, rows)
-    # What is held back from training stands in for the validation split, which need not be there.
-    replaced = [part.split for part in task.evaluation] if data.validation_from_train is not None else []
-    for split in split_names(flags, task):
-        if split in replaced:
-            continue
-        if split not in rows:
-            flag = f"--{split}_file" if data.dataset_name is None else what
-            instead = ", or --validation_from_train" if split == "validation" else ""
-            raise ValueError(f"{flag}: the split {split!r} is needed{instead}; there are {', '.join(rows)}")
-        wanted = task.text_columns if split == "test" else (*task.text_columns, label_column)
-        flag = "--text_column_names" if columns else what
-        require_columns(columns_of(rows[split], what), wanted, f"{flag}, split {split}")
-    return _held_back(flags, task, labels, rows)
+        return HubDataset(data.dataset_name, data.dataset_config_name, wanted)
+    return Files(data.files, data.reading(model.cache_dir), wanted)
 
 
-def _with_unlabeled_file(flags: Flags, task: Task, rows: DatasetDict) -> Task:
-    """The row with the split of --unlabeled_file, which is added to the others; without the flag, the row as it is."""
-    path = flags.data.unlabeled_file
-    if path is None:
-        return task
-    rows[UNLABELED] = read_file("--unlabeled_file", path, flags.model.cache_dir)
-    require_columns(rows[UNLABELED].column_names, task.text_columns, "--unlabeled_file")
-    return dataclasses.replace(task, unlabeled=UNLABELED)
-
-
-def _streamed(flags: Flags, task: Task, splits: list[str]) -> DatasetDict:
-    """The splits of a known data set, the training split as a stream."""
-    data, what = flags.data, f"{flags.data.source_flag} {task.name!r}"
-    assert task.train is not None
-    if task.carve is not None:
-        raise ValueError(f"--streaming: the splits of {task.name} are drawn from the whole data set; leave it out")
-    others = [split for split in splits if split != task.train]
-    if data.data_dir is None:
-        return stream_hub(*task.hub, task.train, others, what, flags.model.token)
-    rows = load_task(task, others, data.data_dir, flags.model.cache_dir, flags.model.token, data.source_flag)
-    rows[task.train] = stream_file("--data_dir", Path(data.data_dir) / task.folder / f"{task.train}.parquet")
-    return rows
-
-
-def _held_back(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> tuple[Task, Labels, DatasetDict]:
+def _held_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
     """The same with --validation_from_train and --train_size carried out."""
     data = flags.data
     require_same_labels(rows, task.label_column)
@@ -190,7 +126,7 @@ def _held_back(flags: Flags, task: Task, labels: Labels, rows: DatasetDict) -> t
         rows = hold_back(rows, task.train, names, data.validation_from_train)
     if data.train_size is not None and task.train is not None and task.train in rows:
         rows = subsample(rows, task.train, data.train_size)
-    return task, labels, rows
+    return rows
 
 
 def prepare(

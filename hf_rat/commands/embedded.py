@@ -66,7 +66,14 @@ def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
             raise ValueError(f"--{name} needs --model_name_or_path: the embedded model has no use for it")
     for name in (
         *("do_predict", "submission_dir", "recipe", "text_column_names", "label_column_name"),
-        *("streaming", "train_size", "validation_from_train", "unlabeled_file", "dataset_config_name"),
+        *(
+            "streaming",
+            "train_size",
+            "validation_from_train",
+            "unlabeled_file",
+            "dataset_config_name",
+            "do_regression",
+        ),
     ):
         if getattr(flags.training, name, None) or getattr(flags.data, name, None):
             raise ValueError(f"--{name} needs a data set: give --task_name, --dataset_name or --train_file")

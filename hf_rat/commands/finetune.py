@@ -143,16 +143,22 @@ def encode(
         ValueError: the split is empty, or a row has no text or a label outside the label set.
     """
     data: DataTrainingArguments = flags.data
+    texts = task.text_columns
     require_rows(rows, what)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
+    if "label" in texts and task.label_column != "label":  # the name that the numbers of the labels get
+        rows, texts = (
+            rows.rename_column("label", "label (text)"),
+            tuple("label (text)" if name == "label" else name for name in texts),
+        )
     if labels is not None:
         rows = labels.encode(rows, task.label_column, what)
     elif task.label_column in rows.column_names:
         rows = rows.remove_columns(task.label_column)
     length = min(data.max_seq_length, tokenizer.model_max_length)
     with flags.training.main_process_first(desc="tokenizing"):
-        rows = tokenize(rows, tokenizer, task.text_columns, length, data.pad_to_max_length, data.overwrite_cache, what)
+        rows = tokenize(rows, tokenizer, texts, length, data.pad_to_max_length, data.overwrite_cache, what)
     keep = {*tokenizer.model_input_names, "label"}
     return rows.remove_columns([column for column in rows.column_names if column not in keep])
 

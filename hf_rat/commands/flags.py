@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_rat.arguments import RegularizedTrainingArguments
+from hf_rat.commands.file_flags import FileArguments
 
 T = TypeVar("T")
 RECIPES = ("paper",)
@@ -76,7 +77,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataTrainingArguments:
+class DataTrainingArguments(FileArguments):
     """Which data are read, and how they are made ready."""
 
     task_name: str | None = field(
@@ -117,20 +118,6 @@ class DataTrainingArguments:
         metadata={"help": "Read the training split as it is needed and keep nothing of it. Needs --max_steps."},
     )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
-    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
-    validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
-    test_file: str | None = field(default=None, metadata={"help": "The same, for --do_predict."})
-    unlabeled_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "The same, of texts without labels: for --pretrain_lm and --semi_supervised of run_textcls.py."
-        },
-    )
-    text_column_names: str | None = field(
-        default=None,
-        metadata={"help": "One or two columns, comma separated. Without it: sentence1,sentence2."},
-    )
-    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels. Without it: label."})
     recipe: str | None = field(
         default=None,
         metadata={
@@ -143,6 +130,7 @@ class DataTrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.data_dir = self.data_dir or os.environ.get(DATA_DIR_VARIABLE) or None
         if self.recipe is not None and self.recipe not in RECIPES:
             raise ValueError(f"--recipe {self.recipe!r} is not known; the recipes are {', '.join(RECIPES)}")
@@ -161,12 +149,6 @@ class DataTrainingArguments:
     def source_flag(self) -> str:
         """The flag that names the data set."""
         return "--dataset_name" if self.task_name is None else "--task_name"
-
-    @property
-    def files(self) -> dict[str, str]:
-        """split -> file, of the files that are given."""
-        named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
-        return {split: path for split, path in named.items() if path is not None}
 
 
 @dataclass

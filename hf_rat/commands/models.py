@@ -18,8 +18,8 @@ from transformers import (
 
 from hf_rat.commands.flags import ModelArguments
 from hf_rat.data.encoding import Labels
+from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub
-from hf_rat.data.loading import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,17 @@ def load_model(
     }
     count = 1 if labels.regression else len(labels.names)
     config = _load(
-        AutoConfig, "--config_name", flags.config_name or name, num_labels=count, finetuning_task=task_name, **shared
+        AutoConfig,
+        "--config_name" if flags.config_name else "--model_name_or_path",
+        flags.config_name or name,
+        num_labels=count,
+        finetuning_task=task_name,
+        **shared,
     )
     if flags.dropout is not None:
         set_dropout(config, flags.dropout)
-    tokenizer = _load(AutoTokenizer, "--tokenizer_name", flags.tokenizer_name or name, **shared)
+    named = "--tokenizer_name" if flags.tokenizer_name else "--model_name_or_path"
+    tokenizer = _load(AutoTokenizer, named, flags.tokenizer_name or name, **shared)
     labels = number_labels(config, labels)
     model = _load(
         AutoModelForSequenceClassification,
@@ -69,7 +75,9 @@ def load_model(
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ValueError(f"--tokenizer_name {tokenizer.name_or_path!r}: it has neither a padding nor an end token")
+            raise ValueError(
+                f"{named} {tokenizer.name_or_path!r}: the tokenizer has neither a padding nor an end token"
+            )
         logger.warning("The tokenizer has no padding token: its end token %r pads.", tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

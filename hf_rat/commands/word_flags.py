@@ -57,7 +57,10 @@ class WordModelArguments:
     )
     vocabulary: str | None = field(
         default=None,
-        metadata={"help": "What a token is. Without it: words, or characters for Chinese data.", "choices": KINDS},
+        metadata={
+            "help": "What a token is. Without it: words, or characters for Chinese and Japanese texts.",
+            "choices": KINDS,
+        },
     )
     min_count: int = field(default=2, metadata={"help": "Words that occur less often in training are unknown."})
     max_vocabulary: int | None = field(default=None, metadata={"help": "Number of words at most."})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +24,7 @@ from hf_rat.commands.word_flags import WordModelArguments
 from hf_rat.data.encoding import Labels, require_texts
 from hf_rat.data.tasks import Task
 from hf_rat.data.vectors import load_vectors
-from hf_rat.data.vocabulary import segment, word_tokenizer
+from hf_rat.data.vocabulary import is_east_asian, segment, word_tokenizer
 from hf_rat.models import (
     HANConfig,
     HANForSequenceClassification,
@@ -155,8 +155,15 @@ def _vocabulary(
     flags: Flags, words: WordModelArguments, task: Task, rows: DatasetDict
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
     """The tokenizer and the counts of its words; those of texts that were read before are taken from the cache."""
-    kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
     parts = _texts(task, rows, all_of_them=words.pretrain_lm)
+    kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
+    if kind == "words" and is_east_asian(row["text"] for row in islice(parts[0], 1000)):
+        say("Most of the text is Chinese or Japanese, which has no spaces between words:")
+        if words.vocabulary is None:
+            kind = "characters"
+            say("  each character is a token, as --vocabulary characters says; --vocabulary jieba takes words")
+        else:
+            say("  --vocabulary words takes whole phrases for words; --vocabulary characters or jieba fits it better")
     options: dict[str, Any] = {
         "kind": kind,
         "min_count": words.min_count,

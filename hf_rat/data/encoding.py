@@ -8,11 +8,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
+from hf_rat.data.label_columns import classes_of, is_missing, plain
 from hf_rat.data.tasks import Task
-from hf_rat.data.vocabulary import segment
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Labels:
     """
 
     names: tuple[str, ...]
-    values: tuple[int | str, ...]
+    values: tuple[Any, ...]
     to_model: tuple[int, ...]
 
     @classmethod
@@ -36,33 +36,30 @@ class Labels:
         return cls(task.labels, numbers, numbers)
 
     @classmethod
-    def of_column(cls, rows: Dataset, column: str) -> Labels:
+    def of_column(cls, rows: Dataset | IterableDataset, column: str, regression: bool | None = None) -> Labels:
         """The labels found in a column: a `ClassLabel`'s names, the sorted distinct values, or numbers to regress.
 
+        Args:
+            rows: the training split.
+            column: name of its label column.
+            regression: whether the labels are numbers to regress; None finds it out, or asks for the flag.
+
         Raises:
-            ValueError: a classification column has a missing value.
+            ValueError: as `classes_of`.
         """
-        feature = rows.features[column]
+        feature = (rows.features or {}).get(column)
         if isinstance(feature, ClassLabel):
+            if regression:
+                raise ValueError(f"--do_regression: the labels of {column!r} are classes, {feature.names}")
             return cls.of_names(feature.names)
-        if isinstance(feature, Value) and feature.dtype.startswith("float"):
-            return cls((), (), ())
-        found = rows.unique(column)
-        if None in found:
-            raise ValueError(f"--label_column_name {column!r}: a row of the training split has no label")
-        return cls.of_values(found)
+        found = classes_of(rows, column, regression)
+        return cls(tuple(map(str, found)), tuple(found), tuple(range(len(found))))
 
     @classmethod
     def of_names(cls, names: Sequence[str]) -> Labels:
         """Labels that the data set numbers in this order."""
         numbers = tuple(range(len(names)))
         return cls(tuple(names), numbers, numbers)
-
-    @classmethod
-    def of_values(cls, found: Iterable[Any]) -> Labels:
-        """Labels that stand in their column as they are, numbered in their order."""
-        values = tuple(sorted(found))
-        return cls(tuple(map(str, values)), values, tuple(range(len(values))))
 
     @property
     def regression(self) -> bool:
@@ -98,15 +95,23 @@ class Labels:
         Raises:
             ValueError: it is outside the label set, or is not a finite number in a regression.
         """
+        value = plain(value)
+        why = ": it is empty" if is_missing(value) else ""
         if self.regression:
-            if not isinstance(value, int | float) or not np.isfinite(value):
-                raise ValueError(f"{what}: row {index} has the label {value!r}, a regression needs a finite number")
-            return float(value)
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                number = float("nan")
+            if not np.isfinite(number):
+                raise ValueError(
+                    f"{what}: row {index} has the label {value!r}, a regression needs a finite number{why}"
+                )
+            return number
         try:
-            return _numbers(self.values, self.to_model)[value]
-        except KeyError:
+            return _numbers(self.names, self.values, self.to_model)[value]
+        except (KeyError, TypeError):
             raise ValueError(
-                f"{what}: row {index} has the label {value!r}, which is outside the label set {list(self.values)}"
+                f"{what}: row {index} has the label {value!r}, which is outside the label set {list(self.values)}{why}"
             ) from None
 
     def encode(self, rows: Dataset, column: str, what: str) -> Dataset:
@@ -120,6 +125,8 @@ class Labels:
         Raises:
             ValueError: a label is outside the label set, or is not a finite number in a regression.
         """
+        if column != "label" and "label" in rows.column_names:
+            rows = rows.remove_columns("label")
         # Batch by batch and into a file: no column is ever in memory as a whole.
         features = rows.remove_columns(column).features | {"label": Value("float32" if self.regression else "int64")}
         return rows.map(
@@ -136,26 +143,9 @@ class Labels:
 
 # Not a property that is kept in Labels: the cache of encoded rows goes by the hash of what encodes them.
 @cache
-def _numbers(values: tuple[int | str, ...], to_model: tuple[int, ...]) -> dict[int | str, int]:
-    return dict(zip(values, to_model, strict=True))
-
-
-def text_columns_of(rows: Dataset, label_column: str) -> tuple[str, ...]:
-    """The text columns of a data set that has no row in `tasks.py`: sentence1 and sentence2, or the first one or two.
-
-    Raises:
-        ValueError: there is no text column at all.
-    """
-    if {"sentence1", "sentence2"} <= set(rows.column_names):
-        return ("sentence1", "sentence2")
-    texts = [
-        name
-        for name, feature in rows.features.items()
-        if name != label_column and isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-    ]
-    if not texts:
-        raise ValueError(f"--text_column_names: none of the columns {', '.join(rows.column_names)} is text")
-    return tuple(texts[:2])
+def _numbers(names: tuple[str, ...], values: tuple[Any, ...], to_model: tuple[int, ...]) -> dict[Any, int]:
+    """The model's number of each value, and of its name: "1" in one file is 1 in another."""
+    return dict(zip((*names, *values), to_model * 2, strict=True))
 
 
 def require_texts(rows: Dataset, columns: Iterable[str], what: str) -> None:
@@ -166,39 +156,26 @@ def require_texts(rows: Dataset, columns: Iterable[str], what: str) -> None:
     """
     index = 0
     for batch in rows.select_columns(list(columns)).iter(1000):
-        index += len(_checked(batch, tuple(batch), index, what)[0])
+        index += len(texts_of(batch, tuple(batch), index, what)[0])
 
 
-def _checked(batch: Mapping[str, list[Any]], columns: Sequence[str], first: int, what: str) -> list[list[str]]:
-    for column in columns:
-        for index, text in enumerate(batch[column], first):
-            if not isinstance(text, str):
-                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
-    return [batch[column] for column in columns]
-
-
-def texts_of(
-    batch: Mapping[str, list[Any]],
-    columns: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    first: int,
-    what: str,
-) -> list[list[str]]:
-    """The text columns of a batch as the tokenizer reads them.
+def texts_of(batch: Mapping[str, list[Any]], columns: Sequence[str], first: int, what: str) -> list[list[str]]:
+    """The text columns of a batch.
 
     Args:
         batch: column -> values.
         columns: one or two.
-        tokenizer: one of jieba's words reads texts that are cut already.
         first: number of the batch's first row, for the error.
         what: flag and split, for the error.
 
     Raises:
         ValueError: a row has no text.
     """
-    texts = _checked(batch, columns, first, what)
-    if tokenizer.init_kwargs.get("segmentation") == "jieba":
-        return [list(segment(column)) for column in texts]
+    texts = [[plain(value) for value in batch[column]] for column in columns]
+    for column, values in zip(columns, texts, strict=True):
+        for index, text in enumerate(values, first):
+            if not isinstance(text, str):
+                raise ValueError(f"{what}: row {index} has {text!r} in the column {column!r}, which must be text")
     return texts
 
 
@@ -228,7 +205,7 @@ def tokenize(
     columns = tuple(text_columns)
 
     def encode(batch: Mapping[str, list[Any]], indices: list[int]) -> Mapping[str, list]:
-        texts = texts_of(batch, columns, tokenizer, indices[0], what)
+        texts = texts_of(batch, columns, indices[0], what)
         return tokenizer(*texts, padding="max_length" if pad else False, max_length=max_length, truncation=True)
 
     return rows.map(encode, batched=True, with_indices=True, load_from_cache_file=not fresh, desc="Tokenizing")

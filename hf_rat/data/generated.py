@@ -25,7 +25,7 @@ GENERATED = Task(
     text_columns=("sentence1", "sentence2"),
     labels=("stays_away", "comes_back"),
     metrics=("accuracy",),
-    hub=("", None),
+    hub=None,
     folder="",
     test=(),
 )

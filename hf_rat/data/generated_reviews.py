@@ -19,7 +19,7 @@ REVIEWS = Task(
     text_columns=("text",),
     labels=("negative", "positive"),
     metrics=("accuracy",),
-    hub=("", None),
+    hub=None,
     folder="",
     test=(HeldOut("test"),),
 )

@@ -10,55 +10,10 @@ import datasets
 from datasets import Dataset, DatasetDict
 from huggingface_hub import constants
 
+from hf_rat.data.files import one_line, read_file
 from hf_rat.data.hub import require_hub
+from hf_rat.data.reading import Reading
 from hf_rat.data.tasks import Task
-
-_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of the deepest cause of an error, with its type: what a user needs of a chained traceback."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-def read_file(flag: str, path: str | Path, cache_dir: str | None = None) -> Dataset:
-    """Read one csv, tsv, json, jsonl or parquet file.
-
-    Args:
-        flag: the flag that named the file, for the errors.
-        path: the file; its ending says how it is read.
-        cache_dir: where `datasets` keeps its converted copy; None is its own default.
-
-    Raises:
-        ValueError: no such file, an ending that is not known, a content that does not parse, or no rows.
-    """
-    kind, options = reader_of(flag, path)
-    try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache_dir, **options)
-    except Exception as error:  # each reader has its own exceptions; all of them mean that this file cannot be read
-        if "corresponds to no data" in str(error):
-            raise ValueError(f"{flag} {str(path)!r}: the file is empty, it must have at least one row") from error
-        raise ValueError(f"{flag} {str(path)!r} does not parse as {kind} ({one_line(error)})") from error
-
-
-def reader_of(flag: str, path: str | Path) -> tuple[str, dict[str, Any]]:
-    """Which reader of `datasets` reads a file, and its options.
-
-    Raises:
-        ValueError: no such file, or an ending that is not known.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{flag} {str(path)!r}: no such file")
-    if path.suffix not in _READERS:
-        raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(_READERS)}")
-    kind = _READERS[path.suffix]
-    # An empty text is a text, and so are "NA" and "null", which pandas would take for nothing.
-    options: dict[str, Any] = {"keep_default_na": False} if kind == "csv" else {}
-    return kind, options | ({"sep": "\t"} if path.suffix == ".tsv" else {})
 
 
 def load_task(
@@ -88,7 +43,7 @@ def load_task(
         splits = [split for split in splits if split not in made]
         splits += task.carve.pool if len(splits) < len(wanted) else ()
     if data_dir is None:
-        if not task.hub[0]:
+        if task.hub is None:
             raise ValueError(f"{what} is not on the Hub: give --data_dir DIR with DIR/{task.folder}/<split>.parquet")
         loaded = _from_hub(
             *task.hub,
@@ -102,15 +57,13 @@ def load_task(
             raise ValueError(f"{what}: the Hub's copy has no split {', '.join(absent)}")
         data = DatasetDict({split: loaded[split] for split in splits})
     else:
-        folder = Path(data_dir) / task.folder
+        folder, reading = Path(data_dir) / task.folder, Reading(cache_dir=cache_dir)
         for split in splits:
             if not (folder / f"{split}.parquet").is_file():
                 raise ValueError(
                     f"--data_dir {data_dir!r}: task {task.name!r} needs {folder / split}.parquet, which is not there"
                 )
-        data = DatasetDict(
-            {split: read_file("--data_dir", folder / f"{split}.parquet", cache_dir) for split in splits}
-        )
+        data = DatasetDict({split: read_file("--data_dir", folder / f"{split}.parquet", reading) for split in splits})
     for split, rows in data.items():
         require_columns(rows.column_names, (*task.text_columns, task.label_column), f"{what}, split {split}")
     if task.carve is None:
@@ -156,17 +109,17 @@ def _from_hub(name: str, config: str | None, what: str, instead: str, **options:
         raise ValueError(f"{what} could not be loaded ({one_line(error)}){offline}") from error
 
 
-def load_files(files: Mapping[str, str], cache_dir: str | None = None) -> DatasetDict:
+def load_files(files: Mapping[str, str], reading: Reading | None = None) -> DatasetDict:
     """Data of one's own.
 
     Args:
         files: path of the file of each split; the splits are "train", "validation" and "test", as in the flags.
-        cache_dir: where `datasets` keeps its converted copies; None is its own default.
+        reading: encoding, quotes, cache; None is the defaults.
 
     Raises:
         ValueError: a file is missing or does not parse.
     """
-    return DatasetDict({split: read_file(f"--{split}_file", path, cache_dir) for split, path in files.items()})
+    return DatasetDict({split: read_file(f"--{split}_file", path, reading) for split, path in files.items()})
 
 
 def hold_back(rows: DatasetDict, train: str, validation: Iterable[str], share: float) -> DatasetDict:
@@ -193,11 +146,6 @@ def subsample(rows: DatasetDict, train: str, size: int) -> DatasetDict:
     return DatasetDict({**rows, train: rows[train].shuffle(seed=0).select(range(size))})
 
 
-def has_labels(rows: Dataset, column: str) -> bool:
-    """Whether every row of a split has a label: the column is there, and holds neither nothing nor -1."""
-    return column in rows.column_names and not {None, -1} & set(rows.unique(column))
-
-
 def require_same_labels(rows: DatasetDict, column: str) -> None:
     """Check that the splits name the same labels in the same order.
 
@@ -215,20 +163,23 @@ def require_same_labels(rows: DatasetDict, column: str) -> None:
             raise ValueError(f"the labels of the split {split!r}, {own}, are not those of {first!r}, {names[first]}")
 
 
-def require_columns(found: Collection[str], columns: Iterable[str], what: str) -> None:
+def require_columns(found: Collection[str], columns: Iterable[str], what: str, flag: str | None = None) -> None:
     """Check that the columns are there.
 
     Args:
         found: the columns of a split.
         columns: names that it must have.
         what: the flag and value that ask for them, for the error.
+        flag: the flag that names another column.
 
     Raises:
         ValueError: a column is not there.
     """
     for column in columns:
         if column not in found:
-            raise ValueError(f"{what}: there is no column {column!r}; the columns are {', '.join(found)}")
+            names = ", ".join(name if len(name) <= 40 else f"{name[:40]}..." for name in found)
+            other = "" if flag is None else f"; {flag} names it"
+            raise ValueError(f"{what}: there is no column {column!r}; the columns are {names}{other}")
 
 
 def require_rows(rows: Dataset, what: str) -> None:

@@ -7,29 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_rat.data.encoding import Labels, texts_of
+from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub
-from hf_rat.data.loading import one_line, reader_of
 from hf_rat.data.tasks import Task
 
 SHUFFLED = 10_000
 """Examples among which the next one is drawn."""
-
-
-def stream_file(flag: str, path: str | Path) -> IterableDataset:
-    """One csv, tsv, json, jsonl or parquet file.
-
-    Raises:
-        ValueError: no such file, an ending that is not known, or a content that does not parse.
-    """
-    kind, options = reader_of(flag, path)
-    try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
-    except Exception as error:  # each reader has its own exceptions
-        raise ValueError(f"{flag} {str(path)!r} does not parse as {kind} ({one_line(error)})") from error
 
 
 def stream_hub(
@@ -66,19 +53,6 @@ def first_row(rows: IterableDataset, what: str) -> dict[str, Any]:
     if row is None:
         raise ValueError(f"{what}: the split is empty, it must have at least one row")
     return row
-
-
-def stream_labels(rows: IterableDataset, column: str) -> Labels:
-    """The labels of a stream: those that its features name, else those that one pass over it finds."""
-    feature = (rows.features or {}).get(column)
-    if isinstance(feature, ClassLabel):
-        return Labels.of_names(feature.names)
-    found = {row[column] for row in rows.select_columns([column])}
-    if None in found:
-        raise ValueError(f"--label_column_name {column!r}: a row of the training split has no label")
-    if any(isinstance(value, float) for value in found):
-        return Labels((), (), ())
-    return Labels.of_values(found)
 
 
 def columns_of(rows: Dataset | IterableDataset, what: str) -> list[str]:
@@ -118,7 +92,7 @@ def encode_stream(
     """
 
     def encode(batch: Mapping[str, list[Any]], indices: list[int]) -> Mapping[str, list[Any]]:
-        texts = texts_of(batch, task.text_columns, tokenizer, indices[0], what)
+        texts = texts_of(batch, task.text_columns, indices[0], what)
         padding = "max_length" if pad else False
         encoded = tokenizer(*texts, padding=padding, max_length=max_length, truncation=True)
         stored = zip(batch[task.label_column], indices, strict=True)

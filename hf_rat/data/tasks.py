@@ -50,6 +50,13 @@ class Carve(NamedTuple):
     shares: tuple[tuple[str, float], ...]
 
 
+class Hub(NamedTuple):
+    """A data set on the Hub: its name and configuration."""
+
+    name: str
+    config: str | None = None
+
+
 @dataclass(frozen=True)
 class Task:
     """What the scripts need to know about one data set.
@@ -59,7 +66,7 @@ class Task:
         text_columns: the one or two columns that are read, in the order the model sees them.
         labels: label names, at the position of the number the data set stores; empty for regression.
         metrics: names of functions in `hf_rat.data.metrics`, in the order they are reported.
-        hub: name and configuration of the data set on the Hub; no configuration is None.
+        hub: the data set on the Hub; None when it is not there.
         folder: folder below `--data_dir` that holds one parquet file per split.
         label_column: column of the labels.
         train: training split; None when the data set has none.
@@ -77,7 +84,7 @@ class Task:
     text_columns: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    hub: tuple[str, str | None]
+    hub: Hub | None
     folder: str
     label_column: str = "label"
     train: str | None = "train"
@@ -102,7 +109,7 @@ _NLI = ("entailment", "neutral", "contradiction")
 
 
 def _glue(name: str, **row: Any) -> Task:
-    return Task(name=name, hub=("nyu-mll/glue", name), folder=f"glue/{name}", **row)
+    return Task(name=name, hub=Hub("nyu-mll/glue", name), folder=f"glue/{name}", **row)
 
 
 GLUE: tuple[Task, ...] = (
@@ -198,7 +205,7 @@ TEXTS: tuple[Task, ...] = (
         text_columns=("text",),
         labels=_SENTIMENT,
         metrics=("accuracy",),
-        hub=("stanfordnlp/imdb", None),
+        hub=Hub("stanfordnlp/imdb"),
         folder="imdb",
         test=(HeldOut("test", labelled=True),),
         unlabeled="unsupervised",
@@ -210,7 +217,7 @@ TEXTS: tuple[Task, ...] = (
         text_columns=("text",),
         labels=("World", "Sports", "Business", "Sci/Tech"),
         metrics=("accuracy",),
-        hub=("fancyzhx/ag_news", None),
+        hub=Hub("fancyzhx/ag_news"),
         folder="ag_news",
         test=(HeldOut("test", labelled=True),),
         carve=Carve(("train",), (("validation", 1 / 12),)),
@@ -221,7 +228,7 @@ TEXTS: tuple[Task, ...] = (
         text_columns=("text",),
         labels=_SENTIMENT,
         metrics=("accuracy",),
-        hub=("", None),
+        hub=None,
         folder="elec",
         test=(HeldOut("test", labelled=True),),
         carve=Carve(("train",), (("validation", 0.15),)),
@@ -231,7 +238,7 @@ TEXTS: tuple[Task, ...] = (
         text_columns=("text",),
         labels=("negative", "neutral", "positive"),
         metrics=("polar_f1", "accuracy"),
-        hub=("", None),
+        hub=None,
         folder="semeval2015_task10b",
         test=(HeldOut("test", labelled=True),),
     ),
@@ -244,7 +251,7 @@ def _clue(name: str, codes: Iterable[int], file: str, rows: int) -> Task:
         text_columns=("sentence",),
         labels=tuple(map(str, codes)),  # the Hub's label names are the leaderboard's codes
         metrics=("accuracy",),
-        hub=("clue/clue", name),
+        hub=Hub("clue/clue", name),
         folder=f"clue/{name}",
         test=(HeldOut("test", file, rows),),
         submit_names=True,

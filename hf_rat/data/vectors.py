@@ -6,6 +6,7 @@ found.copy_into(model.get_input_embeddings().weight)
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import logging
 import zlib
@@ -55,7 +56,7 @@ def load_vectors(
 ) -> WordVectors:
     """Read the vectors of a vocabulary's words; the file is streamed, only these words' rows are kept.
 
-    A text file has a word and its numbers on each line, separated by single spaces; a first line "words width" as in
+    A text file has a word and its numbers on each line, separated by spaces or tabs; a first line "words width" as in
     word2vec and fastText is optional, and the file may be gzip whatever its name. An array `x.npy` (words, dim) comes
     with `x.vocab` or `x.txt`, one word per line in the order of the rows. Words are compared exactly, case included;
     of a word that occurs twice the first row counts.
@@ -121,7 +122,13 @@ def _from_text(path: Path, wanted: Mapping[bytes, int], dim: int) -> dict[int, n
     promised, seen = None, 0
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
-            line = line.rstrip(b" \r\n")
+            line = line.rstrip(b" \t\r\n")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if (b"  " in line or b"\t" in line) and not line[
+                :1
+            ].isspace():  # there are files with a word of no letters
+                line = b" ".join(line.split())
             if number == 1 and (header := _header(line)) is not None:
                 promised, width = header
                 if width != dim:
@@ -201,7 +208,7 @@ def _from_array(path: Path, vocabulary: Mapping[str, int], dim: int) -> dict[int
     found: dict[int, np.ndarray] = {}
     count = 0
     try:
-        with words_file.open(encoding="utf-8", newline="\n") as file:
+        with words_file.open(encoding="utf-8-sig", newline="\n") as file:
             for count, line in enumerate(file, start=1):
                 row = vocabulary.get(line.rstrip("\r\n"))
                 if row is not None and row not in found and count <= len(array):

@@ -6,13 +6,15 @@ tokenizer, counts = word_tokenizer(data["train"]["text"], kind="words", min_coun
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import Unigram, WordLevel
 from tokenizers.normalizers import NFKC, Lowercase, Normalizer, Replace, Sequence
 from tokenizers.pre_tokenizers import PreTokenizer, Split, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
@@ -31,6 +33,15 @@ _PATTERNS = {
 }
 
 
+_EAST_ASIAN_CHARACTER = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
+
+
+def is_east_asian(texts: Iterable[str]) -> bool:
+    """Whether most of the letters are Chinese or Japanese, which puts no spaces between words."""
+    letters = "".join(character for text in texts for character in text if character.isalpha())
+    return 2 * len(_EAST_ASIAN_CHARACTER.findall(letters)) > len(letters)
+
+
 def _normalizer(lowercase: bool) -> Normalizer:
     """Compatible forms of Unicode, straight apostrophes, and a space for a line break of HTML (IMDB has them)."""
     parts: list[Normalizer] = [NFKC(), Replace("’", "'"), Replace(Regex(r"<br\s*/?>"), " ")]
@@ -44,9 +55,9 @@ def _splitter(kind: str) -> PreTokenizer:
 
 
 def segment(texts: Iterable[str]) -> Iterator[str]:
-    """Chinese texts with spaces between jieba's words: what `kind="jieba"` reads, in building and in use.
+    """Chinese texts with spaces between jieba's words: what `kind="jieba"` counts its words in.
 
-    A tokenizer that calls Python cannot be saved, so this comes before it. Texts come one by one, in their order.
+    Texts come one by one, in their order.
 
     Raises:
         ValueError: jieba is not installed.
@@ -71,13 +82,16 @@ def word_tokenizer(
     """A tokenizer with one token for each word of the texts, which are read once; only the words' counts are kept.
 
     Token 0 is `<pad>`, 1 is `<unk>`, then the words by falling count, those of equal count in the order of their
-    characters. No type ids; a text without words gives no tokens. A tokenizer for "jieba" says so in its
-    `init_kwargs["segmentation"]`, also after loading.
+    characters. No type ids; a text without words gives no tokens.
+
+    A tokenizer that calls Python cannot be saved, so one for "jieba" does what jieba does: of all ways to cut a text
+    into words that it knows it takes the most probable one, by their counts (Unigram). It reads texts as they are, and
+    where it is used jieba is not needed. It says so in its `init_kwargs["segmentation"]`, also after loading.
 
     Args:
         texts: of the training split; for "jieba", what `segment` made of them.
         kind: "words" (punctuation apart, English endings as in GloVe), "characters" (one token for each Chinese or
-            Japanese character, words and numbers of other scripts whole), or "jieba" (split at spaces).
+            Japanese character, words and numbers of other scripts whole), or "jieba" (words that jieba finds).
         min_count: words that occur less often are left to `<unk>`.
         max_size: size of the vocabulary at most, special tokens included; None: no limit.
         lowercase: whether case is dropped.
@@ -108,12 +122,22 @@ def word_tokenizer(
     kept = kept if max_size is None else kept[: max_size - len(special)]
     if not kept:
         most = counted[ordered[0]]
-        raise ValueError(f"vocabulary min_count={min_count} leaves no word: the most frequent one occurs {most} times")
+        raise ValueError(
+            f"vocabulary min_count={min_count} leaves no word: the most frequent one occurs {most} times; lower it, "
+            "or take kind='characters' for texts without spaces between words"
+        )
     seen[UNK] += sum(counted.values()) - sum(counted[word] for word in kept)
     if end_token:
         seen[EOS] += number
     vocabulary = {token: row for row, token in enumerate([*special, *kept])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+    if kind == "jieba":
+        total = sum(counted[word] for word in kept)
+        chances = [math.log(counted[word] / total) for word in kept]
+        scores = [2 * min(chances)] * len(special) + chances  # the special tokens are never cut out of a text
+        model: Any = Unigram(list(zip(vocabulary, scores, strict=True)), unk_id=vocabulary[UNK])
+    else:
+        model = WordLevel(vocabulary, unk_token=UNK)
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     if end_token:
         tokenizer.post_processor = TemplateProcessing(

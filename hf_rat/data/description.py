@@ -1,0 +1,55 @@
+"""What was read, in a line for each split: so that a wrong column or file is seen before it is trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from hf_rat.data.encoding import Labels
+from hf_rat.data.label_columns import is_missing, plain, stored_labels
+from hf_rat.data.tasks import Task
+
+SHOWN = 8
+"""Classes that are counted one by one; of more, the most and the least frequent."""
+
+
+def described(task: Task, labels: Labels, rows: DatasetDict, files: Mapping[str, str]) -> Iterator[str]:
+    """A line on the columns, and one on each split that is used: where from, how many rows, how many of each class.
+
+    Args:
+        task: the row of the data set.
+        labels: its labels.
+        rows: the splits.
+        files: split -> file, of those that come from files of one's own.
+    """
+    texts = " and ".join(map(repr, task.text_columns))
+    kind = "numbers to approach" if labels.regression else f"{len(labels.names)} classes"
+    yield f"Data: the text is {texts}, the label is {task.label_column!r}, {kind}"
+    for split, part in rows.items():
+        where = f"  {split}" + (f" ({files[split]})" if split in files else "")
+        if isinstance(part, IterableDataset):
+            yield f"{where}: a stream"
+            continue
+        line = f"{where}: {len(part)} rows; {_labels(part, task.label_column, labels)}"
+        yield line + (f"; {part.info.description}" if split in files and part.info.description else "")
+
+
+def _labels(rows: Dataset, column: str, labels: Labels) -> str:
+    stored = [] if column not in rows.column_names else map(plain, stored_labels(rows, column))
+    given = [value for value in stored if not is_missing(value) and (value != -1 or -1 in labels.values)]
+    if not given:
+        return "without labels"
+    if labels.regression:
+        numbers = [value for value in given if isinstance(value, int | float)]
+        return f"from {min(numbers):g} to {max(numbers):g}" if numbers else "numbers"
+    several = [f"{name}: {count}" for name, count in Counter(_name(value, labels) for value in given).most_common()]
+    if len(several) > SHOWN:
+        several = [*several[: SHOWN - 1], f"... {several[-1]}"]
+    return ", ".join(several) + (" (one class only: there is nothing to learn)" if len(several) == 1 else "")
+
+
+def _name(value: Any, labels: Labels) -> str:
+    return labels.names[labels.values.index(value)] if value in labels.values else str(value)
