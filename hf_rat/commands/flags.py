@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_rat.arguments import RegularizedTrainingArguments
+from hf_rat.commands.blame import blamed, raised_here
 
 T = TypeVar("T")
 RECIPES = ("paper",)
@@ -266,8 +267,9 @@ def build(dataclass_: type[T], given: Mapping[str, Any], defaults: Mapping[str, 
     names = {f.name for f in dataclasses.fields(dataclass_) if f.init}  # type: ignore[arg-type]
     try:
         return dataclass_(**{name: value for name, value in values.items() if name in names})
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, ImportError, OSError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(said if raised_here(error) else blamed(given, error)) from error
 
 
 def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
@@ -282,19 +284,11 @@ def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except ValueError as error:
-        if not _ours(error):
+        if not raised_here(error):
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr, flush=True)
         return 130  # 128 + SIGINT, as the shell has it
     return 0
-
-
-def _ours(error: BaseException) -> bool:
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    package = Path(__file__).resolve().parents[1]
-    return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).resolve().is_relative_to(package)
