@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import io
 import json
 import os
 import sys
@@ -281,6 +282,9 @@ def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None
 
     An error that is not raised by this package is not the user's: it keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 ends no run
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except ValueError as error:
