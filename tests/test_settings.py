@@ -1,14 +1,19 @@
 """Settings of the Trainer that cannot work are answered in one line, before anything is trained."""
 
+import json
 import os
+import sys
 
+import launches
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
-from transformers import BertForSequenceClassification
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_rat.commands import glue, textcls
+from hf_rat.commands.whole_splits import WholeSplits
 from hf_rat.data.generated import generated_config, generated_pairs, generated_tokenizer
 
 
@@ -125,3 +130,98 @@ def test_a_setting_that_cannot_work_is_one_line_and_leaves_no_folder(
     assert "Traceback" not in captured.err
     assert "'loss'" not in captured.out, "it had begun to train"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_more_tokens_than_positions_are_refused_with_the_number_that_fits(kind, tmp_path, capsys):
+    """The tokenizer has no limit of its own. RoBERTa's positions begin behind its padding: a table of 20 reads 18."""
+    tokenizer = generated_tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 20, "num_labels": 2}
+    config = AutoConfig.for_model(kind, **sizes, **({"pad_token_id": 1} if kind == "roberta" else {}))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    texts = ["the soup was awful " * 10, "the room was vile"]
+    Dataset.from_dict({"text": texts, "label": [0, 1]}).to_csv(tmp_path / "train.csv", index=False)
+    words = [
+        "--model_name_or_path",
+        str(tmp_path / "model"),
+        "--train_file",
+        str(tmp_path / "train.csv"),
+        "--do_train",
+    ]
+    words += ["--max_steps", "1", "--report_to", "none"]
+    fits = {"bert": 20, "roberta": 18}[kind]
+
+    assert glue.main([*words, "--output_dir", str(tmp_path / "no")]) == 2
+    assert f"give --max_seq_length {fits}" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "no").exists()
+    assert glue.main([*words, "--output_dir", str(tmp_path / "yes"), "--max_seq_length", str(fits)]) == 0
+
+
+def test_an_interruption_says_what_is_kept_and_those_words_go_on(commands, tmp_path, monkeypatch, capsys):
+    command, common = commands["pairs"]
+    common = [*common, "--max_steps", "4", "--save_steps", "2", "--disable_tqdm", "true", "--reg", "rdrop"]
+    step, done = WholeSplits.training_step, []
+
+    def interrupted(self, *args, **kwargs):
+        done.append(len(done))
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(WholeSplits, "training_step", interrupted)
+    assert command.main(common) == 130
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    words = said.partition("same command with ")[2].split()
+    assert words[0] == "--output_dir"
+    assert words[2:] == ["--resume_from_checkpoint", "runs/glue-001/checkpoint-2"]
+    assert command.main([*common, *words]) == 0
+    assert command.main([*common, "--output_dir", "whole"]) == 0
+    one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / words[1], tmp_path / "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_interruption_before_a_checkpoint_leaves_no_empty_folder(commands, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WholeSplits, "training_step", interrupted)
+    command, common = commands["pairs"]
+    assert command.main([*common, "--max_steps", "1"]) == 130
+    assert "no checkpoint had been written" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_row_is_scored_also_with_drop_last_and_batch_by_batch(commands, capsys):
+    """Eight rows in batches of three."""
+    command, common = commands["pairs"]
+    scores = [
+        command.run([*common, "--max_steps", "1", "--per_device_eval_batch_size", "3", *more])
+        for more in ([], ["--dataloader_drop_last"], ["--batch_eval_metrics"])
+    ]
+    assert len({(one["eval_accuracy"], one["eval_loss"]) for one in scores}) == 1
+
+
+def test_the_best_mean_squared_error_is_the_lowest(commands, tmp_path):
+    command, common = commands["numbers"]
+    more = f"--load_best_model_at_end --metric_for_best_model mse --max_steps 3 --learning_rate 1e-2 {EVERY_STEP}"
+    command.run([*common, *more.split(), "--output_dir", "out"])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["best_metric"] == min(log["eval_mse"] for log in state["log_history"] if "eval_mse" in log)
+
+
+@pytest.mark.slow
+def test_answers_are_written_where_the_terminal_knows_ascii_only(commands, data, tmp_path):
+    rows = ["sentence1,sentence2,label", *(f"text {n},text {n},{('é', '好')[n % 2]}" for n in range(8))]
+    (tmp_path / "rows.csv").write_text("\n".join(rows), encoding="utf-8")
+    files = [f"--{split}_file={tmp_path}/rows.csv" for split in ("train", "test")]
+    words = [*files, "--model_name_or_path", str(data / "model"), "--do_train", "--do_predict", "--max_steps", "1"]
+    launches.run(
+        [sys.executable, "-m", "hf_rat.commands.cli", "glue", *words, "--output_dir", str(tmp_path / "out")],
+        **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    answers = (tmp_path / "out" / "predict_results.txt").read_text(encoding="utf-8").splitlines()
+    assert len(answers) == 9
+    assert {line.split("\t")[1] for line in answers[1:]} <= {"é", "好"}

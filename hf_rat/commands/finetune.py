@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import nested_numpify
 
 from hf_rat.checkpoints import RUNS, fresh_folder, require_writable, resume_point
 from hf_rat.commands.flags import DataTrainingArguments, Flags
+from hf_rat.commands.longest import require_positions
 from hf_rat.commands.settings import (
     Begun,
     refusals_in_one_line,
@@ -221,6 +222,10 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     names = job.task.metrics if len(job.task.metrics) == 1 else (*job.task.metrics, "combined_score")
     require_scores(flags, names)
     require_fit(flags, job.model, job.train, job.labels.regression)
+    splits = [job.train, job.unlabeled, *job.evaluation.values(), *(one.rows for one in job.prediction)]
+    require_positions(
+        flags.data.max_seq_length, job.model, job.tokenizer, [rows for rows in splits if rows is not None]
+    )
     with refusals_in_one_line(flags):
         trainer = build_trainer(flags, job)
     say(trainer.announcement())
