@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rat.announcement import announcement
 from hf_rat.arguments import RegularizedTrainingArguments
-from hf_rat.card import regularization_section
+from hf_rat.card import complete_card
 from hf_rat.curriculum import DropoutSchedule
 from hf_rat.passes import passes_of
 from hf_rat.regularization import Regularization
@@ -53,6 +53,9 @@ class RegularizationMixin(_Base):
     classification), each micro-batch counts by its labelled positions, so that an optimizer step is the mean over all
     of them, of all processes if `average_tokens_across_devices`, for every loss alike. Evaluation is the Trainer's.
     """
+
+    card_example: Any = "A text."
+    """What the code on the model card gives to the model; two texts are {"text": ..., "text_pair": ...}."""
 
     # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
     loss_is_scaled_for_ga = False
@@ -200,13 +203,13 @@ class RegularizationMixin(_Base):
             teacher.save(output_dir)
 
     def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
-        """The Trainer's model card with the tag hf-rat, and a section on the regularizer."""
-        tags = [tags] if isinstance(tags, str) else list(tags or [])
-        super().create_model_card(*args, **{**kwargs, "tags": [*tags, "hf-rat"]})
+        """The Trainer's model card with the tag hf-rat, completed: see `hf_rat.card.complete_card`."""
+        given = {**dict(zip(("language", "license"), args, strict=False)), **kwargs}
+        given["tags"] = [*([tags] if isinstance(tags, str) else tags or []), "hf-rat"]
+        super().create_model_card(**given)
         card = Path(str(self.args.output_dir)) / "README.md"
         if self.is_world_process_zero() and card.is_file():
-            section = regularization_section(self.regularizer, self.state.log_history)
-            card.write_text(card.read_text(encoding="utf-8").rstrip() + "\n\n" + section, encoding="utf-8")
+            complete_card(card, self, self.card_example, given)
 
     # -- what a run begins and ends with -----------------------------------------------------------------------------
 

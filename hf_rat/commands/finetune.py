@@ -133,6 +133,14 @@ def prepare_folder(flags: Flags, stem: str) -> Path | None:
     return on_main(lambda: resume_point(folder, training.resume_from_checkpoint))
 
 
+def data_names(flags: Flags) -> dict[str, Any]:
+    """What the model card calls the data: the data set's name, or those of the files."""
+    if flags.data.dataset_name is not None:
+        return {"dataset": flags.data.dataset_name, "dataset_tags": flags.data.dataset_name}
+    files = {split: path for split, path in flags.data.files.items() if split != "test"}
+    return {"dataset": ", ".join(f"{Path(path).name} ({split})" for split, path in files.items())}
+
+
 def encode(
     flags: Flags,
     rows: Dataset,
@@ -188,7 +196,7 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
     else:
         half = flags.training.fp16 or flags.training.bf16
         collator = DataCollatorWithPadding(job.tokenizer, pad_to_multiple_of=8 if half else None)
-    return WholeSplits(
+    trainer = WholeSplits(
         model=job.model,
         args=flags.training,
         train_dataset=job.train,
@@ -199,6 +207,9 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
         data_collator=collator,
         callbacks=job.callbacks,
     )
+    if len(job.task.text_columns) == 2:
+        trainer.card_example = {"text": "A text.", "text_pair": "A second text."}
+    return trainer
 
 
 def _values(logits: Any, labels: Labels) -> np.ndarray:

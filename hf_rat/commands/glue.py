@@ -11,7 +11,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 
 from hf_rat.commands.classify import SOURCES, asked, load, prepare, require_work
 from hf_rat.commands.embedded import DEFAULTS, Example, run_embedded
-from hf_rat.commands.finetune import prepare_folder, run_job, say
+from hf_rat.commands.finetune import data_names, prepare_folder, run_job, say
 from hf_rat.commands.flags import Flags, given_flags, read_flags, reported
 from hf_rat.commands.folder import in_its_folder
 from hf_rat.commands.models import load_model, number_labels
@@ -94,8 +94,8 @@ def _card(flags: Flags, task: Task) -> dict[str, Any]:
     if flags.data.task_name is not None:
         card |= {"dataset": f"GLUE {task.name.upper()}", "dataset_tags": "glue", "dataset_args": task.name}
         card["language"] = "en"
-    elif flags.data.dataset_name is not None:
-        card["dataset"] = flags.data.dataset_name
+    else:
+        card |= data_names(flags)
     return card
 
 

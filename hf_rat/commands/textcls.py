@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from hf_rat.commands.classify import SOURCES, load, prepare, require_work
 from hf_rat.commands.embedded import DEFAULTS, Example, run_embedded
-from hf_rat.commands.finetune import Job, prepare_folder, run_job
+from hf_rat.commands.finetune import Job, data_names, prepare_folder, run_job
 from hf_rat.commands.flags import Flags, build, given_flags, read_flags, reported
 from hf_rat.commands.folder import in_its_folder
 from hf_rat.commands.models import load_model
@@ -87,7 +87,7 @@ def _run(flags: Flags, given: Mapping[str, Any], words: WordModelArguments, own:
             return build_word_model(flags, words, task, labels, rows)
         return load_model(flags.model, labels, None)
 
-    card: dict[str, Any] = {"dataset": flags.data.dataset_name or "files of the user's"}
+    card = data_names(flags)
     if not own:
         card["finetuned_from"] = flags.model.model_name_or_path
     job = prepare(flags, task, labels, rows, make, card, named=known is not None, unlabeled=words.semi_supervised)
