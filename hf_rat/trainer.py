@@ -24,6 +24,7 @@ from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, accumulate
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import require_arguments
+from hf_rat.speed import step_price
 from hf_rat.unlabeled import UnlabeledBatches
 from hf_rat.weighting import weighted
 
@@ -54,8 +55,8 @@ class RegularizationMixin(_Base):
     of them, of all processes if `average_tokens_across_devices`, for every loss alike. Evaluation is the Trainer's.
     """
 
+    # What the code on the model card gives to the model; two texts are {"text": ..., "text_pair": ...}.
     card_example: Any = "A text."
-    """What the code on the model card gives to the model; two texts are {"text": ..., "text_pair": ...}."""
 
     # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
     loss_is_scaled_for_ga = False
@@ -95,10 +96,9 @@ class RegularizationMixin(_Base):
     def regularization(self) -> Regularization:
         """The regularizer at work on the current model; opened on first use and anew by each `train()`."""
         if self._regularization is None:
-            regularizer = self.regularizer
-            self._refuse(regularizer)
+            self._refuse(self.regularizer)
             self._regularization = Regularization(
-                regularizer,
+                self.regularizer,
                 self.model_wrapped,
                 accelerator=self.accelerator,
                 run=self._run,
@@ -121,7 +121,9 @@ class RegularizationMixin(_Base):
         else:
             self._resumed_from = resume_from_checkpoint or None
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            trained = super().train(resume_from_checkpoint, *args, **kwargs)
+            trained.metrics.update(step_price(self))
+            return trained
         finally:
             self._close_regularization()
             for schedule in self.callback_handler.callbacks:
@@ -207,9 +209,8 @@ class RegularizationMixin(_Base):
         given = {**dict(zip(("language", "license"), args, strict=False)), **kwargs}
         given["tags"] = [*([tags] if isinstance(tags, str) else tags or []), "hf-rat"]
         super().create_model_card(**given)
-        card = Path(str(self.args.output_dir)) / "README.md"
-        if self.is_world_process_zero() and card.is_file():
-            complete_card(card, self, self.card_example, given)
+        if self.is_world_process_zero():
+            complete_card(Path(str(self.args.output_dir)) / "README.md", self, self.card_example, given)
 
     # -- what a run begins and ends with -----------------------------------------------------------------------------
 

@@ -37,7 +37,6 @@ from hf_rat.data.loading import require_rows
 from hf_rat.data.metrics import TaskMetric
 from hf_rat.data.submission import write_answers
 from hf_rat.data.tasks import HeldOut, Task
-from hf_rat.speed import tokens_per_second
 from hf_rat.trainer import RegularizedTrainer
 
 T = TypeVar("T")
@@ -249,11 +248,6 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         if isinstance(job.train, Dataset):
             trained["train_samples"] = len(job.train)
         trainer.save_model()
-        if not (trainer.regularization.is_plain or trainer.regularization.engine.steps_in_backward):
-            speeds = tokens_per_second(
-                trainer.regularization, trainer.get_train_dataloader(), trainer.state.global_step
-            )
-            trained["train_tokens_per_second"], trained["train_plain_tokens_per_second"] = speeds
         trainer.log_metrics("train", trained)
         trainer.save_metrics("train", trained)
         results |= trained

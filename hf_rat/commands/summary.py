@@ -31,9 +31,10 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
     say(f"Regularizer: {flags.training.regularizer()!r}")
     if job.train is not None:
         say(training_loss(results, len(job.train) if isinstance(job.train, Dataset) else None))
-    if "train_tokens_per_second" in results:
+    if "train_time_factor" in results:
         own, plain = results["train_tokens_per_second"], results["train_plain_tokens_per_second"]
-        say(f"Speed: {own:,.0f} tokens/s, {plain / own:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
+        factor = results["train_time_factor"]
+        say(f"Speed: {own:,.0f} tokens/s, {factor:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
     say(f"Written to {flags.training.output_dir}: {', '.join(_written(Path(str(flags.training.output_dir))))}")
     if job.prediction and flags.data.submission_dir is not None:
         say(submission_state(Path(flags.data.submission_dir)))
