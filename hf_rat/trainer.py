@@ -55,8 +55,7 @@ class RegularizationMixin(_Base):
     of them, of all processes if `average_tokens_across_devices`, for every loss alike. Evaluation is the Trainer's.
     """
 
-    # What the code on the model card gives to the model; two texts are {"text": ..., "text_pair": ...}.
-    card_example: Any = "A text."
+    card_example: Any = "A text."  # for the code on the model card; two texts are {"text": ..., "text_pair": ...}
 
     # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
     loss_is_scaled_for_ga = False
