@@ -95,6 +95,10 @@ class RegularizedTrainingArguments(TrainingArguments):
             "short texts are not padded to the longest; off: run it whole."
         },
     )
+    no_price: bool = field(
+        default=False,
+        metadata={"help": "Do not time, after training and on three batches, what a step costs beside a plain one."},
+    )
     fast: bool = field(
         default=False,
         metadata={

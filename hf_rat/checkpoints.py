@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import struct
 import zipfile
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+RUNS = "runs"
+"""Where runs without --output_dir are written, one fresh folder each."""
 
 _STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -140,3 +144,27 @@ def fresh_folder(root: Path, stem: str) -> Path:
             number += 1
         else:
             return folder
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder, or refuse what cannot be one.
+
+    Raises:
+        ValueError: it, or a part of its path, is a file, or it may not be written to.
+    """
+    flag = f"--output_dir {str(folder)!r}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{flag} cannot be made ({error.strerror}): give a folder that can be written to") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag} may not be written to: give another folder")
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder in which there is no file, and the folder `runs` around it, if it was the only one."""
+    if not folder.is_dir() or any(path.is_file() for path in folder.rglob("*")):
+        return
+    shutil.rmtree(folder)
+    if folder.parent.name == RUNS and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()

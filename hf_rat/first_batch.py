@@ -104,9 +104,7 @@ class FirstBatch:
         found: dict[int, dict[str, Any]] = {}
         for module in self._model.modules():
             found.update((id(place), place) for place in _places(module))
-        return [
-            (place, name) for place in found.values() for name, x in place.items() if isinstance(x, bool | float)
-        ]
+        return [(place, name) for place in found.values() for name, x in place.items() if isinstance(x, bool | float)]
 
 
 def _places(module: nn.Module) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rat.announcement import announcement, tell
 from hf_rat.arguments import RegularizedTrainingArguments, refuse_fields, require_one_description
-from hf_rat.card import regularization_section
+from hf_rat.card import complete_card
 from hf_rat.components import Components
 from hf_rat.curriculum import DropoutSchedule
 from hf_rat.passes import OwnLoss, accepted, passes_of
@@ -28,6 +28,7 @@ from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.requirements import given_problem, require_arguments
+from hf_rat.speed import step_price
 from hf_rat.trials import checked_space
 from hf_rat.unlabeled import UnlabeledBatches
 from hf_rat.weighting import weighted
@@ -55,6 +56,8 @@ class RegularizationMixin(OwnLoss):
     classification), each micro-batch counts by its labelled positions, so that an optimizer step is the mean over all
     of them, of all processes if `average_tokens_across_devices`, for every loss alike. Evaluation is the Trainer's.
     """
+
+    card_example: Any = "A text."  # for the code on the model card; two texts are {"text": ..., "text_pair": ...}
 
     # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
     loss_is_scaled_for_ga = False
@@ -104,10 +107,9 @@ class RegularizationMixin(OwnLoss):
     def regularization(self) -> Regularization:
         """The regularizer at work on the current model; opened on first use and anew by each `train()`."""
         if self._regularization is None:
-            regularizer = self.regularizer
-            self._refuse(regularizer)
+            self._refuse(self.regularizer)
             self._regularization = Regularization(
-                regularizer,
+                self.regularizer,
                 self.model_wrapped,
                 accelerator=self.accelerator,
                 run=self._run,
@@ -124,7 +126,9 @@ class RegularizationMixin(OwnLoss):
         else:
             self._resumed_from = resume_from_checkpoint or None
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            trained = super().train(resume_from_checkpoint, *args, **kwargs)
+            trained.metrics.update(step_price(self))
+            return trained
         finally:
             self._close_regularization()
             self._items, self.current_gradient_accumulation_steps = None, 1
@@ -213,13 +217,12 @@ class RegularizationMixin(OwnLoss):
             teacher.save(output_dir)
 
     def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
-        """The Trainer's model card with the tag hf-rat, and a section on the regularizer."""
-        tags = [tags] if isinstance(tags, str) else list(tags or [])
-        super().create_model_card(*args, **{**kwargs, "tags": [*tags, "hf-rat"]})
-        card = Path(str(self.args.output_dir)) / "README.md"
-        if self.is_world_process_zero() and card.is_file():
-            section = regularization_section(self.regularizer, self.state.log_history)
-            card.write_text(card.read_text(encoding="utf-8").rstrip() + "\n\n" + section, encoding="utf-8")
+        """The Trainer's model card with the tag hf-rat, completed: see `hf_rat.card.complete_card`."""
+        given = {**dict(zip(("language", "license"), args, strict=False)), **kwargs}
+        given["tags"] = [*([tags] if isinstance(tags, str) else tags or []), "hf-rat"]
+        super().create_model_card(**given)
+        if self.is_world_process_zero():
+            complete_card(Path(str(self.args.output_dir)) / "README.md", self, self.card_example, given)
 
     # -- what a run begins and ends with -----------------------------------------------------------------------------
 

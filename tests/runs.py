@@ -85,6 +85,7 @@ def collate_any(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 def arguments(**settings: Any) -> RegularizedTrainingArguments:
     """One epoch of plain SGD on the CPU, every step logged, nothing saved."""
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 1}
+    quiet["no_price"] = True
     simple = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
     epoch = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "output_dir": tempfile.gettempdir()}
     return RegularizedTrainingArguments(**{**quiet, **simple, **epoch, **settings})

@@ -1,9 +1,13 @@
 """What a run costs: told before, measured after, and `--fast`."""
 
+import random
+
+import numpy as np
 import pytest
 import runs
 import tiny
 import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat import Regularization, RegularizedTrainingArguments, parse, speed
 from hf_rat.announcement import announcement
@@ -126,3 +130,42 @@ def test_without_fast_nothing_is_touched(arguments):
     assert not arguments().bf16
     assert torch.get_float32_matmul_precision() == before
     assert "fast" not in announcement(Regularization(parse("rat"), tiny.tiny_model(dropout=0.1)), arguments())
+
+
+class Noisy(torch.nn.Module):
+    """Has running statistics, and draws from numpy and Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(tiny.VOCABULARY, 4)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.output = torch.nn.Linear(4, 3)
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        noise = 0.1 * np.random.rand() + 0.1 * random.random()
+        logits = self.output(self.norm(self.words(input_ids).mean(1)) + noise)
+        return SequenceClassifierOutput(torch.nn.functional.cross_entropy(logits, labels), logits)
+
+
+def test_the_price_in_the_metrics_of_one_s_own_script_leaves_no_trace():
+    left = []
+    for no_price in (True, False):
+        torch.manual_seed(0)
+        one = runs.trainer("fgm", model=Noisy(), no_price=no_price, seed=3)
+        metrics = one.train().metrics
+        assert ("train_time_factor" in metrics) != no_price
+        state = {name: value.clone() for name, value in one.model.state_dict().items()}
+        left.append((state, torch.rand(1).item(), np.random.rand(), random.random()))
+    assert metrics["train_time_factor"] == pytest.approx(
+        metrics["train_plain_tokens_per_second"] / metrics["train_tokens_per_second"]
+    )
+    runs.assert_same_weights(left[1][0], left[0][0])
+    assert left[0][1:] == left[1][1:]
+    assert all(parameter.grad is None for parameter in one.model.parameters())
+
+
+def test_plain_has_no_price_to_time():
+    assert "train_time_factor" not in runs.trainer("plain", no_price=False).train().metrics

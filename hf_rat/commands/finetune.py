@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
@@ -18,15 +19,24 @@ from transformers import (
     TrainerCallback,
     default_data_collator,
 )
+from transformers.trainer_pt_utils import nested_numpify
 
-from hf_rat.checkpoints import fresh_folder, resume_point
+from hf_rat.checkpoints import RUNS, fresh_folder, require_writable, resume_point
 from hf_rat.commands.flags import DataTrainingArguments, Flags
+from hf_rat.commands.longest import require_positions
+from hf_rat.commands.settings import (
+    Begun,
+    refusals_in_one_line,
+    require_fit,
+    require_scores,
+    require_settings,
+)
+from hf_rat.commands.whole_splits import WholeSplits
 from hf_rat.data.encoding import Labels, tokenize
 from hf_rat.data.loading import require_rows
 from hf_rat.data.metrics import TaskMetric
 from hf_rat.data.submission import write_answers
 from hf_rat.data.tasks import HeldOut, Task
-from hf_rat.speed import tokens_per_second
 from hf_rat.trainer import RegularizedTrainer
 
 T = TypeVar("T")
@@ -107,16 +117,27 @@ def prepare_folder(flags: Flags, stem: str) -> Path | None:
         ValueError: the folder is not empty, or what is to be resumed is not whole.
     """
     training = flags.training
+    require_settings(flags)
     if training.device.type == "cpu" and "dataloader_pin_memory" not in flags.given:
         training.dataloader_pin_memory = False  # without an accelerator it does nothing but warn
     if "output_dir" not in flags.given:
         if training.resume_from_checkpoint is not None:
             raise ValueError("--resume_from_checkpoint needs --output_dir: the folder of the run that goes on")
-        training.output_dir = str(on_main(lambda: fresh_folder(Path("runs"), stem)))
+        training.output_dir = str(on_main(lambda: fresh_folder(Path(RUNS), stem)))
         return None
+    folder = Path(str(training.output_dir))
+    on_main(lambda: require_writable(folder))
     if not training.do_train:
         return None
-    return on_main(lambda: resume_point(Path(str(training.output_dir)), training.resume_from_checkpoint))
+    return on_main(lambda: resume_point(folder, training.resume_from_checkpoint))
+
+
+def data_names(flags: Flags) -> dict[str, Any]:
+    """What the model card calls the data: the data set's name, or those of the files."""
+    if flags.data.dataset_name is not None:
+        return {"dataset": flags.data.dataset_name, "dataset_tags": flags.data.dataset_name}
+    files = {split: path for split, path in flags.data.files.items() if split != "test"}
+    return {"dataset": ", ".join(f"{Path(path).name} ({split})" for split, path in files.items())}
 
 
 def encode(
@@ -167,20 +188,20 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
     """The trainer of a job, with the scores of its task."""
     metric = TaskMetric(job.task.metrics, job.labels.regression)
 
-    def scores(prediction: EvalPrediction) -> dict[str, float]:
-        return metric.compute(
-            predictions=_values(prediction.predictions, job.labels),
-            references=prediction.label_ids
-            if job.labels.regression
-            else job.labels.from_model(np.asarray(prediction.label_ids)),
-        )
+    def scores(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """Of a whole split, or batch by batch, as --batch_eval_metrics hands them over."""
+        references = _array(prediction.label_ids)
+        if not job.labels.regression:
+            references = job.labels.from_model(references)
+        metric.add_batch(predictions=_values(prediction.predictions, job.labels), references=references)
+        return metric.compute() if compute_result else {}
 
     if flags.data.pad_to_max_length:
         collator: Any = default_data_collator
     else:
         half = flags.training.fp16 or flags.training.bf16
         collator = DataCollatorWithPadding(job.tokenizer, pad_to_multiple_of=8 if half else None)
-    return RegularizedTrainer(
+    trainer = WholeSplits(
         model=job.model,
         args=flags.training,
         train_dataset=job.train,
@@ -191,12 +212,19 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
         data_collator=collator,
         callbacks=job.callbacks,
     )
+    if len(job.task.text_columns) == 2:
+        trainer.card_example = {"text": "A text.", "text_pair": "A second text."}
+    return trainer
 
 
 def _values(logits: Any, labels: Labels) -> np.ndarray:
     """The data set's class numbers, or the numbers themselves, (rows,)."""
-    logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+    logits = _array(logits[0] if isinstance(logits, tuple) else logits)
     return logits.reshape(-1) if labels.regression else labels.from_model(logits.argmax(axis=1))
+
+
+def _array(values: Any) -> np.ndarray:
+    return nested_numpify(values) if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
@@ -207,19 +235,25 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         job: what to train on, evaluate on and answer.
         resume: a whole checkpoint, or None.
     """
-    trainer = build_trainer(flags, job)
+    names = job.task.metrics if len(job.task.metrics) == 1 else (*job.task.metrics, "combined_score")
+    require_scores(flags, names)
+    require_fit(flags, job.model, job.train, job.labels.regression)
+    splits = [job.train, job.unlabeled, *job.evaluation.values(), *(one.rows for one in job.prediction)]
+    require_positions(
+        flags.data.max_seq_length, job.model, job.tokenizer, [rows for rows in splits if rows is not None]
+    )
+    with refusals_in_one_line(flags):
+        trainer = build_trainer(flags, job)
     say(trainer.announcement())
     results: dict[str, float] = {}
     if job.train is not None:
-        trained = trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).metrics
+        begun = Begun()
+        trainer.add_callback(begun)
+        with refusals_in_one_line(flags, begun):
+            trained = trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).metrics
         if isinstance(job.train, Dataset):
             trained["train_samples"] = len(job.train)
         trainer.save_model()
-        if not (trainer.regularization.is_plain or trainer.regularization.engine.steps_in_backward):
-            speeds = tokens_per_second(
-                trainer.regularization, trainer.get_train_dataloader(), trainer.state.global_step
-            )
-            trained["train_tokens_per_second"], trained["train_plain_tokens_per_second"] = speeds
         trainer.log_metrics("train", trained)
         trainer.save_metrics("train", trained)
         results |= trained
@@ -256,7 +290,8 @@ def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, asked: Asked) 
     name = "-".join(part for part in (asked.task.name.replace("/", "-"), asked.held_out.suffix) if part)
     folder = Path(str(flags.training.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / (f"predict_results_{name}.txt" if job.named else "predict_results.txt")).open("w") as file:
+    path = folder / (f"predict_results_{name}.txt" if job.named else "predict_results.txt")
+    with path.open("w", encoding="utf-8") as file:
         file.write("index\tprediction\n")
         for index, value in enumerate(values):
             answer = f"{value:.3f}" if job.labels.regression else job.labels.names[int(value)]

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import io
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_rat.arguments import RegularizedTrainingArguments
+from hf_rat.commands.blame import blamed, raised_here
 from hf_rat.commands.file_flags import FileArguments
 
 T = TypeVar("T")
@@ -248,8 +250,9 @@ def build(dataclass_: type[T], given: Mapping[str, Any], defaults: Mapping[str, 
     names = {f.name for f in dataclasses.fields(dataclass_) if f.init}  # type: ignore[arg-type]
     try:
         return dataclass_(**{name: value for name, value in values.items() if name in names})
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, ImportError, OSError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(said if raised_here(error) else blamed(given, error)) from error
 
 
 def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
@@ -261,22 +264,17 @@ def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None
 
     An error that is not raised by this package is not the user's: it keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 ends no run
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except ValueError as error:
-        if not _ours(error):
+        if not raised_here(error):
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr, flush=True)
         return 130  # 128 + SIGINT, as the shell has it
     return 0
-
-
-def _ours(error: BaseException) -> bool:
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    package = Path(__file__).resolve().parents[1]
-    return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).resolve().is_relative_to(package)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 
 from hf_rat.commands.classify import SOURCES, asked, load, prepare, require_work
 from hf_rat.commands.embedded import DEFAULTS, Example, run_embedded
-from hf_rat.commands.finetune import prepare_folder, run_job, say
+from hf_rat.commands.finetune import data_names, prepare_folder, run_job, say
 from hf_rat.commands.flags import Flags, given_flags, read_flags, reported
+from hf_rat.commands.folder import in_its_folder
 from hf_rat.commands.models import load_model, number_labels
 from hf_rat.commands.paper import apply_paper
 from hf_rat.commands.summary import summarize
@@ -37,8 +38,15 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     """
     given = given_flags(argv, PROGRAM)
     if not any(given.get(name) for name in ("model_name_or_path", *SOURCES)):
-        return run_embedded(read_flags(given, EXAMPLE.defaults), "glue", EXAMPLE)
+        flags = read_flags(given, EXAMPLE.defaults)
+        with in_its_folder(flags):
+            return run_embedded(flags, "glue", EXAMPLE)
     flags = read_flags(given)
+    with in_its_folder(flags):
+        return _run(flags, given)
+
+
+def _run(flags: Flags, given: Mapping[str, Any]) -> dict[str, float]:
     data, training = flags.data, flags.training
     require_work(flags, given, flags.model.model_name_or_path is not None)
     _check_submission(flags)
@@ -86,8 +94,8 @@ def _card(flags: Flags, task: Task) -> dict[str, Any]:
     if flags.data.task_name is not None:
         card |= {"dataset": f"GLUE {task.name.upper()}", "dataset_tags": "glue", "dataset_args": task.name}
         card["language"] = "en"
-    elif flags.data.dataset_name is not None:
-        card["dataset"] = flags.data.dataset_name
+    else:
+        card |= data_names(flags)
     return card
 
 

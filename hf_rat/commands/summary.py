@@ -16,10 +16,9 @@ from hf_rat.data.submission import missing_files, pack, problems
 def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
     """The one summary at the end: a table of the scores, and where things are."""
     names = [*job.task.metrics, *(["combined_score"] if len(job.task.metrics) > 1 else []), "loss"]
+    if flags.training.prediction_loss_only:
+        names = ["loss"]
     lines = [["split", "rows", *names]]
-    if job.train is not None:
-        count = f"{len(job.train)}" if isinstance(job.train, Dataset) else "streamed"
-        lines.append(["train", count, *[""] * (len(names) - 1), f"{results['train_loss']:.4f}"])
     for suffix, rows in job.evaluation.items():
         end = f"_{suffix}" if suffix else ""
         values = [f"{results[f'eval_{name}{end}']:.4f}" for name in names]
@@ -30,12 +29,32 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
     if len(lines) > 1:
         say("\n" + table(lines))
     say(f"Regularizer: {flags.training.regularizer()!r}")
-    if "train_tokens_per_second" in results:
+    if job.train is not None:
+        say(training_loss(results, len(job.train) if isinstance(job.train, Dataset) else None))
+    if "train_time_factor" in results:
         own, plain = results["train_tokens_per_second"], results["train_plain_tokens_per_second"]
-        say(f"Speed: {own:,.0f} tokens/s, {plain / own:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
+        factor = results["train_time_factor"]
+        say(f"Speed: {own:,.0f} tokens/s, {factor:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
     say(f"Written to {flags.training.output_dir}: {', '.join(_written(Path(str(flags.training.output_dir))))}")
     if job.prediction and flags.data.submission_dir is not None:
         say(submission_state(Path(flags.data.submission_dir)))
+
+
+def training_loss(results: Mapping[str, float], rows: int | None) -> str:
+    """A line: the mean training loss, and what it is the sum of. It is not the loss that evaluation reports.
+
+    Args:
+        results: of a run that trained.
+        rows: how many it trained on; None for a stream.
+    """
+    parts = {
+        name.removeprefix("train_loss_").replace("_", " "): value
+        for name, value in results.items()
+        if name.startswith("train_loss_")
+    }
+    made_of = " + ".join(f"{name} {value:.4f}" for name, value in parts.items())
+    on = "a stream" if rows is None else f"{rows} rows"
+    return f"Training loss on {on}: {results['train_loss']:.4f}" + (f" = {made_of}" if parts else "")
 
 
 def submission_state(directory: Path) -> str:

@@ -11,8 +11,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from hf_rat.commands.classify import SOURCES, load, prepare, require_work
 from hf_rat.commands.embedded import DEFAULTS, Example, run_embedded
-from hf_rat.commands.finetune import Job, prepare_folder, run_job
+from hf_rat.commands.finetune import Job, data_names, prepare_folder, run_job
 from hf_rat.commands.flags import Flags, build, given_flags, read_flags, reported
+from hf_rat.commands.folder import in_its_folder
 from hf_rat.commands.models import load_model
 from hf_rat.commands.summary import summarize
 from hf_rat.commands.word_flags import WordModelArguments
@@ -59,6 +60,11 @@ def run(argv: Sequence[str]) -> dict[str, float]:
         return _embedded(given, words)
     own = given.get("model_name_or_path") is None
     flags = read_flags(given, _defaults(given, own))
+    with in_its_folder(flags):
+        return _run(flags, given, words, own)
+
+
+def _run(flags: Flags, given: Mapping[str, Any], words: WordModelArguments, own: bool) -> dict[str, float]:
     training = flags.training
     require_work(flags, given, model=True)
     _check(flags, words, own)
@@ -81,7 +87,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
             return build_word_model(flags, words, task, labels, rows)
         return load_model(flags.model, labels, None)
 
-    card: dict[str, Any] = {"dataset": flags.data.dataset_name or "files of the user's"}
+    card = data_names(flags)
     if not own:
         card["finetuned_from"] = flags.model.model_name_or_path
     job = prepare(flags, task, labels, rows, make, card, named=known is not None, unlabeled=words.semi_supervised)
@@ -150,4 +156,5 @@ def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, 
         return build_word_model(flags, words, task, labels, rows)
 
     told = "generated reviews (some of their labels flipped)"
-    return run_embedded(flags, "textcls", Example(REVIEWS, generated_reviews, make, told, defaults))
+    with in_its_folder(flags):
+        return run_embedded(flags, "textcls", Example(REVIEWS, generated_reviews, make, told, defaults))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,16 @@ def hold_back(rows: DatasetDict, train: str, validation: Iterable[str], share: f
         train: name of the training split.
         validation: names of the splits that the held-back rows stand in for.
         share: of the training rows, between 0 and 1; the rows are drawn by a fixed seed, whatever the run's is.
+
+    Raises:
+        ValueError: no row would be left to train on.
     """
+    count = len(rows[train])
+    if math.ceil(share * count) >= count:
+        raise ValueError(
+            f"--validation_from_train {share} of {count} training row{'s' * (count != 1)} leaves none to train on: "
+            "take a smaller share or more rows"
+        )
     parts = rows[train].train_test_split(test_size=share, seed=0)
     return DatasetDict({**rows, train: parts["train"], **dict.fromkeys(validation, parts["test"])})
 

@@ -206,6 +206,7 @@ def fgm(
         second task loss under other dropout masks.
     Cost: 2F + 2B; the slope comes with the clean backward.
     Reference: Miyato, Dai, Goodfellow 2017, "Adversarial Training Methods for Semi-Supervised Text Classification".
+        https://arxiv.org/abs/1605.07725
     Paper and code: the paper shares the embedding dropout mask between the two passes; here all masks are drawn anew,
         as in the snippets. r is not differentiated (both agree).
     """
@@ -224,6 +225,7 @@ def fgsm(
     Relations: fgm in a box instead of an L2 ball. The paper weighs clean and adversarial loss 1/2 each; ours 1 and 1.
     Cost: 2F + 2B.
     Reference: Goodfellow, Shlens, Szegedy 2015, "Explaining and Harnessing Adversarial Examples".
+        https://arxiv.org/abs/1412.6572
     """
     return TaskLoss() + Adversarial(Gradient(Linf(epsilon, unit), site=site), TaskLoss())
 
@@ -248,6 +250,7 @@ def pgd(
     Relations: steps=1 with step=epsilon is fgm. freelb trains at every point instead of the last.
     Cost: (K + 1)F + 2B + (K - 1)S from a start at zero, (K + 2)F + 2B + K S from a random one.
     Reference: Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks".
+        https://arxiv.org/abs/1706.06083
     Paper and code: the ascents replay the clean pass's dropout masks (FreeLB's PGD shares them too, the snippet draws
         new ones and wipes accumulated gradients on the way); the last pass draws its own. FreeLB's PGD has no clean
         loss; ours has.
@@ -278,6 +281,7 @@ def freelb(
     Relations: replaces the task loss; in a sum it counts as an added adversarial task loss. steps=1, start=0 is plain.
     Cost: K F + K B: each backward gives the gradient and the slope.
     Reference: Zhu et al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language Understanding".
+        https://arxiv.org/abs/1909.11764
     Paper and code: steps counts forward-backward pairs, as the paper and the official ALBERT tree do; the fairseq tree
         counts ascents, one less. All dropout masks are shared over the K passes, as in the paper (both official trees
         share only some of them).
@@ -297,6 +301,7 @@ def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS
     Relations: replaces the task loss; in a sum it counts as an added noisy task loss. freelb(steps=1) with its start.
     Cost: 1F + 1B.
     Reference: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning".
+        https://arxiv.org/abs/2310.05914
     Paper and code: the official code counts padding in `tokens` and puts noise on it; here neither.
     """
     return Adversarial(Noise(L2(epsilon, unit=unit), site=site), TaskLoss())
@@ -318,6 +323,7 @@ def rdrop(alpha: float = 0.5, passes: int = 2, divergence: str = "bi_kl", begin:
     Relations: alpha=0 is the mean of two passes. rat is rdrop at the adversarial point. fraternal compares logits.
     Cost: K F + K B as one batch of K copies, K = passes.
     Reference: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks".
+        https://arxiv.org/abs/2106.14448
     Paper and code: the code divides by nothing (sum over batch and classes), runs both passes in evaluation too, and
         differs from file to file; this is the paper's formula with the task losses averaged.
     """
@@ -358,6 +364,7 @@ def rat(
         task loss, and is rdrop); alpha=0 is the paper's ablation without L_KL; with dropout 0 it is fgm.
     Cost: (1 + K)F + (1 + K)B: the slope comes with the clean backward (the authors traverse the clean graph twice).
     Reference: Ni, Li, Kao 2022, "R-AT: Regularized Adversarial Training for Natural Language Understanding".
+        https://aclanthology.org/2022.findings-emnlp.480
     """
     for name, values in (("epsilons", epsilons), ("dropouts", dropouts)):
         if values is not None and len(values) != passes:
@@ -379,6 +386,7 @@ def fraternal(alpha: float = 0.15, begin: int = 0, warmup: int = 0) -> Term:
     Relations: rdrop on logits instead of distributions. pi_model has one task loss.
     Cost: 2F + 2B.
     Reference: Zolna et al. 2018, "Fraternal Dropout".
+        https://arxiv.org/abs/1711.00066
     """
     return TaskLoss(2) + alpha * Consistency("logit_mse")
 
@@ -394,6 +402,7 @@ def pi_model(alpha: float = 1.0, begin: int = 0, warmup: int = 0) -> Term:
         only if something else in a sum asks for it.
     Cost: 2F + 2B.
     Reference: Laine, Aila 2017, "Temporal Ensembling for Semi-Supervised Learning".
+        https://arxiv.org/abs/1610.02242
     Paper and code: its Gaussian input noise and image augmentation have no counterpart in text.
     """
     return TaskLoss() + alpha * Smoothness(Redrawn(), "mse", fixed=False)
@@ -409,6 +418,7 @@ def expectation_linear(alpha: float = 0.25, begin: int = 0, warmup: int = 0) -> 
     Relations: bounds fraternal's term from above (4 times). Both passes carry gradient.
     Cost: 2F + 2B.
     Reference: Ma et al. 2017, "Dropout with Expectation-linear Regularization".
+        https://arxiv.org/abs/1609.08017
     """
     return TaskLoss() + alpha * Smoothness(Redrawn(rate=0.0), "logit_mse", fixed=False)
 
@@ -438,6 +448,7 @@ def vat(
     Relations: needs no labels; fgm climbing a divergence. smart bounds single entries and trains both predictions.
     Cost: (2 + steps)F + 2B + steps S.
     Reference: Miyato et al. 2017 (text); Miyato et al. 2018, "Virtual Adversarial Training".
+        https://arxiv.org/abs/1605.07725, https://arxiv.org/abs/1704.03976
     Paper and code: the search replays the clean pass's dropout masks, else the divergence at a small start would be
         that of the masks; the pass at x + r draws its own, as the official text code does.
     """
@@ -471,6 +482,7 @@ def smart(
     Relations: r3f is smart without the search and the average. alpha=0 is plain.
     Cost: (2 + steps)F + 2B + steps S, one more F for the average unless mu=0.
     Reference: Jiang et al. 2020, "SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models".
+        https://arxiv.org/abs/1911.03437
     Paper and code: the released code divides the perturbation by its largest entry instead of projecting, feeds the
         whole embedding module's output through itself a second time, and has no proximal term. This is the paper.
         The search replays the clean pass's dropout masks (the code draws new ones). The average runs without dropout.
@@ -499,6 +511,7 @@ def r3f(
         task loss. smart seeks the worst noise.
     Cost: 2F + 2B.
     Reference: Aghajanyan et al. 2021, "Better Fine-Tuning by Reducing Representational Collapse".
+        https://arxiv.org/abs/2008.03156
     Paper and code: the noise is added in fp32 (in a bf16 sum only 4 % of it would survive); padding gets none; the
         code skips regression, here it is the mean squared difference.
     """
@@ -540,6 +553,7 @@ def adversarial_dropout(
     Cost: (2 + steps)F + 2B + steps S; base="random" one F more, and one B more unless fixed.
     Reference: Park et al. 2018, "Adversarial Dropout for Supervised and Semi-supervised Learning"; Park et al. 2019,
         "Adversarial Dropout for Recurrent Neural Networks" (site="recurrent", Jensen-Shannon: "js").
+        https://arxiv.org/abs/1707.03631, https://arxiv.org/abs/1904.09816
     Paper and code: floor(rate H) flips is the papers' prose; their equations bound the root of the number of flips,
         and their codes make one flip fewer or more. Each refinement chooses all its flips anew, where the paper adds
         to those it has: on small nets that finds worse masks at the same cost. No flip without gain (the codes; the
