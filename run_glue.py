@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_rat.commands.glue import main
+from hf_rat.cli.glue import main
 
 if __name__ == "__main__":
     sys.exit(main())

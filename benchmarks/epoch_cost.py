@@ -30,9 +30,9 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from hf_rat.fast import attend_in_half_precision, draw_masks_fast, undo
-from hf_rat.regularization import Regularization
+from hf_rat.engine.regularization import Regularization
 from hf_rat.regularizers import parse
+from hf_rat.trainer.fast import attend_in_half_precision, draw_masks_fast, undo
 
 TASKS = {
     "rte": ("glue/rte", ("sentence1", "sentence2"), 128),

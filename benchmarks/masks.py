@@ -21,7 +21,7 @@ import torch
 from step_cost import processor
 from torch.nn import functional as F
 
-from hf_rat.fast import draw_masks_fast, undo
+from hf_rat.trainer.fast import draw_masks_fast, undo
 
 WAYS = ("torch", "16 bits")
 

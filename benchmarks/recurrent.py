@@ -33,8 +33,8 @@ from step_cost import processor
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from hf_rat.fast import draw_masks_fast
 from hf_rat.models.recurrent import GRU, LSTM, RNN
+from hf_rat.trainer.fast import draw_masks_fast
 
 CELLS: dict[str, Any] = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
 KINDS: dict[str, dict[str, Any]] = {

@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from hf_rat.regularization import Regularization
+from hf_rat.engine.regularization import Regularization
 from hf_rat.regularizers import RECIPES, parse
 
 BASELINES: dict[str, Callable[[nn.Module, Batch], Any]] = {

@@ -1,8 +1,7 @@
 """Regularized fine-tuning for Hugging Face models: one flag, one import."""
 
 from hf_rat import models  # registers the companion models with Transformers' Auto classes
-from hf_rat.arguments import RegularizedTrainingArguments
-from hf_rat.regularization import Regularization
+from hf_rat.engine.regularization import Regularization
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.recipes import (
     adversarial_dropout,
@@ -21,7 +20,8 @@ from hf_rat.regularizers.recipes import (
     smart,
     vat,
 )
-from hf_rat.trainer import RegularizationMixin, RegularizedTrainer
+from hf_rat.trainer.trainer import RegularizationMixin, RegularizedTrainer
+from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
 __all__ = [
     "Regularization",

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from hf_rat import fast
+from hf_rat.trainer import fast
 
 torch.set_num_threads(1)
 

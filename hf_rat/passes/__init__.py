@@ -1,15 +1,1 @@
-"""How a class of Trainers runs one pass with its own loss, so that a regularizer can ask for several."""
-
-from typing import Any
-
-from hf_rat.passes.own_loss import OwnLoss
-from hf_rat.passes.sentences import SentencePasses
-from hf_rat.passes.sft import SFTPasses
-from hf_rat.passes.trainer import Passes, accepted
-
-__all__ = ["OwnLoss", "Passes", "accepted", "passes_of"]
-
-
-def passes_of(trainer: Any) -> Passes:
-    """The way that fits the class of a trainer."""
-    return next(kind for kind in (SFTPasses, SentencePasses, Passes) if kind.fits(trainer))(trainer)
+"""How a model runs at a point near a batch. Knows torch only."""

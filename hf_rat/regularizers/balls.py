@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hf_rat.regularizers.places import Place
+    from hf_rat.passes.sites.geometry import Place
 
 SCOPES = ("example", "table")
 UNITS = ("absolute", "embedding")

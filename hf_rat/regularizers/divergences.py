@@ -90,6 +90,13 @@ def _mean(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
 NAMES = {divergence.__name__: divergence for divergence in (ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse)}
 
 
+def mean_divergence(batch: Batch, name: str, p: Tensor, q: Tensor) -> Tensor:
+    """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
+    problem = batch.refined(batch.problem)
+    keep = batch.frames(batch.inputs, p) if problem == CTC else kept(problem, batch.inputs, p)
+    return mean(problem, diverge(name, p, q, problem, keep), keep)
+
+
 def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None = None) -> Tensor:
     """The divergence `name` between two outputs of one model.
 

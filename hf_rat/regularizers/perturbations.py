@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_rat.passes.point import Point
+from hf_rat.passes.sites import EMBEDDINGS, LOGITS_INPUT
+from hf_rat.passes.sites.geometry import Place
 from hf_rat.regularizers.balls import L2, Hamming, Linf, draw
-from hf_rat.regularizers.places import Place
-from hf_rat.regularizers.points import Point
-from hf_rat.regularizers.sites import EMBEDDINGS, LOGITS_INPUT
 
 Climb = Callable[[Tensor], Tensor]
 START_MASKS = ("one_drop", "base", "random")

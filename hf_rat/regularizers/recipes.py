@@ -27,10 +27,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
+from hf_rat.passes.sites import DECODER_EMBEDDINGS, EMBEDDINGS, LOGITS_INPUT, RECURRENT
 from hf_rat.regularizers.balls import L2, SCOPES, UNITS, Hamming, Linf
 from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.perturbations import START_MASKS, Ascent, Dropped, Flip, Gradient, Noise, Redrawn
-from hf_rat.regularizers.sites import DECODER_EMBEDDINGS, EMBEDDINGS, LOGITS_INPUT, RECURRENT
 from hf_rat.regularizers.terms import (
     Adversarial,
     Consistency,

@@ -20,8 +20,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from hf_rat.passes.point import Point
+from hf_rat.regularizers.divergences import mean_divergence
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
-from hf_rat.regularizers.points import Point
 
 FULL_STRENGTH = 10**12
 """An optimizer step by which every schedule has ended."""
@@ -113,7 +114,7 @@ class Consistency(Term):
 
     def here(self, point: Point) -> Losses:
         pairs = list(combinations(point.logits[: self.passes], 2))
-        agreement = torch.stack([point.batch.divergence(self.divergence, p, q) for p, q in pairs]).mean()
+        agreement = torch.stack([mean_divergence(point.batch, self.divergence, p, q) for p, q in pairs]).mean()
         return {"consistency": agreement}
 
 
@@ -144,11 +145,11 @@ class Smoothness(Term):
         here = point.logits[0]
 
         def climb(there: Tensor) -> Tensor:
-            return point.batch.divergence(self.divergence, here.detach(), there)
+            return mean_divergence(point.batch, self.divergence, here.detach(), there)
 
         ((_, there),) = self.at(point, climb)
         reference = here.detach() if self.fixed else here
-        return {"smoothness": point.batch.divergence(self.divergence, reference, there.logits[0])}
+        return {"smoothness": mean_divergence(point.batch, self.divergence, reference, there.logits[0])}
 
     def here(self, point: Point) -> Losses:
         return {} if self.fixed else self._there(point)
@@ -198,7 +199,7 @@ class Proximal(Term):
         point.batch.forwards += 1
         point.batch.searches += 1
         there = point.batch.teacher(point.batch.inputs)
-        return {"proximal": point.batch.divergence(self.divergence, there, point.logits[0])}
+        return {"proximal": mean_divergence(point.batch, self.divergence, there, point.logits[0])}
 
 
 @dataclass(frozen=True)

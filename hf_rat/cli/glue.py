@@ -1,0 +1,129 @@
+"""`run_glue.py` and `hf-rat glue`: fine-tune on a GLUE task, a data set of the Hub or files, with any regularizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from hf_rat.data.encoding import Labels
+from hf_rat.data.generated import GENERATED, generated_config, generated_pairs, generated_tokenizer
+from hf_rat.data.loading import load_task
+from hf_rat.data.tasks import Task, find
+from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
+from hf_rat.finetuning.flags import Flags, given_flags, read_flags, reported
+from hf_rat.finetuning.folder import in_its_folder
+from hf_rat.finetuning.job import data_names, prepare_folder, run_job, say
+from hf_rat.finetuning.prepare import SOURCES, asked, load, prepare, require_work
+from hf_rat.finetuning.preset import apply_paper
+from hf_rat.finetuning.pretrained import load_model, number_labels
+from hf_rat.finetuning.summary import summarize
+
+PROGRAM = "hf-rat glue"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit status, 2 after an error of the user's."""
+    return reported(run, argv)
+
+
+def run(argv: Sequence[str]) -> dict[str, float]:
+    """Do what the flags say; the scores and speeds, as in all_results.json.
+
+    Raises:
+        ValueError: bad input, in one line that names the flag.
+    """
+    given = given_flags(argv, PROGRAM)
+    if not any(given.get(name) for name in ("model_name_or_path", *SOURCES)):
+        flags = read_flags(given, EXAMPLE.defaults)
+        with in_its_folder(flags):
+            return run_embedded(flags, "glue", EXAMPLE)
+    flags = read_flags(given)
+    with in_its_folder(flags):
+        return _run(flags, given)
+
+
+def _run(flags: Flags, given: Mapping[str, Any]) -> dict[str, float]:
+    data, training = flags.data, flags.training
+    require_work(flags, given, flags.model.model_name_or_path is not None)
+    _check_submission(flags)
+    if data.unlabeled_file is not None:
+        raise ValueError(f"--unlabeled_file {data.unlabeled_file!r} is a flag of run_textcls.py")
+    task = find(data.task_name) if data.task_name is not None else None
+    if data.recipe is not None:
+        say(apply_paper(flags, task))
+    training.regularizer()  # a wrong expression is said before anything is loaded
+    resume = prepare_folder(flags, "glue")
+    set_seed(training.seed)
+    task, labels, rows = load(flags, task)
+
+    def build(
+        task: Task, labels: Labels, rows: DatasetDict
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
+        return load_model(flags.model, labels, data.task_name)
+
+    job = prepare(flags, task, labels, rows, build, _card(flags, task), named=data.task_name is not None)
+    if training.do_predict and task.also_predicts is not None:
+        other = find(task.also_predicts)
+        found = _test_rows(flags, other)
+        if found is not None:
+            job.prediction += asked(flags, job, other, found)
+    results = run_job(flags, job, resume)
+    summarize(flags, job, results)
+    return results
+
+
+def _check_submission(flags: Flags) -> None:
+    if flags.data.submission_dir is None:
+        return
+    for name, wrong in (
+        ("do_predict", not flags.training.do_predict),
+        ("task_name", flags.data.task_name is None),
+    ):
+        if wrong:
+            raise ValueError(f"--submission_dir {flags.data.submission_dir!r} needs --{name}")
+    if flags.data.max_predict_samples is not None:
+        raise ValueError("--submission_dir needs the whole test split: leave --max_predict_samples out")
+
+
+def _card(flags: Flags, task: Task) -> dict[str, Any]:
+    card: dict[str, Any] = {"finetuned_from": flags.model.model_name_or_path}
+    if flags.data.task_name is not None:
+        card |= {"dataset": f"GLUE {task.name.upper()}", "dataset_tags": "glue", "dataset_args": task.name}
+        card["language"] = "en"
+    else:
+        card |= data_names(flags)
+    return card
+
+
+def _test_rows(flags: Flags, task: Task) -> DatasetDict | None:
+    """The test splits of a task that this model answers too, when its data is at hand."""
+    folder = flags.data.data_dir
+    splits = [part.split for part in task.test]
+    if folder is not None:
+        absent = [split for split in splits if not (Path(folder) / task.folder / f"{split}.parquet").is_file()]
+        if absent:
+            say(f"--data_dir {folder!r} has no {task.folder}/{absent[0]}.parquet: {task.name} is not predicted.")
+            return None
+    return load_task(task, splits, folder, flags.model.cache_dir, flags.model.token)
+
+
+def _small_bert(
+    task: Task, labels: Labels, rows: DatasetDict
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
+    tokenizer = generated_tokenizer()
+    config = generated_config(tokenizer)
+    return BertForSequenceClassification(config), tokenizer, number_labels(config, labels)
+
+
+EXAMPLE = Example(
+    task=GENERATED,
+    rows=generated_pairs,
+    build=_small_bert,
+    told="generated pairs (a fifth of their labels flipped)",
+    # Chosen so that the small model learns the rule and then begins to memorize the flipped labels.
+    defaults=DEFAULTS | {"learning_rate": 1e-3, "num_train_epochs": 20, "per_device_train_batch_size": 16},
+)

@@ -1,0 +1,143 @@
+"""What a regularizer costs, found by running it once on the smallest model there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from hf_rat.passes.batch import Batch
+from hf_rat.passes.point import Point
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site
+from hf_rat.regularizers.terms import Term, groups
+
+# Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
+FORWARD, BACKWARD, SLOPE, OPTIMIZER = 0.375, 0.56, 0.31, 0.065
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes over the batch in one step; plain is one forward and one backward.
+
+    Attributes:
+        forwards: forward passes, those of a search included.
+        backwards: passes that are back-propagated to the parameters.
+        slopes: further traversals, for a slope with respect to the perturbation only.
+        groups: backwards that are made one after the other.
+        graphs: passes whose activations are in memory at a time, at most.
+    """
+
+    forwards: int
+    backwards: int
+    slopes: int
+    groups: int
+    graphs: int = 1
+
+    def __add__(self, other: Cost) -> Cost:
+        """Of both, one after the other."""
+        return Cost(
+            self.forwards + other.forwards,
+            self.backwards + other.backwards,
+            self.slopes + other.slopes,
+            self.groups + other.groups,
+            max(self.graphs, other.graphs),
+        )
+
+    @property
+    def time(self) -> float:
+        """Expected multiple of a plain step's time, on an encoder in fp32, its optimizer step included."""
+        work = FORWARD * self.forwards + BACKWARD * self.backwards + SLOPE * self.slopes
+        return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER)
+
+    def __str__(self) -> str:
+        text = f"{self.forwards} forward and {self.backwards} backward passes"
+        return text + (f" and {self.slopes} for slopes" if self.slopes else "")
+
+    def price(self) -> str:
+        """Time and memory as multiples of plain training's."""
+        return f"about {self.time:.1f} times the time and {self.graphs} times the activations of plain training"
+
+
+def rehearse(
+    regularizer: Term, step: int, lean: bool = False, single_backward: bool = False, slopes_apart: bool = False
+) -> Cost:
+    """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were.
+
+    Args:
+        regularizer: what is rehearsed.
+        step: the optimizer step.
+        lean: whether passes are run again instead of kept.
+        single_backward: whether the groups wait for one backward of them all.
+        slopes_apart: whether announced slopes are taken in passes of their own.
+    """
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        return _rehearse(regularizer, step, _Stage(), lean, single_backward, slopes_apart)
+
+
+def _rehearse(
+    regularizer: Term, step: int, stage: _Stage, lean: bool, single_backward: bool, slopes_apart: bool
+) -> Cost:
+    batch = Batch(
+        inputs={"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])},
+        run=stage.run,
+        open_site=stage.site,
+        problem="single_label_classification",
+        step=step,
+        streaming=not single_backward,
+        slopes_apart=slopes_apart,
+        rerun=stage.run if lean else None,
+        teacher=lambda inputs: stage.run(inputs)[1].detach(),
+    )
+    backwards = count = 0
+    graphs: list[int] = []
+    for group in groups(regularizer, Point(batch)):
+        before, reruns = batch.forwards - batch.searches, batch.reruns
+        losses = group()
+        passes = batch.forwards - batch.searches - before
+        backwards += passes
+        graphs.append(passes - (batch.reruns - reruns))
+        count += 1
+        if losses and not single_backward:
+            torch.stack(list(losses.values())).sum().backward()
+    # A regularizer of unlabeled batches that begins later has no group yet.
+    alive = sum(graphs) if single_backward else max(graphs, default=0)
+    return Cost(batch.forwards + batch.reruns, backwards, batch.slopes, count, alive)
+
+
+class _Stage(nn.Module):
+    """The smallest model with a word embedding, a recurrent layer's interface and a layer that makes logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(torch.eye(2), freeze=False)
+        self.recurrent = _Masked()
+        self.output = nn.Linear(2, 2)
+        self._sites: dict[str, Site] = {}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def site(self, name: str) -> Site:
+        if name not in self._sites:
+            self._sites[name] = SITES[name if name in MASKS else EMBEDDINGS](self)
+        return self._sites[name]
+
+    def run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+        outputs = self(**inputs)
+        return outputs.loss, outputs.logits
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> SequenceClassifierOutput:
+        logits = self.output(self.recurrent(self.embedding(input_ids)).mean(1))
+        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+class _Masked(nn.Module):
+    """Stands for a recurrent layer: it takes a mask, and has no recursion."""
+
+    hidden_size = 2
+
+    def forward(self, x: Tensor, recurrent_mask: Tensor | None = None) -> Tensor:
+        return x if recurrent_mask is None else x * recurrent_mask.unsqueeze(1)

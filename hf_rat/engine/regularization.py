@@ -1,0 +1,325 @@
+"""A regularizer at work on a model: the only place that runs backwards.
+
+`Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
+back-propagates each group as soon as it is final: R-AT has three forwards and backwards, and one group's graphs at a
+time. Trainers and plain Accelerate loops use the same object:
+
+    regularization = Regularization(rat(epsilon=0.1), model, accelerator=accelerator)
+    losses = regularization.backward(batch, step=step)      # {"task": ..., "adversarial_task": ...}, detached
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hf_rat.engine.averaged_model import proximal_average
+from hf_rat.engine.bucketing_policy import overhead, whole_because
+from hf_rat.engine.cost import Cost, rehearse
+from hf_rat.engine.dropout_look import DropoutLook
+from hf_rat.engine.engine import Engine
+from hf_rat.engine.first_batch import FirstBatch
+from hf_rat.engine.kept_outputs import KeptOutputs
+from hf_rat.engine.nonfinite import NonfiniteGuard
+from hf_rat.engine.reading import call
+from hf_rat.engine.requirements import require, require_memory, warn_of_no_flips
+from hf_rat.engine.weighting import Weighting, weighted
+from hf_rat.engine.withheld import given_back
+from hf_rat.engine.zero_gains import ZeroGains
+from hf_rat.passes.batch import Batch, Pass
+from hf_rat.passes.length_buckets import Bucket, buckets
+from hf_rat.passes.point import Point
+from hf_rat.passes.problems import LABELS
+from hf_rat.passes.running_buffers import RunningBuffers
+from hf_rat.passes.sites import EmbeddingSite, ModuleSite, Site, open_site
+from hf_rat.regularizers.expressions import as_term
+from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Term, accumulate, all_terms, groups, is_plain
+from hf_rat.regularizers.unlabeled import Unlabeled
+
+
+class Regularization:
+    """A regularizer opened on a model.
+
+    Args:
+        regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`, or its text.
+        model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
+            Open the regularization before the first forward of a compiled model.
+        accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
+        run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
+        single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
+            engine decide: DeepSpeed steps its optimizer on every backward and needs it.
+        length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
+            over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
+        memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
+            numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
+        keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
+            one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
+        problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
+
+    Raises:
+        ValueError: the model cannot carry the regularizer; the message says why.
+    """
+
+    def __init__(
+        self,
+        regularizer: Term | str,
+        model: nn.Module,
+        *,
+        accelerator: Accelerator | None = None,
+        run: Callable[[nn.Module, dict[str, Any]], Pass] | None = None,
+        single_backward: bool | None = None,
+        length_buckets: str | None = None,
+        memory: str = "fast",
+        keep: Sequence[str] = (),
+        problem: str | None = None,
+    ) -> None:
+        self.regularizer = regularizer = as_term(regularizer)
+        self.accelerator = accelerator
+        self.engine = Engine(model, accelerator)
+        self.unwrapped = self.engine.unwrapped
+        self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
+        if self.engine.steps_in_backward and not self.single_backward:
+            raise ValueError("single_backward is False, and DeepSpeed makes a step on every backward; use None")
+        self.nonfinite = NonfiniteGuard(self.engine.everywhere)
+        self._running = RunningBuffers(self.unwrapped)
+        self._gains = ZeroGains(regularizer, self.unwrapped)
+        self.run = run or partial(call, regularizer)
+        self._look = DropoutLook(regularizer, self.engine, self.run, self._running)
+        self._first_batch = FirstBatch(self.engine, self.run)
+        self._lean = memory == "lean"
+        self._sites: dict[str, Site] = {}
+        self._costs: dict[tuple[Term, ...], Cost] = {}
+        self.weighting = Weighting(self.engine, self._run, regularizer, problem)
+        require(regularizer, self.unwrapped, model)
+        require_memory(memory, self.unwrapped, accelerator)
+        asked = length_buckets or ("auto" if run is None else "off")
+        terms = list(all_terms(regularizer))
+        self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
+        self.whole_because = whole_because(asked, self.is_plain, self._site_names, self.unwrapped, accelerator)
+        self._bucket_overhead = overhead(self.unwrapped)
+        self.teacher = proximal_average(regularizer, self.unwrapped)
+        self._keeper = KeptOutputs(keep, self.unwrapped)
+        self.kept = self._keeper.values
+        for name in self._site_names:
+            self._open_site(name)
+        embeddings = [site.module for site in self._sites.values() if isinstance(site, EmbeddingSite)]
+        for name, site in self._sites.items():
+            if isinstance(site, ModuleSite) and site.module in embeddings:  # which a look-up stands for
+                self.close()
+                raise ValueError(f"{regularizer!r} perturbs the word embeddings as {name} too; give both one site")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether training is plain at every step."""
+        return is_plain(self.regularizer)
+
+    # -- what a loop calls -------------------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        unlabeled: Mapping[str, Any] | None = None,
+        step: int = 0,
+        accumulation: int = 1,
+        items: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """Back-propagate one micro-batch. If a gradient is not finite, all are taken away: the step changes nothing.
+
+        Without an accelerator that says where a step ends, a step goes on from there with its later micro-batches, and
+        under a loss scale the scaler decides. A loop that makes its own backward calls `nonfinite.drop_gradients`.
+
+        Args:
+            inputs: keyword arguments of the model, labels included.
+            unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
+                adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
+            step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
+            accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
+            items: `counted`, summed over the step and all processes: labels count alike. Default: micro-batches do.
+
+        Returns:
+            Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
+
+        Raises:
+            ValueError: nothing in the regularizer can use an unlabeled batch.
+        """
+        loss, named = self.all_but_last_backward(
+            inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
+        )
+        self.engine.backward(loss / accumulation)
+        if self.engine.leaves_gradients:
+            self.nonfinite.drop_gradients(self.unwrapped, step)
+        return named
+
+    def losses(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        unlabeled: Mapping[str, Any] | None = None,
+        step: int = 0,
+        accumulation: int = 1,
+        items: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
+        named: dict[str, Tensor] = {}
+        weight = self.weighting.weight(inputs, items, accumulation)
+        for last, losses, asked in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
+            accumulate(named, losses)
+            if last and not named:
+                named["nothing_finite"] = self.engine.nothing(asked.values())
+        self._gains.see(named, accumulation)
+        return named
+
+    def all_but_last_backward(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        unlabeled: Mapping[str, Any] | None = None,
+        step: int = 0,
+        accumulation: int = 1,
+        items: Tensor | int | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
+
+        Returns: the scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
+        """
+        named: dict[str, Tensor] = {}
+        done = pending = None
+        owed: Tensor | float = 0.0
+        batch = self._batch(inputs, step, streaming=not self.single_backward)
+        for last, losses, asked in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
+            accumulate(named, {name: value.detach() for name, value in losses.items()})
+            if not losses:
+                if last and pending is None:  # all processes complete the gradient exchange with nothing
+                    pending = self.engine.nothing(asked.values())
+                continue
+            total = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+            if last or self.single_backward:
+                pending = total if pending is None else pending + total
+            else:
+                with self.engine.no_sync():
+                    self.engine.backward(total / accumulation)
+                done = total.detach() if done is None else done + total.detach()
+                # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
+                # comes when that group's activations are gone.
+                owed = owed + given_back(batch, accumulation, self.engine)
+        assert pending is not None
+        self._gains.see(named, accumulation)
+        return pending + owed + (0.0 if done is None else done), named
+
+    def counted(self, inputs: Mapping[str, Any]) -> Tensor:
+        """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `items`."""
+        return self.weighting.counted(inputs)
+
+    def cost(self, step: int | None = None, unlabeled: bool = False) -> Cost:
+        """What one step costs, found by rehearsing the regularizer on a tiny model.
+
+        Args:
+            step: the optimizer step (schedules start late); None asks for the full price.
+            unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
+        """
+        step = FULL_STRENGTH if step is None else step
+        term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
+        active = tuple(part for weight, part in term.parts(step) if weight > 0)
+        if active not in self._costs:
+            self._costs[active] = rehearse(term, step, self._lean, self.single_backward, self.engine.steps_in_backward)
+        return self._costs[active]
+
+    def after_step(self) -> None:
+        """Call after each optimizer step: moves the average that `smart` stays near."""
+        if self.teacher is not None:
+            self.teacher.update(self.unwrapped)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
+        norms = {name: site.embedding_norm for name, site in self._sites.items() if isinstance(site, EmbeddingSite)}
+        return {
+            "regularizer": repr(self.regularizer),
+            "embedding_norms": norms,
+            "nonfinite_steps": self.nonfinite.steps,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()`: epsilon keeps the unit that the run began with."""
+        for name, norm in state.get("embedding_norms", {}).items():
+            if isinstance(site := self._sites.get(name), EmbeddingSite):
+                site.embedding_norm = norm
+        self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for site in self._sites.values():
+            site.close()
+        self._sites.clear()
+        self._keeper.close()
+
+    def _groups(
+        self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
+    ) -> Iterator[tuple[bool, dict[str, Tensor], dict[str, Tensor]]]:
+        """(whether it is the last, its finite losses, all of them) of each group; the last one exchanges gradients."""
+        self._gains.begin()
+        self._look(batch.inputs)
+        count = labelled = self.cost(batch.step).groups
+        for name in self._site_names:
+            # A site looks at the model before a compiled forward is traced.
+            warn_of_no_flips(self.regularizer, name, batch.place(name))
+        stream: Iterator[Group] = groups(self.regularizer, Point(self._keeper.watched(batch)))
+        if unlabeled is not None:
+            count += self.cost(batch.step, unlabeled=True).groups
+            # The kind of task is that of the labelled batch: without labels it can be unknown.
+            inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
+            beside = self._batch(inputs, batch.step, batch.streaming)
+            beside = replace(beside, problem=batch.problem, refined=batch.refined, updated=True)
+            stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
+        for index in range(count):
+            last = index == count - 1
+            # DDP prepares its gradient exchange in the forward, so the context must hold there too.
+            with nullcontext() if last else self.engine.no_sync():
+                losses = weighted(next(stream)(), weight if index < labelled else None)
+            yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step)), losses
+
+    def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
+        return Batch(
+            inputs=dict(inputs),
+            split=self._split(inputs),
+            run=self._run,
+            rerun=partial(self._run, model=self.unwrapped) if self._lean else None,
+            open_site=self._open_site,
+            problem=self.weighting.problem(inputs),
+            refined=lambda _: self.weighting.problem(inputs, ask=False),
+            frames=self.weighting.frames,
+            step=step,
+            streaming=streaming,
+            # A table that FSDP shards can be looked up inside the model's own forward only.
+            may_look_up=not self.engine.is_sharded,
+            slopes_apart=self.engine.steps_in_backward,
+            no_sync=self.engine.search,
+            scale=self.engine.scale,
+            teacher=None if self.teacher is None else self.teacher.logits,
+            apart_because=self._first_batch.apart_because,
+            require_repeatable=self._first_batch.require_repeatable,
+            running=self._running,
+        )
+
+    def _split(self, inputs: Mapping[str, Any]) -> list[Bucket]:
+        if not self.whole_because and (split := buckets(inputs, self._bucket_overhead)):
+            self.whole_because = self._first_batch.whole_because(inputs)
+        return [] if self.whole_because else split
+
+    def _run(self, inputs: dict[str, Any], model: nn.Module | None = None) -> Pass:
+        loss, logits = self._gains.watched(lambda: self.run(model or self.engine.called, inputs))
+        self.weighting.saw(inputs, loss, logits)
+        return self.weighting.mean(loss, inputs), logits
+
+    def _open_site(self, name: str) -> Site:
+        if name not in self._sites:
+            self._sites[name] = open_site(name, self.unwrapped)
+        return self._sites[name]

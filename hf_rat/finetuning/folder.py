@@ -1,0 +1,58 @@
+"""What a run leaves in its folder when it does not come to its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+
+from hf_rat.finetuning.checkpoints import checkpoint_problem, checkpoints, remove_if_empty
+from hf_rat.finetuning.flags import Flags
+
+
+@contextmanager
+def in_its_folder(flags: Flags) -> Iterator[None]:
+    """A run: when it fails, no empty folder stays behind; when it is interrupted, it says how to go on.
+
+    Args:
+        flags: `training.output_dir` is the folder, which `prepare_folder` may still have to settle.
+
+    Raises:
+        KeyboardInterrupt: with that line, in the main process.
+    """
+    before = Path(str(flags.training.output_dir))
+    existed = before.exists()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if PartialState().is_main_process:
+            folder = Path(str(flags.training.output_dir))
+            if folder != before or not existed:
+                remove_if_empty(folder)
+            if isinstance(error, KeyboardInterrupt):
+                _outlive_launcher()
+                raise KeyboardInterrupt(f"interrupted: {_kept(flags)}") from None
+        raise
+
+
+def _kept(flags: Flags) -> str:
+    """After an interruption: what of a run is kept in its folder, and the flags that go on from there."""
+    folder = Path(str(flags.training.output_dir))
+    whole = next((path for path in checkpoints(folder) if checkpoint_problem(path) is None), None)
+    if whole is None:
+        return "no checkpoint had been written (--save_strategy steps --save_steps N writes one every N steps)"
+    where = "" if "output_dir" in flags.given else f"--output_dir {folder} "
+    return f"{whole} is kept; to go on, give the same command with {where}--resume_from_checkpoint {whole}"
+
+
+def _outlive_launcher(seconds: float = 1.0) -> None:
+    """`accelerate launch` answers Ctrl-C with a traceback and ends: what is said after that is seen."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return  # there is none, or it waits for its processes
+    launcher, latest = os.getppid(), time.monotonic() + seconds
+    while os.getppid() == launcher and time.monotonic() < latest:
+        time.sleep(0.05)

@@ -1,0 +1,209 @@
+"""What the classification scripts share between their flags and the run: rows and labels, then model and encodings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_rat.data.description import described
+from hf_rat.data.encoding import Labels
+from hf_rat.data.files import read_file
+from hf_rat.data.loading import hold_back, require_columns, require_same_labels, subsample
+from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
+from hf_rat.data.streaming import encode_stream
+from hf_rat.data.tasks import HeldOut, Task, Validation
+from hf_rat.finetuning.flags import Flags
+from hf_rat.finetuning.job import Asked, Job, encode, say
+from hf_rat.finetuning.pretrained import add_lora
+
+SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
+UNLABELED = "unlabeled"
+# What data without a row of their own are taken to have.
+_UNKNOWN = Task("", (), (), (), None, "", evaluation=(Validation("validation"),), test=(HeldOut("test"),))
+Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
+"""(row of the data set, its labels, the raw splits) -> model, tokenizer, and the labels as the model numbers them."""
+
+
+def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
+    """Refuse a run that has no data or several, no model or nothing to do.
+
+    Args:
+        flags: of the run.
+        given: the flags that are set.
+        model: whether a model is named.
+
+    Raises:
+        ValueError: what is missing, or one too many.
+    """
+    named = [f"--{name} {given[name]!r}" for name in SOURCES if given.get(name)]
+    if len(named) > 1 and (given.get("task_name") or given.get("dataset_name")):
+        raise ValueError(f"{named[0]} and {named[1]} name two data sets: keep one of them")
+    if not named:
+        raise ValueError("--model_name_or_path without data: give --task_name, --dataset_name or --train_file")
+    if not model:
+        raise ValueError("--model_name_or_path is missing: give a model on the Hub or a local folder")
+    training = flags.training
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if flags.data.streaming and (training.max_steps < 1 or not training.do_train):
+        raise ValueError("--streaming needs --do_train and --max_steps: the length of a stream is not known")
+
+
+def split_names(flags: Flags, task: Task) -> list[str]:
+    """The splits that the run needs, checked against those that the task has."""
+    training = flags.training
+    what = f"{flags.data.source_flag} {task.name!r}"
+    validation = training.do_eval or training.eval_strategy != "no"
+    if training.do_train and task.train is None:
+        raise ValueError(f"{what} has no training split; it is answered by another task's model")
+    if validation and not task.evaluation:
+        raise ValueError(f"{what} has no validation split: leave out --do_eval")
+    splits = [task.train] if training.do_train and task.train is not None else []
+    splits += [part.split for part in task.evaluation] if validation else []
+    return splits + ([part.split for part in task.test] if training.do_predict else [])
+
+
+def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task, Labels, DatasetDict]:
+    """The row of the data set, its labels, and the splits that are needed, with a few lines that say what was read.
+
+    Args:
+        flags: which data.
+        task: its row, or None for data that have none: a row is made for the occasion.
+        unlabeled: whether the split without labels is needed too, if there is one.
+
+    Raises:
+        ValueError: a split or column is missing, or the labels of two splits differ.
+    """
+    data = flags.data
+    splits = split_names(flags, task or _UNKNOWN)
+    if task is not None and unlabeled and data.unlabeled_file is None and task.unlabeled is not None:
+        splits.append(task.unlabeled)
+    if task is None and data.validation_from_train is not None:
+        splits = [split for split in splits if split != "validation"]  # training rows are held back in its place
+    task, labels, rows = source_of(flags, task).read(splits)
+    if data.unlabeled_file is not None:
+        rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, data.reading(flags.model.cache_dir))
+        require_columns(rows[UNLABELED].column_names, task.text_columns, "--unlabeled_file")
+        task = dataclasses.replace(task, unlabeled=UNLABELED)
+    rows = _held_back(flags, task, rows)
+    for line in described(task, labels, rows, data.files):
+        say(line)
+    return task, labels, rows
+
+
+def source_of(flags: Flags, task: Task | None) -> Source:
+    """Where the flags say that the rows come from."""
+    data, model = flags.data, flags.model
+    wanted = Wanted(
+        data.names("text_column_names"),
+        data.label_column_name,
+        data.do_regression,
+        data.streaming,
+        model.cache_dir,
+        model.token,
+    )
+    if task is not None:
+        return KnownTask(task, data.source_flag, data.data_dir, wanted)
+    if data.dataset_name is not None:
+        return HubDataset(data.dataset_name, data.dataset_config_name, wanted)
+    return Files(data.files, data.reading(model.cache_dir), wanted)
+
+
+def _held_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
+    """The same with --validation_from_train and --train_size carried out."""
+    data = flags.data
+    require_same_labels(rows, task.label_column)
+    if data.validation_from_train is not None:
+        if not flags.training.do_train or task.train is None:
+            raise ValueError("--validation_from_train holds back training examples: it needs --do_train")
+        if not flags.training.do_eval and flags.training.eval_strategy == "no":
+            raise ValueError("--validation_from_train holds back examples that nothing is scored on: add --do_eval")
+        names = [part.split for part in task.evaluation]
+        rows = hold_back(rows, task.train, names, data.validation_from_train)
+    if data.train_size is not None and task.train is not None and task.train in rows:
+        rows = subsample(rows, task.train, data.train_size)
+    return rows
+
+
+def prepare(
+    flags: Flags,
+    task: Task,
+    labels: Labels,
+    rows: DatasetDict,
+    build: Build,
+    card: Mapping[str, Any],
+    named: bool,
+    unlabeled: bool = False,
+) -> Job:
+    """Model, tokenizer and encoded splits.
+
+    Args:
+        flags: lengths, limits, LoRA.
+        task: the row of the data set.
+        labels: as the data set stores them.
+        rows: the splits that are needed.
+        build: makes the model.
+        card: what the model card says of model and data.
+        named: whether `task` has a name that outputs should carry.
+        unlabeled: whether the split without labels is trained on too.
+    """
+    data, training = flags.data, flags.training
+    model, tokenizer, labels = build(task, labels, rows)
+    if flags.model.lora_r is not None:
+        model = add_lora(model, flags.model)
+    job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})
+    if training.do_train and task.train is not None:
+        if data.streaming:
+            job.train = encoded_stream(flags, job, task, rows[task.train])
+        else:
+            job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
+        if unlabeled:
+            if task.unlabeled is None:
+                raise ValueError("--semi_supervised: there is no split without labels; give --unlabeled_file")
+            job.unlabeled = encoded(flags, job, task, rows, task.unlabeled, None, labelled=False)
+    if training.do_eval or training.eval_strategy != "no":
+        job.evaluation = {
+            part.suffix: encoded(flags, job, task, rows, part.split, data.max_eval_samples) for part in task.evaluation
+        }
+    if training.do_predict:
+        job.prediction = asked(flags, job, task, rows)
+    return job
+
+
+def asked(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[Asked]:
+    """The test splits of a task, encoded for the model of the job."""
+    limit = flags.data.max_predict_samples
+    return [
+        Asked(task, part, encoded(flags, job, task, rows, part.split, limit, labelled=part.labelled))
+        for part in task.test
+    ]
+
+
+def _what(flags: Flags, task: Task, split: str) -> str:
+    """What the user named a split by, for errors."""
+    return f"--{split}_file" if split in flags.data.files else f"task {task.name!r}, split {split}"
+
+
+def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDataset:
+    """The training stream as the model is fed it."""
+    data, training = flags.data, flags.training
+    config: Any = training.accelerator_config
+    if config.dispatch_batches is None:
+        # Each process reads the stream and pads what is its own; batches read for all would need one length.
+        config.dispatch_batches = False
+    length = min(data.max_seq_length, job.tokenizer.model_max_length)
+    seed = training.seed if training.data_seed is None else training.data_seed
+    what = _what(flags, task, str(task.train))
+    return encode_stream(rows, task, job.labels, job.tokenizer, length, data.pad_to_max_length, seed, what)
+
+
+def encoded(
+    flags: Flags, job: Job, task: Task, rows: DatasetDict, split: str, limit: int | None, labelled: bool = True
+) -> Dataset:
+    """One split as the model is fed it; its first `limit` rows."""
+    what = _what(flags, task, split)
+    return encode(flags, rows[split], task, job.labels if labelled else None, job.tokenizer, limit, what)

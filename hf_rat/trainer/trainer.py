@@ -1,0 +1,320 @@
+"""The seam to the Hugging Face Trainer: `compute_loss`, `log`, and what a run must begin and end with."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_rat.engine.reading import read
+from hf_rat.engine.regularization import Regularization
+from hf_rat.engine.requirements import given_problem, require_arguments
+from hf_rat.engine.weighting import weighted
+from hf_rat.passes.batch import Pass
+from hf_rat.passes.outputs import loss_of
+from hf_rat.regularizers.expressions import as_term
+from hf_rat.regularizers.recipes import plain
+from hf_rat.regularizers.terms import Term, is_plain
+from hf_rat.regularizers.unlabeled import Unlabeled
+from hf_rat.trainer.announcement import announcement, tell
+from hf_rat.trainer.components import Components
+from hf_rat.trainer.dropout_schedule import DropoutSchedule
+from hf_rat.trainer.hosts import OwnLoss, accepted, passes_of
+from hf_rat.trainer.model_card import complete_card
+from hf_rat.trainer.speed import step_price
+from hf_rat.trainer.training_args import RegularizedTrainingArguments, refuse_fields, require_one_description
+from hf_rat.trainer.trials import checked_space
+from hf_rat.trainer.unlabeled_batches import UnlabeledBatches
+
+STATE_KEY = "hf_rat"
+"""Where a checkpoint's trainer_state.json keeps the regularizer's state, under `stateful_callbacks`."""
+
+
+class RegularizationMixin(OwnLoss):
+    """Put in front of a Trainer class: `class MyTrainer(RegularizationMixin, Seq2SeqTrainer)`.
+
+    A `compute_loss` that a subclass defines, or the class behind the mixin, is the task loss of one pass.
+
+    Args:
+        regularizer: a term, for instance `rat(epsilon=0.1)`, or its text, "rat(epsilon=0.1)". None builds it from
+            `args.reg` and `args.reg_*`, or is `plain()`, with a warning, when `args` is a bare TrainingArguments. All
+            other arguments are the Trainer's.
+        problem: the kind of task, as of `Regularization`; the same as `args.reg_problem`.
+        unlabeled_dataset: one batch of it, without labels, goes beside each training batch: what the regularizer asks
+            that needs no labels is asked of both, with the same weight.
+
+    Losses are means over the micro-batch, divided by the number of micro-batches and averaged over processes, exactly
+    once. (The stock Trainer 5.23 leaves out that division for classification heads and multiplies by the number of
+    processes, because their `forward` takes **kwargs.) Where labels are by position (language models, token
+    classification), each micro-batch counts by its labelled positions, so that an optimizer step is the mean over all
+    of them, of all processes if `average_tokens_across_devices`, for every loss alike. Evaluation is the Trainer's.
+    """
+
+    card_example: Any = "A text."  # for the code on the model card; two texts are {"text": ..., "text_pair": ...}
+
+    # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        *args: Any,
+        regularizer: Term | str | None = None,
+        problem: str | None = None,
+        unlabeled_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        refuse_fields(type(self).__name__, kwargs)
+        given = None if regularizer is None else as_term(regularizer)
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.current_gradient_accumulation_steps = 1  # until `train` begins
+        self._given_regularizer = given
+        self._problem = given_problem(problem, self.args)
+        self._unlabeled_dataset = unlabeled_dataset
+        self._unlabeled: UnlabeledBatches | None = None
+        self._regularization: Regularization | None = None
+        self._resumed_from: str | None = None
+        self._items: Tensor | None = None
+        self._components = Components()
+        self._gradients_finite = True
+        self._passes = passes_of(self)
+        self._refuse(self.regularizer)
+        self._enter_by_compute_loss()
+        self.add_callback(_Bookkeeping(self))
+        if given is None and not isinstance(self.args, RegularizedTrainingArguments):
+            warnings.warn(
+                f"{type(self).__name__} got no regularizer and trains plainly; give it one, for instance "
+                "regularizer=rat(), or regularizer=plain() to say so",
+                stacklevel=2,
+            )
+
+    @property
+    def regularizer(self) -> Term:
+        """The regularizer, as it is now described: a hyperparameter search changes `args` between runs."""
+        if self._given_regularizer is not None:
+            require_one_description(self._given_regularizer, self.args)
+            return self._given_regularizer
+        return self.args.regularizer() if isinstance(self.args, RegularizedTrainingArguments) else plain()
+
+    @property
+    def regularization(self) -> Regularization:
+        """The regularizer at work on the current model; opened on first use and anew by each `train()`."""
+        if self._regularization is None:
+            self._refuse(self.regularizer)
+            self._regularization = Regularization(
+                self.regularizer,
+                self.model_wrapped,
+                accelerator=self.accelerator,
+                run=self._run,
+                single_backward=getattr(self.args, "reg_single_backward", False) or None,
+                length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
+                memory=getattr(self.args, "reg_memory", "fast"),
+                problem=self._problem,
+            )
+        return self._regularization
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            self._resumed_from = get_last_checkpoint(str(self.args.output_dir))
+        else:
+            self._resumed_from = resume_from_checkpoint or None
+        try:
+            trained = super().train(resume_from_checkpoint, *args, **kwargs)
+            trained.metrics.update(step_price(self))
+            return trained
+        finally:
+            self._close_regularization()
+            self._items, self.current_gradient_accumulation_steps = None, 1
+            for schedule in self.callback_handler.callbacks:
+                if isinstance(schedule, DropoutSchedule):
+                    schedule.restore()
+
+    def hyperparameter_search(self, hp_space: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; refuses to vary what would change nothing."""
+        space = None if hp_space is None else checked_space(hp_space, self.args, self._given_regularizer)
+        return super().hyperparameter_search(space, *args, **kwargs)
+
+    def _loss_of_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """`compute_loss` of an instance. What `training_step` divides, back-propagates and logs; else the task loss.
+
+        In training, every group of passes but the last is already back-propagated when this returns.
+        """
+        if self._passes.running:  # a loss that was assigned calls the one that it replaced
+            return type(self).compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        alone = not self.is_in_train and is_plain(self.regularizer)  # there are no other micro-batches
+        if alone or not (model.training and torch.is_grad_enabled()):
+            given = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+            return self._task_loss(model, inputs, **accepted(self._task_loss, **given))
+        accumulation = self.current_gradient_accumulation_steps
+        if self.regularization.is_plain:
+            weighting = self.regularization.weighting
+            loss, outputs = self._passes.task(self._task_loss, model, inputs, return_outputs)
+            weight = weighting.weight(inputs, self._items, accumulation)
+            loss = weighted({"task": weighting.mean(loss, inputs)}, weight)["task"]
+            return (loss, outputs) if return_outputs else loss
+        if return_outputs:
+            raise ValueError(
+                f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
+                "passes; leave return_outputs at False, or call model.eval() first"
+            )
+        self._passes.begin(inputs)
+        unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
+        loss, named = self.regularization.all_but_last_backward(
+            inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
+        )
+        self._components.add(named, accumulation)
+        return loss if named else loss + math.nan  # of value NaN, as the stock Trainer's; its gradient is zero
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The Trainer's; counts the labelled positions of the optimizer step."""
+        samples, given = super().get_batch_samples(epoch_iterator, num_batches, device)
+        weighting = self.regularization.weighting
+        if samples and weighting.must_ask(samples[0]):
+            weighting.problem(self._prepare_inputs(samples[0]))
+        self._items = weighting.items(samples, across=self.args.average_tokens_across_devices)
+        if self._items is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
+            self._items = self._items * self.accelerator.gradient_accumulation_steps
+        return samples, given
+
+    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
+        loss: Tensor | None
+        if self._passes.has_task(inputs):
+            loss, outputs = self._passes.task(self._task_loss, model, inputs)
+        else:
+            outputs = model(**inputs)
+            loss = loss_of(outputs)
+        return read(self.regularizer, outputs, loss, type(self.model).__name__)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""
+        if "loss" in logs and self._regularization is not None:
+            logs = {**logs, **self._components.take(self.state.global_step, self.accelerator)}
+            if not self._regularization.is_plain or self._regularization.nonfinite.steps:
+                logs["nonfinite_steps"] = self._regularization.nonfinite.steps
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's, and in a checkpoint the averaged model too.
+
+        It must be there before the Trainer writes the state that makes a checkpoint whole, and deletes older ones.
+        """
+        super().save_model(output_dir, _internal_call)
+        teacher = None if self._regularization is None else self._regularization.teacher
+        if teacher is not None and _internal_call and output_dir is not None and self.args.should_save:
+            teacher.save(output_dir)
+
+    def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
+        """The Trainer's model card with the tag hf-rat, completed: see `hf_rat.trainer.model_card.complete_card`."""
+        given = {**dict(zip(("language", "license"), args, strict=False)), **kwargs}
+        given["tags"] = [*([tags] if isinstance(tags, str) else tags or []), "hf-rat"]
+        super().create_model_card(**given)
+        if self.is_world_process_zero():
+            complete_card(Path(str(self.args.output_dir)) / "README.md", self, self.card_example, given)
+
+    # -- what a run begins and ends with -----------------------------------------------------------------------------
+
+    def _begin_run(self) -> None:
+        """Open the regularizer on the model as it is now: after a trial's values, after wrapping, before compiling."""
+        self._close_regularization()
+        self._components = Components(self.state.global_step)
+        regularization = self.regularization
+        if self._unlabeled_dataset is not None:
+            self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
+        if self._resumed_from is not None:
+            saved = self._callback_states.get(STATE_KEY)
+            if isinstance(saved, dict):
+                regularization.load_state(saved["attributes"])
+                if self._unlabeled is not None:
+                    self._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))
+            if regularization.teacher is not None:
+                regularization.teacher.load(self._resumed_from)
+        self._store_state()
+        self._announced = False
+
+    def _announce(self) -> None:
+        """Once in a run, after its first micro-batch, which tells the kind of task."""
+        heard = self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING
+        if not self._announced and heard:
+            tell(self.announcement())
+        self._announced = True
+
+    def announcement(self) -> str:
+        """What is going to be done, at what price, and how, in one line."""
+        return announcement(self.regularization, self.args, with_unlabeled=self._unlabeled_dataset is not None)
+
+    @property
+    def _callback_states(self) -> dict[str, Any]:
+        # Handed over as a list of callbacks, kept as a dict of their states.
+        return cast(dict[str, Any], self.state.stateful_callbacks)
+
+    def _store_state(self) -> None:
+        if self._regularization is not None:
+            state = self._regularization.state()
+            if self._unlabeled is not None:
+                state["unlabeled_batches"] = self._unlabeled.made
+            self._callback_states[STATE_KEY] = {"args": {}, "attributes": state}
+
+    def _close_regularization(self) -> None:
+        if self._regularization is not None:
+            self._regularization.close()
+            self._regularization = None
+
+    def _refuse(self, regularizer: Term) -> None:
+        """What the regularizer cannot be right under."""
+        if self._unlabeled_dataset is not None:
+            Unlabeled(regularizer)
+        require_arguments(regularizer, self.args)
+        self._passes.require(regularizer)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._gradients_finite = math.isfinite(float(norm))
+        return norm
+
+    def _skip_nonfinite_step(self, model: nn.Module) -> None:
+        """Take non-finite gradients away, so that the optimizer step changes nothing. fp16 leaves it to the scaler."""
+        if self.accelerator.scaler is None:
+            nonfinite = self.regularization.nonfinite
+            nonfinite.drop_gradients(model, self.state.global_step, self._gradients_finite)
+
+
+class _Bookkeeping(TrainerCallback):
+    """Tells the mixin where the loop is."""
+
+    def __init__(self, trainer: RegularizationMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._begin_run()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._skip_nonfinite_step(kwargs["model"])
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._announce()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._announce()
+        self._trainer.regularization.after_step()
+        self._trainer._store_state()
+
+
+class RegularizedTrainer(RegularizationMixin, Trainer):
+    """The Trainer with a regularizer: change the import, set one flag.
+
+    >>> trainer = RegularizedTrainer(model, args, train_dataset=train, regularizer=rat(epsilon=0.1))  # doctest: +SKIP
+    >>> trainer.train()  # logs loss, loss_task, loss_adversarial_task, loss_adversarial_consistency  # doctest: +SKIP
+    """

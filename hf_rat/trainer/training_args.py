@@ -1,0 +1,193 @@
+"""The regularizer's flat fields beside the Trainer's arguments, one flag and one swept value each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from hf_rat.engine.bucketing_policy import SPLITTING
+from hf_rat.engine.requirements import MEMORY
+from hf_rat.passes.problems import PROBLEMS, require_problem
+from hf_rat.regularizers.expressions import parse
+from hf_rat.regularizers.terms import Term
+from hf_rat.trainer.fast import attend_in_half_precision, draw_masks_fast
+
+_IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
+
+_HOW = ("reg_single_backward", "reg_memory", "reg_problem")
+"""The fields that say how a regularizer runs, not what it is."""
+
+
+# No postponed annotations in this module: HfArgumentParser reads the types of the fields.
+@dataclass
+class RegularizedTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with `reg`, the regularizer, and `reg_*`, its arguments.
+
+    The `reg_*` fields default to None, which leaves each recipe its default. One that is set overrides every recipe in
+    `reg` that has the argument, so `Trainer.hyperparameter_search` can sweep it; one that `reg` sets already, or that
+    nothing uses, is an error.
+    """
+
+    reg: str = field(
+        default="plain",
+        metadata={"help": 'The regularizer, for instance rat, "rat(epsilon=0.1, alpha=0.8)" or "rdrop + 0.5 * vat".'},
+    )
+    reg_epsilon: float | None = field(default=None, metadata={"help": f"Size of the perturbation. {_IN_EXPRESSION}"})
+    reg_alpha: float | None = field(
+        default=None, metadata={"help": f"Weight of the regularizing part. {_IN_EXPRESSION}"}
+    )
+    reg_step: float | None = field(default=None, metadata={"help": f"Length of an ascent step. {_IN_EXPRESSION}"})
+    reg_steps: int | None = field(default=None, metadata={"help": f"Number of ascent steps. {_IN_EXPRESSION}"})
+    reg_start: float | None = field(default=None, metadata={"help": f"Size of the random start. {_IN_EXPRESSION}"})
+    reg_begin: int | None = field(
+        default=None, metadata={"help": f"First training step that is regularized. {_IN_EXPRESSION}"}
+    )
+    reg_warmup: int | None = field(
+        default=None,
+        metadata={"help": f"Steps over which the regularizing part grows to its weight. {_IN_EXPRESSION}"},
+    )
+    reg_rate: float | None = field(default=None, metadata={"help": f"Fraction of units flipped. {_IN_EXPRESSION}"})
+    reg_passes: int | None = field(default=None, metadata={"help": f"Number of dropout passes. {_IN_EXPRESSION}"})
+    reg_scope: str | None = field(
+        default=None, metadata={"help": f"What the norm is taken over: example or table. {_IN_EXPRESSION}"}
+    )
+    reg_unit: str | None = field(
+        default=None, metadata={"help": f"What epsilon is measured in: absolute or embedding. {_IN_EXPRESSION}"}
+    )
+    reg_divergence: str | None = field(
+        default=None, metadata={"help": f"ce, mae, mse, kl, reverse_kl, js, bi_kl or logit_mse. {_IN_EXPRESSION}"}
+    )
+    reg_start_mask: str | None = field(
+        default=None, metadata={"help": f"Adversarial dropout: one_drop, base or random. {_IN_EXPRESSION}"}
+    )
+    reg_site: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the perturbation enters: embeddings, decoder_embeddings or the name of a module; of "
+            f"adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"
+        },
+    )
+    reg_base: str | None = field(
+        default=None, metadata={"help": f"Adversarial dropout: ones or random. {_IN_EXPRESSION}"}
+    )
+    reg_single_backward: bool = field(
+        default=False,
+        metadata={"help": "Make one backward per micro-batch (same gradients, more memory); DeepSpeed always does."},
+    )
+
+    reg_memory: str = field(
+        default="fast",
+        metadata={
+            "help": "fast: dropout passes run as one batch; lean: one by one, with the activations of one of them in "
+            "memory, and once more in the backward."
+        },
+    )
+    reg_problem: str | None = field(
+        default=None,
+        metadata={"help": f"The kind of task, where it is not found rightly: {', '.join(PROBLEMS)}."},
+    )
+    length_buckets: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: run a regularized batch in parts of like length where that is exact and faster, so that "
+            "short texts are not padded to the longest; off: run it whole."
+        },
+    )
+    no_price: bool = field(
+        default=False,
+        metadata={"help": "Do not time, after training and on three batches, what a step costs beside a plain one."},
+    )
+    fast: bool = field(
+        default=False,
+        metadata={
+            "help": "Faster arithmetic where the hardware has it, which rounds differently: bf16, TF32 or oneDNN for "
+            "what stays in fp32, and on a CPU dropout masks of 16 random bits. The log says what was chosen."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in (("reg_memory", MEMORY), ("length_buckets", SPLITTING)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        require_problem(self.reg_problem)
+        self.fast_choices = self._choose_fast() if self.fast else ()
+        super().__post_init__()
+
+    def _choose_fast(self) -> tuple[str, ...]:
+        """Switch on what this machine has; fp16 that was asked for stays."""
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if on_gpu
+            else bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        )
+        choices = []
+        if self.fp16:
+            choices.append("fp16, as asked for")
+        elif has_bf16 or self.bf16:
+            self.bf16 = True
+            # The Trainer takes bf16 on a CPU only where the CPU was asked for.
+            self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+            choices.append("bf16")
+        # Process-wide, as the Trainer's own --tf32 is, and the masks too.
+        torch.set_float32_matmul_precision("high" if on_gpu else "medium")
+        if on_gpu:
+            choices.append("TF32 where the GPU has it")
+        else:
+            draw_masks_fast()
+            choices += ["products in fp32 by oneDNN (in bf16 on AMX)", "dropout masks of 16 random bits"]
+            if self.bf16:
+                attend_in_half_precision()
+                choices.append("attention with dropout in bf16")
+        return tuple(choices)
+
+    def regularizer(self) -> Term:
+        """The regularizer that `reg` and the `reg_*` fields describe; a ValueError names the field that is wrong."""
+        return parse(self.reg, self.reg_overrides())
+
+    def reg_overrides(self) -> dict[str, Any]:
+        """argument -> value, of the `reg_*` fields that are set."""
+        names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name not in _HOW]
+        return {name.removeprefix("reg_"): getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def reg_fields(args: TrainingArguments) -> dict[str, Any]:
+    """name -> value of `reg` and the `reg_*` fields; nothing of a bare TrainingArguments."""
+    if not isinstance(args, RegularizedTrainingArguments):
+        return {}
+    return {f.name: getattr(args, f.name) for f in fields(args) if is_reg(f.name)}
+
+
+def require_one_description(regularizer: Term, args: TrainingArguments) -> None:
+    """Refuse arguments that describe a regularizer beside the one that was given.
+
+    Raises:
+        ValueError: with the fields that are set.
+    """
+    if isinstance(args, RegularizedTrainingArguments):
+        found = {"reg": args.reg, **{f"reg_{name}": value for name, value in args.reg_overrides().items()}}
+        if found != {"reg": "plain"}:
+            raise ValueError(f"both regularizer={regularizer!r} and args say what to do ({found}); keep one of them")
+
+
+def refuse_fields(trainer: str, keywords: Mapping[str, Any]) -> None:
+    """Refuse the fields of the arguments among the keywords of a Trainer.
+
+    Raises:
+        TypeError: with the first one.
+    """
+    for name, value in keywords.items():
+        if is_reg(name):
+            instead = f"regularizer={value!r}" if name == "reg" else 'regularizer="rat(...)"'
+            raise TypeError(
+                f"{trainer} has no argument {name}={value!r}; write {instead}, or give it "
+                f"args=RegularizedTrainingArguments({name}={value!r}, ...)"
+            )
+
+
+def is_reg(name: str) -> bool:
+    """Whether a field says something of the regularizer."""
+    return name == "reg" or name.startswith("reg_")
