@@ -28,6 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_rat.passes.batch import Batch
+from hf_rat.passes.problems import CTC, kept, mean
+
 CHUNK = 2**18
 """Outputs with more entries than this are compared in chunks of at least this many (see `_chunks`)."""
 
