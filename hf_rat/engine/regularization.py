@@ -93,7 +93,7 @@ class Regularization:
         self._gains = ZeroGains(regularizer, self.unwrapped)
         self.run = run or partial(call, regularizer)
         self._look = DropoutLook(regularizer, self.engine, self.run, self._running)
-        self._first_batch = FirstBatch(self.engine, self.run)
+        self._first_batch = FirstBatch(self.engine, self._mean_of)
         self._lean = memory == "lean"
         self._sites: dict[str, Site] = {}
         self._costs: dict[tuple[Term, ...], Cost] = {}
@@ -317,6 +317,11 @@ class Regularization:
     def _run(self, inputs: dict[str, Any], model: nn.Module | None = None) -> Pass:
         loss, logits = self._gains.watched(lambda: self.run(model or self.engine.called, inputs))
         self.weighting.saw(inputs, loss, logits)
+        return self.weighting.mean(loss, inputs), logits
+
+    def _mean_of(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
+        """A look: copies of a batch have its mean loss, also where the model makes a sum over examples."""
+        loss, logits = self.run(model, inputs)
         return self.weighting.mean(loss, inputs), logits
 
     def _open_site(self, name: str) -> Site:

@@ -190,10 +190,13 @@ def test_it_is_asked_once_and_only_where_that_matters(regularizer, asked):
     passes = []
     model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     regularization = Regularization(regularizer, model)
-    regularization.backward(batch)
+    regularization.weighting.problem(batch)
     assert passes.count(False) == asked
     regularization.backward(batch)
-    assert passes.count(False) == asked
+    looks = passes.count(False)  # of what rdrop runs as one batch, what is drawn at random is looked at too
+    assert looks == asked or regularizer == rdrop()
+    regularization.backward(batch)
+    assert passes.count(False) == looks
 
 
 # -- loops without a Trainer -----------------------------------------------------------------------------------------
@@ -285,7 +288,7 @@ def test_labels_are_needed_only_by_terms_that_use_them(task):
     named = Regularization(smooth, model).backward(without_labels(task))
     assert named["smoothness"] > 0
     assert any(gradient.any() for gradient in tiny.gradients(model).values())
-    with pytest.raises(ValueError, match="the batch has no labels"):
+    with pytest.raises(ValueError, match="returned no loss for a batch of .*: the task loss needs labels"):
         Regularization(fgm(), task_model(task)).backward(without_labels(task))
 
 

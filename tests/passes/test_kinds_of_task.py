@@ -201,7 +201,7 @@ def mse(z, labels):
 
 def odd(z, labels):
     """No loss that anyone has heard of."""
-    return (z.reshape(labels.shape) - labels).abs().pow(1.5).sum() / 3
+    return (z.reshape(labels.shape) - labels).abs().pow(1.5).mean() / 3
 
 
 def square(z, w):
@@ -322,7 +322,7 @@ def test_the_first_line_says_how_it_was_found(caplog):
     options = {"train_dataset": rows_of({**sentences(4), "labels": BITS}), "data_collator": collate}
     with caplog.at_level(logging.INFO, "hf_rat"):
         runs.run("rdrop", model=Scorer(bce), options=options, log_level="info", **STEP)
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("hf_rat.trainer.trainer")]
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("hf_rat.trainer.announcement")]
     assert "kind of task: multi_label_classification (the task loss is the binary cross-entropy" in lines[0]
     assert len(lines) == 1
 

@@ -549,7 +549,7 @@ def test_accumulation_changes_nothing(settings):
 
 
 def test_the_trainer_trains_with_it_and_says_what_it_costs(caplog):
-    with caplog.at_level(logging.INFO, logger="hf_rat.trainer.trainer"):
+    with caplog.at_level(logging.INFO, logger="hf_rat.trainer.announcement"):
         ran = runs.run("adversarial_dropout(site='recurrent', rate=0.3, steps=2)", model=Classifier(dropout=0.2))
     assert "4 forward and 2 backward passes and 2 for slopes per step" in caplog.text
     assert all(log["loss_smoothness"] > 0 for log in ran.logs)
