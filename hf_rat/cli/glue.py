@@ -15,11 +15,12 @@ from hf_rat.data.loading import load_task
 from hf_rat.data.tasks import Task, find
 from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
 from hf_rat.finetuning.flags import Flags, given_flags, read_flags, reported
-from hf_rat.finetuning.folder import in_its_folder
-from hf_rat.finetuning.job import data_names, prepare_folder, run_job, say
-from hf_rat.finetuning.prepare import SOURCES, asked, load, prepare, require_work
+from hf_rat.finetuning.folder import in_its_folder, prepare_folder
+from hf_rat.finetuning.prepare import SOURCES, data_names, load, prepare, require_work, test_splits
 from hf_rat.finetuning.preset import apply_paper
 from hf_rat.finetuning.pretrained import load_model, number_labels
+from hf_rat.finetuning.processes import say
+from hf_rat.finetuning.run import run_job
 from hf_rat.finetuning.summary import summarize
 
 PROGRAM = "hf-rat glue"
@@ -53,7 +54,7 @@ def _run(flags: Flags, given: Mapping[str, Any]) -> dict[str, float]:
     if data.unlabeled_file is not None:
         raise ValueError(f"--unlabeled_file {data.unlabeled_file!r} is a flag of run_textcls.py")
     task = find(data.task_name) if data.task_name is not None else None
-    if data.recipe is not None:
+    if data.preset is not None:
         say(apply_paper(flags, task))
     training.regularizer()  # a wrong expression is said before anything is loaded
     resume = prepare_folder(flags, "glue")
@@ -70,7 +71,7 @@ def _run(flags: Flags, given: Mapping[str, Any]) -> dict[str, float]:
         other = find(task.also_predicts)
         found = _test_rows(flags, other)
         if found is not None:
-            job.prediction += asked(flags, job, other, found)
+            job.prediction += test_splits(flags, job, other, found)
     results = run_job(flags, job, resume)
     summarize(flags, job, results)
     return results

@@ -14,10 +14,11 @@ from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
 from hf_rat.data.tasks import CLUE, TEXTS, Task
 from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
 from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags, reported
-from hf_rat.finetuning.folder import in_its_folder
-from hf_rat.finetuning.job import Job, data_names, prepare_folder, run_job
-from hf_rat.finetuning.prepare import SOURCES, load, prepare, require_work
+from hf_rat.finetuning.folder import in_its_folder, prepare_folder
+from hf_rat.finetuning.job import Job
+from hf_rat.finetuning.prepare import SOURCES, data_names, load, prepare, require_work
 from hf_rat.finetuning.pretrained import load_model
+from hf_rat.finetuning.run import run_job
 from hf_rat.finetuning.summary import summarize
 from hf_rat.finetuning.word_model import build_word_model, word_config
 from hf_rat.finetuning.word_model_flags import WordModelArguments
@@ -111,8 +112,8 @@ def _defaults(given: Mapping[str, Any], own: bool) -> dict[str, Any]:
 def _check(flags: Flags, words: WordModelArguments, own: bool) -> None:
     if flags.data.task_name is not None:
         raise ValueError(f"--task_name {flags.data.task_name!r} is a flag of run_glue.py: give --dataset_name here")
-    if flags.data.recipe is not None:
-        raise ValueError(f"--recipe {flags.data.recipe} is a flag of run_glue.py: its settings are GLUE's")
+    if flags.data.preset is not None:
+        raise ValueError(f"--preset {flags.data.preset} is a flag of run_glue.py: its settings are GLUE's")
     if not own:
         plain = WordModelArguments()
         shared = ("dropout_schedule", "dropout_gamma", "early_stopping_patience", "semi_supervised")

@@ -1,11 +1,9 @@
-"""Scores without a network: plain functions on scikit-learn and SciPy, and an `evaluate.Metric` over them."""
+"""Scores without a network: plain functions on scikit-learn and SciPy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import datasets
-import evaluate
 import numpy as np
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
@@ -51,36 +49,14 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-class TaskMetric(evaluate.Metric):
-    """The scores of one task, as an `evaluate.Metric` whose code and data are already here.
+def scores_of(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The scores of one task; of several, their mean too, as "combined_score".
 
     Args:
         names: keys of `METRICS`, in the order of the result.
-        regression: whether predictions and references are numbers (True) or class numbers (False).
-
-    Example:
-        >>> TaskMetric(("accuracy",)).compute(predictions=[0, 1, 1], references=[0, 1, 0])["accuracy"] > 0.66
-        True
+        predictions, references: class numbers, or numbers, (rows,).
     """
-
-    def __init__(self, names: Sequence[str], regression: bool = False):
-        self.names = tuple(names)
-        self.regression = regression
-        # In memory: evaluate's default keeps predictions in a locked file of the user's cache.
-        super().__init__(config_name="_".join(self.names), keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        value = datasets.Value("float64" if self.regression else "int64")
-        return evaluate.MetricInfo(
-            description="Scores of one task, computed locally.",
-            citation="",
-            inputs_description="predictions and references: one number per example.",
-            features=datasets.Features({"predictions": value, "references": value}),
-        )
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        predicted, expected = np.asarray(predictions), np.asarray(references)
-        scores = {name: METRICS[name](predicted, expected) for name in self.names}
-        if len(scores) > 1:
-            scores["combined_score"] = float(np.mean(list(scores.values())))
-        return scores
+    scores = {name: METRICS[name](predictions, references) for name in names}
+    if len(scores) > 1:
+        scores["combined_score"] = float(np.mean(list(scores.values())))
+    return scores

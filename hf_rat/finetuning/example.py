@@ -15,8 +15,11 @@ from hf_rat.data.encoding import Labels
 from hf_rat.data.tasks import Task
 from hf_rat.engine.regularization import Regularization
 from hf_rat.finetuning.flags import Flags
-from hf_rat.finetuning.job import Job, prepare_folder, run_job, say
+from hf_rat.finetuning.folder import prepare_folder
+from hf_rat.finetuning.job import Job
 from hf_rat.finetuning.prepare import Build, encoded
+from hf_rat.finetuning.processes import say
+from hf_rat.finetuning.run import run_job
 from hf_rat.finetuning.summary import read_results, table
 
 # What every example's defaults begin with.
@@ -65,7 +68,7 @@ def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         if name in flags.given:
             raise ValueError(f"--{name} needs --model_name_or_path: the embedded model has no use for it")
     for name in (
-        *("do_predict", "submission_dir", "recipe", "text_column_names", "label_column_name"),
+        *("do_predict", "submission_dir", "preset", "text_column_names", "label_column_name"),
         *(
             "streaming",
             "train_size",

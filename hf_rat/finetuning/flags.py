@@ -20,7 +20,7 @@ from hf_rat.finetuning.file_flags import FileArguments
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
 T = TypeVar("T")
-RECIPES = ("paper",)
+PRESETS = ("paper",)
 DATA_DIR_VARIABLE = "HF_RAT_DATA"
 
 
@@ -40,9 +40,6 @@ class ModelArguments:
         default=None, metadata={"help": "Tokenizer, if it is not the model's: a name on the Hub or a folder."}
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    use_fast_tokenizer: bool = field(
-        default=True, metadata={"help": "transformers 5 has fast tokenizers only: False is refused."}
-    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     token: str | None = field(default=None, metadata={"help": "For the Hub; without it, that of `hf auth login`."})
     trust_remote_code: bool = field(
@@ -65,8 +62,6 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if not self.use_fast_tokenizer:
-            raise ValueError("--use_fast_tokenizer False: transformers 5 has fast tokenizers only, leave the flag out")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout {self.dropout}: a rate of at least 0 and below 1 is needed")
         if self.lora_r is not None and self.lora_r < 1:
@@ -120,12 +115,9 @@ class DataTrainingArguments(FileArguments):
         metadata={"help": "Read the training split as it is needed and keep nothing of it. Needs --max_steps."},
     )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
-    recipe: str | None = field(
+    preset: str | None = field(
         default=None,
-        metadata={
-            "help": "paper: R-AT as in Table 7 of its paper.",
-            "choices": RECIPES,
-        },
+        metadata={"help": "paper: R-AT as in Table 7 of its paper.", "choices": PRESETS},
     )
     submission_dir: str | None = field(
         default=None, metadata={"help": "With --do_predict: write the leaderboard's file(s) here."}
@@ -134,8 +126,8 @@ class DataTrainingArguments(FileArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.data_dir = self.data_dir or os.environ.get(DATA_DIR_VARIABLE) or None
-        if self.recipe is not None and self.recipe not in RECIPES:
-            raise ValueError(f"--recipe {self.recipe!r} is not known; the recipes are {', '.join(RECIPES)}")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"--preset {self.preset!r} is not known; there is {', '.join(PRESETS)}")
         for name in ("max_seq_length", "train_size", "max_train_samples", "max_eval_samples", "max_predict_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder when it does not come to its end."""
+"""The folder of a run: before it begins, and when it does not come to its end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,44 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from hf_rat.finetuning.checkpoints import checkpoint_problem, checkpoints, remove_if_empty
+from hf_rat.finetuning.checkpoints import (
+    RUNS,
+    checkpoint_problem,
+    checkpoints,
+    fresh_folder,
+    remove_if_empty,
+    require_writable,
+    resume_point,
+)
 from hf_rat.finetuning.flags import Flags
+from hf_rat.finetuning.processes import on_main
+from hf_rat.finetuning.settings import require_settings
+
+
+def prepare_folder(flags: Flags, stem: str) -> Path | None:
+    """Settle `training.output_dir`, and return the checkpoint to continue from, or None.
+
+    Args:
+        flags: without --output_dir, the run gets a fresh folder runs/<stem>-<number>.
+        stem: name of the command.
+
+    Raises:
+        ValueError: the folder is not empty, or what is to be resumed is not whole.
+    """
+    training = flags.training
+    require_settings(flags)
+    if training.device.type == "cpu" and "dataloader_pin_memory" not in flags.given:
+        training.dataloader_pin_memory = False  # without an accelerator it does nothing but warn
+    if "output_dir" not in flags.given:
+        if training.resume_from_checkpoint is not None:
+            raise ValueError("--resume_from_checkpoint needs --output_dir: the folder of the run that goes on")
+        training.output_dir = str(on_main(lambda: fresh_folder(Path(RUNS), stem)))
+        return None
+    folder = Path(str(training.output_dir))
+    on_main(lambda: require_writable(folder))
+    if not training.do_train:
+        return None
+    return on_main(lambda: resume_point(folder, training.resume_from_checkpoint))
 
 
 @contextmanager

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_rat.data.description import described
-from hf_rat.data.encoding import Labels
+from hf_rat.data.encoding import Labels, tokenize
 from hf_rat.data.files import read_file
-from hf_rat.data.loading import hold_back, require_columns, require_same_labels, subsample
+from hf_rat.data.loading import hold_back, require_columns, require_rows, require_same_labels, subsample
 from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
 from hf_rat.data.streaming import encode_stream
 from hf_rat.data.tasks import HeldOut, Task, Validation
-from hf_rat.finetuning.flags import Flags
-from hf_rat.finetuning.job import Asked, Job, encode, say
+from hf_rat.finetuning.flags import DataTrainingArguments, Flags
+from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.pretrained import add_lora
+from hf_rat.finetuning.processes import say
 
 SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
 UNLABELED = "unlabeled"
@@ -129,6 +131,14 @@ def _held_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
     return rows
 
 
+def data_names(flags: Flags) -> dict[str, Any]:
+    """What the model card calls the data: the data set's name, or those of the files."""
+    if flags.data.dataset_name is not None:
+        return {"dataset": flags.data.dataset_name, "dataset_tags": flags.data.dataset_name}
+    files = {split: path for split, path in flags.data.files.items() if split != "test"}
+    return {"dataset": ", ".join(f"{Path(path).name} ({split})" for split, path in files.items())}
+
+
 def prepare(
     flags: Flags,
     task: Task,
@@ -170,15 +180,15 @@ def prepare(
             part.suffix: encoded(flags, job, task, rows, part.split, data.max_eval_samples) for part in task.evaluation
         }
     if training.do_predict:
-        job.prediction = asked(flags, job, task, rows)
+        job.prediction = test_splits(flags, job, task, rows)
     return job
 
 
-def asked(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[Asked]:
+def test_splits(flags: Flags, job: Job, task: Task, rows: DatasetDict) -> list[TestSplit]:
     """The test splits of a task, encoded for the model of the job."""
     limit = flags.data.max_predict_samples
     return [
-        Asked(task, part, encoded(flags, job, task, rows, part.split, limit, labelled=part.labelled))
+        TestSplit(task, part, encoded(flags, job, task, rows, part.split, limit, labelled=part.labelled))
         for part in task.test
     ]
 
@@ -207,3 +217,47 @@ def encoded(
     """One split as the model is fed it; its first `limit` rows."""
     what = _what(flags, task, split)
     return encode(flags, rows[split], task, job.labels if labelled else None, job.tokenizer, limit, what)
+
+
+def encode(
+    flags: Flags,
+    rows: Dataset,
+    task: Task,
+    labels: Labels | None,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    what: str,
+) -> Dataset:
+    """One split as the model is fed it.
+
+    Args:
+        flags: lengths, padding and caching.
+        rows: the split as loaded.
+        task: names its columns.
+        labels: how labels are numbered; None drops the label column, as prediction does.
+        tokenizer: of the model.
+        limit: the first rows to keep; None keeps all.
+        what: flag and split, for errors.
+
+    Raises:
+        ValueError: the split is empty, or a row has no text or a label outside the label set.
+    """
+    data: DataTrainingArguments = flags.data
+    texts = task.text_columns
+    require_rows(rows, what)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    if "label" in texts and task.label_column != "label":  # the name that the numbers of the labels get
+        rows, texts = (
+            rows.rename_column("label", "label (text)"),
+            tuple("label (text)" if name == "label" else name for name in texts),
+        )
+    if labels is not None:
+        rows = labels.encode(rows, task.label_column, what)
+    elif task.label_column in rows.column_names:
+        rows = rows.remove_columns(task.label_column)
+    length = min(data.max_seq_length, tokenizer.model_max_length)
+    with flags.training.main_process_first(desc="tokenizing"):
+        rows = tokenize(rows, tokenizer, texts, length, data.pad_to_max_length, data.overwrite_cache, what)
+    keep = {*tokenizer.model_input_names, "label"}
+    return rows.remove_columns([column for column in rows.column_names if column not in keep])

@@ -1,4 +1,4 @@
-"""`--recipe paper`: the settings that the R-AT paper published for a task, wherever no flag says otherwise."""
+"""`--preset paper`: the settings that the R-AT paper published for a task, wherever no flag says otherwise."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def apply_paper(flags: Flags, task: Task | None) -> str:
         ValueError: the table has no such task, or its batch size cannot be shared out evenly.
     """
     if task is None or task.name not in TABLE_7:
-        raise ValueError(f"--recipe paper needs a --task_name of Table 7: {', '.join(TABLE_7)}")
+        raise ValueError(f"--preset paper needs a --task_name of Table 7: {', '.join(TABLE_7)}")
     published, training = TABLE_7[task.name], flags.training
     settings: dict[str, object] = {"learning_rate": published.learning_rate, "dropout": published.dropout}
     if "per_device_train_batch_size" not in flags.given:
         parts = training.world_size * training.gradient_accumulation_steps
         if published.batch_size % parts:
             raise ValueError(
-                f"--recipe paper: the batch size {published.batch_size} of {task.name} cannot be shared out over "
+                f"--preset paper: the batch size {published.batch_size} of {task.name} cannot be shared out over "
                 f"{training.world_size} processes x {training.gradient_accumulation_steps} micro-batches; "
                 "give --per_device_train_batch_size"
             )
@@ -52,4 +52,4 @@ def apply_paper(flags: Flags, task: Task | None) -> str:
         kept.append("--per_device_train_batch_size")
     if "reg" not in settings:
         kept.append("--reg")
-    return f"Recipe paper, task {task.name}: {', '.join(done)}" + (f"; yours: {', '.join(kept)}" if kept else "")
+    return f"Preset paper, task {task.name}: {', '.join(done)}" + (f"; yours: {', '.join(kept)}" if kept else "")

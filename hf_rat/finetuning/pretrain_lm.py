@@ -13,7 +13,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedConfig, PreT
 
 from hf_rat.data.encoding import tokenize
 from hf_rat.finetuning.flags import Flags
-from hf_rat.finetuning.job import say
+from hf_rat.finetuning.processes import say
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.models import RNNConfig, RNNForCausalLM
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from hf_rat.data.submission import missing_files, pack, problems
 from hf_rat.finetuning.flags import Flags
-from hf_rat.finetuning.job import Job, on_main, say
+from hf_rat.finetuning.job import Job
+from hf_rat.finetuning.processes import on_main, say
 
 
 def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
@@ -23,9 +24,9 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
         end = f"_{suffix}" if suffix else ""
         values = [f"{results[f'eval_{name}{end}']:.4f}" for name in names]
         lines.append([f"validation{end}", f"{len(rows)}", *values])
-    for asked in job.prediction:
-        if asked.held_out.labelled:
-            lines.append(["test", f"{len(asked.rows)}", *[f"{results[f'test_{name}']:.4f}" for name in names]])
+    for test in job.prediction:
+        if test.held_out.labelled:
+            lines.append(["test", f"{len(test.rows)}", *[f"{results[f'test_{name}']:.4f}" for name in names]])
     if len(lines) > 1:
         say("\n" + table(lines))
     say(f"Regularizer: {flags.training.regularizer()!r}")

@@ -21,9 +21,9 @@ from hf_rat.data.tasks import Task
 from hf_rat.data.vectors import load_vectors
 from hf_rat.data.vocabulary import is_east_asian, segment, word_tokenizer
 from hf_rat.finetuning.flags import Flags
-from hf_rat.finetuning.job import say
 from hf_rat.finetuning.pretrain_lm import pretrain
 from hf_rat.finetuning.pretrained import number_labels
+from hf_rat.finetuning.processes import say
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.models import (
     HANConfig,

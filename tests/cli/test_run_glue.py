@@ -260,7 +260,7 @@ def test_only_what_was_said_counts_as_given():
     ],
 )
 def test_the_paper_s_settings_and_flags_that_win(words, batch, rate, regularizer):
-    flags = read_flags(given_flags([*words, "--recipe", "paper"], "x"))
+    flags = read_flags(given_flags([*words, "--preset", "paper"], "x"))
     said = apply_paper(flags, find(flags.data.task_name))
     assert flags.training.per_device_train_batch_size == batch
     assert flags.training.learning_rate == rate
@@ -272,7 +272,7 @@ def test_the_paper_s_settings_and_flags_that_win(words, batch, rate, regularizer
 
 def test_the_paper_s_batch_size_must_come_out_even():
     flags = read_flags(
-        given_flags(["--task_name", "rte", "--gradient_accumulation_steps", "5", "--recipe", "paper"], "x")
+        given_flags(["--task_name", "rte", "--gradient_accumulation_steps", "5", "--preset", "paper"], "x")
     )
     with pytest.raises(ValueError, match="batch size 24 of rte cannot be shared out over 1 processes x 5"):
         apply_paper(flags, find("rte"))
@@ -335,12 +335,11 @@ def test_a_half_written_checkpoint_is_named_and_the_one_before_works(common, tmp
         (["--task_name", "rte", "--do_eval", "--max_eval_samples", "0"], ["--max_eval_samples 0"]),
         (["--task_name", "rte", "--do_eval", "--reg", "ratt"], ["ratt", "rat"]),
         (["--task_name", "rte", "--do_eval", "--reg", "rat(epsilon=-1)"], ["epsilon", "-1"]),
-        (["--task_name", "rte", "--do_eval", "--recipe", "papier"], ["--recipe", "'papier'"]),
+        (["--task_name", "rte", "--do_eval", "--preset", "papier"], ["--preset", "'papier'"]),
         (["--task_name", "ax", "--do_train"], ["--task_name 'ax'", "no training split"]),
-        (["--task_name", "ax", "--do_predict", "--recipe", "paper"], ["--recipe paper", "Table 7"]),
+        (["--task_name", "ax", "--do_predict", "--preset", "paper"], ["--preset paper", "Table 7"]),
         (["--task_name", "rte", "--do_eval", "--submission_dir", "s"], ["--submission_dir 's'", "--do_predict"]),
         (["--task_name", "rte", "--do_eval", "--text_column_names", "one,two"], ["no column 'one'", "sentence1"]),
-        (["--task_name", "rte", "--do_eval", "--use_fast_tokenizer", "false"], ["--use_fast_tokenizer"]),
         (["--task_name", "rte", "--do_eval", "--config_name", "/none/such"], ["--config_name '/none/such'"]),
         (["--task_name", "mnli", "--do_eval"], ["--model_name_or_path", "--ignore_mismatched_sizes"]),
         (["--task_name", "rte", "--do_eval", "--lora_r", "2", "--lora_target_modules", "nothing"], ["'nothing'"]),

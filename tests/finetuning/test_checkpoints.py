@@ -37,6 +37,16 @@ def _cut(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
 
+def _lengthen(path):
+    path.write_bytes(path.read_bytes() + bytes(8))
+
+
+def _damage_header(path):
+    content = bytearray(path.read_bytes())
+    content[20] ^= 0xFF
+    path.write_bytes(content)
+
+
 def test_whole_checkpoints_have_no_problem_and_are_in_order(run):
     assert [path.name for path in checkpoints(run)] == ["checkpoint-100", "checkpoint-10", "checkpoint-9"]
     assert [checkpoint_problem(path) for path in checkpoints(run)] == [None] * 3
@@ -48,7 +58,9 @@ def test_whole_checkpoints_have_no_problem_and_are_in_order(run):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda c: _cut(c / "model.safetensors", -1), "model.safetensors has"),
+        (lambda c: _cut(c / "model.safetensors", -1), "model.safetensors is cut short"),
+        (lambda c: _lengthen(c / "model.safetensors"), "model.safetensors is cut short or damaged"),
+        (lambda c: _damage_header(c / "model.safetensors"), "model.safetensors is cut short or damaged"),
         (lambda c: _cut(c / "model.safetensors", 50), "model.safetensors is cut short"),
         (lambda c: _cut(c / "model.safetensors", 0), "model.safetensors is cut short"),
         (lambda c: (c / "model.safetensors").unlink(), "there is no model.safetensors"),

@@ -1,0 +1,90 @@
+"""What every fine-tuning command does: train, evaluate, predict, save, and say what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from hf_rat.data.submission import write_answers
+from hf_rat.finetuning.flags import Flags
+from hf_rat.finetuning.job import Job, TestSplit
+from hf_rat.finetuning.longest import require_positions
+from hf_rat.finetuning.processes import say
+from hf_rat.finetuning.settings import Begun, refusals_in_one_line, require_fit, require_scores
+from hf_rat.finetuning.whole_splits import build_trainer, values_of
+from hf_rat.trainer.trainer import RegularizedTrainer
+
+
+def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
+    """Train, evaluate, predict and save as the flags say; the scores and speeds, as in all_results.json.
+
+    Args:
+        flags: do_train, do_eval, do_predict, and where to.
+        job: what to train on, evaluate on and answer.
+        resume: a whole checkpoint, or None.
+    """
+    names = job.task.metrics if len(job.task.metrics) == 1 else (*job.task.metrics, "combined_score")
+    require_scores(flags, names)
+    require_fit(flags, job.model, job.train, job.labels.regression)
+    splits = [job.train, job.unlabeled, *job.evaluation.values(), *(one.rows for one in job.prediction)]
+    require_positions(
+        flags.data.max_seq_length, job.model, job.tokenizer, [rows for rows in splits if rows is not None]
+    )
+    with refusals_in_one_line(flags):
+        trainer = build_trainer(flags, job)
+    say(trainer.announcement())
+    results: dict[str, float] = {}
+    if job.train is not None:
+        begun = Begun()
+        trainer.add_callback(begun)
+        with refusals_in_one_line(flags, begun):
+            trained = trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).metrics
+        if isinstance(job.train, Dataset):
+            trained["train_samples"] = len(job.train)
+        trainer.save_model()
+        trainer.log_metrics("train", trained)
+        trainer.save_metrics("train", trained)
+        results |= trained
+    if job.evaluation:
+        evaluated: dict[str, float] = {}
+        for suffix, rows in job.evaluation.items():
+            metrics = trainer.evaluate(rows)
+            metrics["eval_samples"] = len(rows)
+            evaluated |= {f"{name}_{suffix}" if suffix else name: value for name, value in metrics.items()}
+        trainer.log_metrics("eval", evaluated)
+        trainer.save_metrics("eval", evaluated)
+        results |= evaluated
+    if job.train is not None:
+        trainer.save_state()
+    for test in job.prediction:
+        results |= _predict(trainer, flags, job, test)
+    if flags.training.push_to_hub:
+        trainer.push_to_hub(**job.card)
+    else:
+        trainer.create_model_card(**job.card)
+    return results
+
+
+def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, test: TestSplit) -> dict[str, float]:
+    """Answer a test split; its scores, if it is labelled."""
+    found = trainer.predict(test.rows, metric_key_prefix="test")
+    values, scores = values_of(found.predictions, job.labels), {}
+    if test.held_out.labelled:
+        scores = {**(found.metrics or {}), "test_samples": len(test.rows)}
+        trainer.log_metrics("test", scores)
+        trainer.save_metrics("test", scores)
+    if not trainer.is_world_process_zero():
+        return scores
+    name = "-".join(part for part in (test.task.name.replace("/", "-"), test.held_out.suffix) if part)
+    folder = Path(str(flags.training.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (f"predict_results_{name}.txt" if job.named else "predict_results.txt")
+    with path.open("w", encoding="utf-8") as file:
+        file.write("index\tprediction\n")
+        for index, value in enumerate(values):
+            answer = f"{value:.3f}" if job.labels.regression else job.labels.names[int(value)]
+            file.write(f"{index}\t{answer}\n")
+    if flags.data.submission_dir is not None:
+        write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values.tolist())
+    return scores
