@@ -34,22 +34,37 @@ from hf_rat.passes.problems import CTC, kept, mean
 CHUNK = 2**18
 """Outputs with more entries than this are compared in chunks of at least this many (see `_chunks`)."""
 
+Divergence = Callable[[Tensor, Tensor], Tensor]
 
+NAMES: dict[str, Divergence] = {}
+"""name -> divergence, of every function that `divergence` decorates."""
+
+
+def divergence(compare: Divergence) -> Divergence:
+    """Give a divergence its function's name, by which recipes, flags and tests find it."""
+    NAMES[compare.__name__] = compare
+    return compare
+
+
+@divergence
 def ce(p: Tensor, q: Tensor) -> Tensor:
     """Soft cross-entropy `-sum_c p_c log q_c` = KL(p || q) + H(p): not zero where the two agree."""
     return -(p.exp() * q.masked_fill(p == -math.inf, 0.0)).sum(-1)
 
 
+@divergence
 def mae(p: Tensor, q: Tensor) -> Tensor:
     """Mean over the classes of `|p_c - q_c|`, on probabilities."""
     return _mean(p, q, (p.exp() - q.exp()).abs())
 
 
+@divergence
 def mse(p: Tensor, q: Tensor) -> Tensor:
     """Mean over the classes of `(p_c - q_c)^2`, on probabilities."""
     return _mean(p, q, (p.exp() - q.exp()).square())
 
 
+@divergence
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """`KL(p || q) = sum_c p_c (log p_c - log q_c)`."""
     # The two last terms sum to zero. With them the gradient at p = q is zero to the last bit, and no search ever
@@ -58,11 +73,13 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * ratio - p.exp() + q.exp()).sum(-1)
 
 
+@divergence
 def reverse_kl(p: Tensor, q: Tensor) -> Tensor:
     """`KL(q || p)`: the compared prediction comes first."""
     return kl(q, p)
 
 
+@divergence
 def js(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon: `1/2 KL(p || m) + 1/2 KL(q || m)` with `m = (p + q) / 2`."""
     # Written so that m is p to the last bit where the two agree.
@@ -70,11 +87,13 @@ def js(p: Tensor, q: Tensor) -> Tensor:
     return 0.5 * (kl(p, m) + kl(q, m))
 
 
+@divergence
 def bi_kl(p: Tensor, q: Tensor) -> Tensor:
     """`1/2 [KL(p || q) + KL(q || p)]`, with the half, as in R-Drop and R-AT (SMART and R3F leave the half out)."""
     return 0.5 * ((p.exp() - q.exp()) * _ratio(p, q)).sum(-1)
 
 
+@divergence
 def logit_mse(p: Tensor, q: Tensor) -> Tensor:
     """Mean over the outputs of the squared difference of the raw outputs (before any softmax)."""
     return _mean(p, q, (p - q).masked_fill((p == -math.inf) & (q == -math.inf), 0.0).square())
@@ -88,9 +107,6 @@ def _ratio(p: Tensor, q: Tensor) -> Tensor:
 def _mean(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
     """Mean of `x` over the last axis, over what p and q do not both rule out."""
     return x.sum(-1) / ((p != -math.inf) | (q != -math.inf)).sum(-1)
-
-
-NAMES = {divergence.__name__: divergence for divergence in (ce, mae, mse, kl, reverse_kl, js, bi_kl, logit_mse)}
 
 
 def mean_divergence(batch: Batch, name: str, p: Tensor, q: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from hf_rat.regularizers.recipes import RECIPES, unknown_argument
+from hf_rat.regularizers.recipe import RECIPES, unknown_argument
 from hf_rat.regularizers.terms import Term
 
 

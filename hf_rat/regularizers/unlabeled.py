@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hf_rat.regularizers.perturbations import Dropped, Noise, Redrawn
+from hf_rat.regularizers.recipe import recipes_that
 from hf_rat.regularizers.terms import FULL_STRENGTH, Adversarial, TaskLoss, Term
 
 
@@ -20,16 +21,21 @@ class Unlabeled(Term):
     term: Term
 
     def __post_init__(self) -> None:
-        if not any(weight > 0 for weight, _ in self.parts(FULL_STRENGTH)):
+        if not learns_without_labels(self.term):
             raise ValueError(
-                f"{self.term!r} asks nothing of examples without labels; add vat, adversarial_dropout, pi_model, "
-                "expectation_linear, fraternal, rdrop, r3f or smart to it, or leave the unlabeled examples out"
+                f"{self.term!r} asks nothing of examples without labels; add one of "
+                f"{', '.join(recipes_that(learns_without_labels))} to it, or leave the unlabeled examples out"
             )
 
     def parts(self, step: int) -> Iterator[tuple[float, Term]]:
         for weight, part in self.term.parts(step):
             if not needs_labels(part):
                 yield weight, part
+
+
+def learns_without_labels(term: Term) -> bool:
+    """Whether any part of a regularizer needs no labels."""
+    return any(weight > 0 and not needs_labels(part) for weight, part in term.parts(FULL_STRENGTH))
 
 
 def needs_labels(term: Term) -> bool:

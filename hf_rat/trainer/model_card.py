@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modelcard import TrainingSummary
 
 from hf_rat.engine.cost import rehearse
-from hf_rat.regularizers.recipes import RECIPES, Recipe
+from hf_rat.regularizers.recipe import RECIPES, Recipe
 from hf_rat.regularizers.terms import FULL_STRENGTH, Scaled, Sum, Term
 
 

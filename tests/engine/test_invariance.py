@@ -56,13 +56,14 @@ def changes_rates(expression):
     return "dropouts" in expression or "expectation_linear" in expression
 
 
-def test_every_recipe_is_here_and_none_is_idle():
-    assert set(runs.SETTINGS) == set(RECIPES)
+def test_no_recipe_is_idle():
+    assert runs.STRONG.keys() <= RECIPES.keys()
     for expression in EVERY:
         last = whole(expression).logs[-1]
         components = {name: value for name, value in last.items() if name.startswith("loss_")}
         assert expression == "plain" or components
-        assert all(value > 0.005 for value in components.values()), f"{expression}: {components} proves nothing"
+        idle = f"{expression}: {components} proves nothing; give it a row in STRONG of tests/support/runs.py"
+        assert all(value > 0.005 for value in components.values()), idle
 
 
 @pytest.mark.parametrize("expression", EVERY)

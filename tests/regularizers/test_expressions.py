@@ -7,7 +7,7 @@ import pytest
 
 from hf_rat import fgm, freelb, parse, plain, rat, rdrop, smart, vat
 from hf_rat.regularizers.expressions import parse as parse_there
-from hf_rat.regularizers.recipes import CHECKS, RECIPES
+from hf_rat.regularizers.recipe import CHECKS, RECIPES
 from hf_rat.regularizers.terms import TaskLoss
 
 NESTED = [

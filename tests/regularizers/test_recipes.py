@@ -7,6 +7,8 @@ noise are the same ones. An oracle returns the named terms of the loss; their su
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch.nn import functional as F
 from transformers import BertConfig, BertForTokenClassification
 
+import hf_rat
 from hf_rat import Regularization, parse
+from hf_rat.regularizers import RECIPES, recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no dropout")
 
@@ -381,7 +385,28 @@ CASES = [
         "adversarial_dropout(rate=0.2, alpha=2, start_mask='base')",
         lambda m, b: adversarial_dropout(m, b, 0.2, 2, "base"),
     ),
+    (
+        "smart(epsilon=0.05, step=0.03, steps=2, start=0.02, alpha=2, mu=0.7)",
+        lambda m, b: smart(m, b, copy.deepcopy(m).eval(), 0.05, 0.03, 2, 0.02, 2, 0.7),
+    ),
 ]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_an_oracle_a_row_and_is_exported(name):
+    here = Path(__file__).relative_to(ROOT)
+    written = {expression.partition("(")[0] for expression, _ in CASES}
+    assert name in written, f"{name} has no oracle: write its equation by hand in {here} and add it to CASES"
+    assert name in recipes.__all__, f"{name} is not in __all__ of hf_rat/regularizers/recipes.py"
+    tables = [ROOT / "README.md", ROOT / "docs" / "methods.md"]
+    rows = "\n".join(path.read_text(encoding="utf-8") for path in tables if path.exists())
+    assert re.search(rf"^\| \[?`{name}`", rows, re.MULTILINE), f"{name} has no row in the README's table of methods"
+
+
+def test_all_names_recipes():
+    assert sorted(RECIPES) == recipes.__all__
+    assert set(recipes.__all__) <= set(hf_rat.__all__)
 
 
 @pytest.mark.parametrize(("expression", "oracle"), CASES, ids=[expression for expression, _ in CASES])
@@ -420,7 +445,7 @@ def test_a_rate_per_pass_reaches_attention(attention):
     )
 
 
-@pytest.mark.parametrize("name", ["ce", "mae", "mse", "kl", "reverse_kl", "js", "bi_kl", "logit_mse"])
+@pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("recipe", ["rdrop", "rat"])
 def test_every_consistency_loss(recipe, name):
     def oracle(model, batch):

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_rat.passes.sites import EMBEDDINGS
-from hf_rat.regularizers.terms import Adversarial, TaskLoss, Term, all_terms, is_plain
+from hf_rat.regularizers.recipe import recipes_that
+from hf_rat.regularizers.terms import TaskLoss, Term, all_terms, compares_logits, is_plain
 from hf_rat.trainer.hosts.base import Passes, is_a
+
+
+def needs_predictions(regularizer: Term) -> bool:
+    """Whether a regularizer compares predictions, or averages the task loss of several passes."""
+    tasks = [term for term in all_terms(regularizer) if isinstance(term, TaskLoss)]
+    return compares_logits(regularizer) or any(task.passes > 1 for task in tasks)
 
 
 class SentencePasses(Passes):
@@ -42,12 +49,13 @@ class SentencePasses(Passes):
                 f"{regularizer!r} with {type(self.trainer).__name__}: of sentence-transformers' trainers only "
                 "SentenceTransformerTrainer can be regularized; train a classifier with RegularizedTrainer"
             )
+        if needs_predictions(regularizer):
+            usable = recipes_that(lambda term: not (is_plain(term) or needs_predictions(term)))
+            raise ValueError(
+                f"{regularizer!r} compares or repeats predictions, and a loss of sentence embeddings has none; "
+                f"use one of {', '.join(usable)}"
+            )
         for term in all_terms(regularizer):
-            if not isinstance(term, (TaskLoss, Adversarial)) or getattr(term, "passes", 1) > 1:
-                raise ValueError(
-                    f"{regularizer!r} compares or repeats predictions, and a loss of sentence embeddings has none; "
-                    "use fgm, fgsm, pgd, freelb or neftune"
-                )
             if term.perturb is not None and term.perturb.site != EMBEDDINGS:
                 raise ValueError(
                     f"{regularizer!r} perturbs a SentenceTransformer elsewhere than in its words; "

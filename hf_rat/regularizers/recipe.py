@@ -1,0 +1,170 @@
+"""What makes a function a recipe: it checks its arguments, obeys `begin` and `warmup`, and is found by its name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES
+from hf_rat.regularizers.balls import SCOPES, UNITS
+from hf_rat.regularizers.divergences import NAMES
+from hf_rat.regularizers.perturbations import START_MASKS
+from hf_rat.regularizers.terms import Scheduled, Term
+
+P = ParamSpec("P")
+
+BASES = ("ones", "random")
+
+RECIPES: dict[str, Callable[..., Recipe]] = {}
+"""name -> recipe, of every function that `recipe` decorates, in the order of their definition."""
+
+
+@dataclass(frozen=True, repr=False)
+class Recipe(Term):
+    """A term that remembers the call that made it: its repr is that call."""
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...]
+    body: Term
+
+    def parts(self, step: int) -> Any:
+        return self.body.parts(step)
+
+    def __repr__(self) -> str:
+        silent = {"begin": 0, "warmup": 0, "site": EMBEDDINGS}
+        shown = (f"{name}={value!r}" for name, value in self.arguments if value != silent.get(name))
+        return f"{self.name}({', '.join(shown)})"
+
+
+def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
+    """Make a function that returns a term a recipe, which RECIPES and so the command line find by its name.
+
+    A recipe checks each argument by CHECKS, ramps its term by `begin` and `warmup`, and remembers how it was called.
+    """
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Recipe:
+        unknown = [name for name in kwargs if name not in signature.parameters]
+        if unknown:
+            raise ValueError(unknown_argument(build.__name__, unknown[0]))
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: _checked(build.__name__, name, value) for name, value in bound.arguments.items()}
+        body = build(**arguments)  # type: ignore[call-arg]
+        if arguments.get("begin") or arguments.get("warmup"):
+            body = Scheduled(body, arguments["begin"], arguments.get("warmup", 0))
+        return Recipe(build.__name__, tuple(arguments.items()), body)
+
+    RECIPES[build.__name__] = call
+    return call
+
+
+def recipes_that(fit: Callable[[Term], bool]) -> list[str]:
+    """Names of the recipes whose regularizer, with default arguments, fulfils a condition."""
+    return [name for name, build in RECIPES.items() if fit(build())]
+
+
+def unknown_argument(recipe_name: str, argument: str) -> str:
+    """The message for an argument that a recipe does not have."""
+    known = list(inspect.signature(RECIPES[recipe_name]).parameters)
+    near = difflib.get_close_matches(argument, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{recipe_name} has no argument {argument!r}{hint} (it has: {', '.join(known) or 'none'})"
+
+
+def _number(low: float, high: float = math.inf, open_high: bool = False) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if ok and low <= value and (value < high if open_high else value <= high):
+            return None
+        return f"a finite number of at least {low:g}" + ("" if high == math.inf else f" and below {high:g}")
+
+    return check
+
+
+def _whole(low: int) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
+        return None if ok else f"a whole number of at least {low}"
+
+    return check
+
+
+def _choice(names: tuple[str, ...]) -> Callable[[Any], str | None]:
+    return lambda value: None if value in names else f"one of {', '.join(names)}"
+
+
+def _yes_or_no(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "True or False"
+
+
+def _place_name(value: Any) -> str | None:
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+", value):
+        return None
+    return f"{', '.join(name for name in SITES if name not in MASKS)} or the name of a module"
+
+
+def _several(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    def each(value: Any) -> str | None:
+        if value is None or (isinstance(value, tuple) and value and not any(check(item) for item in value)):
+            return None
+        return f"a tuple, one value per pass, each {check(None)}"
+
+    return each
+
+
+def require_positive(recipe_name: str, name: str, value: float) -> None:
+    """Refuse a search for a divergence that starts where the divergence is flat.
+
+    Raises:
+        ValueError: the size of the start is zero.
+    """
+    if value <= 0:
+        raise ValueError(
+            f"{recipe_name}({name}={value!r}): {name} must be positive, since a divergence has no slope at its minimum"
+        )
+
+
+CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "epsilon": _number(0),
+    "step": _number(0),
+    "start": _number(0),
+    "alpha": _number(0),
+    "mu": _number(0),
+    "rate": _number(0, 1, open_high=True),
+    "beta": _number(0, 1, open_high=True),
+    "steps": _whole(1),
+    "passes": _whole(2),
+    "begin": _whole(0),
+    "warmup": _whole(0),
+    "scope": _choice(SCOPES),
+    "unit": _choice(UNITS),
+    "start_mask": _choice(START_MASKS),
+    "site": _place_name,
+    "base": _choice(BASES),
+    "fixed": _yes_or_no,
+    "divergence": _choice(tuple(NAMES)),
+    "epsilons": _several(_number(0)),
+    "dropouts": _several(_number(0, 1, open_high=True)),
+}
+"""Name of an argument, the same in every recipe -> what its value must be, or None where it is that."""
+
+
+def _checked(recipe_name: str, name: str, value: Any) -> Any:
+    value = tuple(_plain_number(item) for item in value) if isinstance(value, (list, tuple)) else _plain_number(value)
+    expected = CHECKS[name](value)
+    if expected:
+        raise ValueError(f"{recipe_name}({name}={value!r}): {name} must be {expected}")
+    return value
+
+
+def _plain_number(value: Any) -> Any:
+    """numpy's float64 is a float, but its repr is no literal."""
+    return float(value) if isinstance(value, float) else value
