@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_rat.data.vocabulary import KINDS
-from hf_rat.models.recurrent import PER_STEP, Dropouts
+from hf_rat.models.recurrent_dropouts import PER_STEP, Dropouts
 
 MODELS = ("textcnn", "bilstm", "texthan", "gru", "lstm", "rnn")
 RECURRENT = ("lstm", "gru", "rnn")
