@@ -102,9 +102,8 @@ def test_a_file_holds_one_concept(path):
         f"{path} is a grab-bag by its name"
     )
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    # recipes.py is data: one short function with a long card for each published method. recurrent.py travels with a
-    # checkpoint as one file.
-    assert lines <= 300 or path.name in ("recipes.py", "recurrent.py"), f"{path} has {lines} lines, more than 300"
+    # recipes.py is data: one short function with a long card for each published method.
+    assert lines <= 300 or path.name == "recipes.py", f"{path} has {lines} lines, more than 300"
 
 
 @pytest.mark.parametrize("name", ["run_glue.py", "run_textcls.py"])

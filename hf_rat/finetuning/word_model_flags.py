@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_rat.data.vocabulary import KINDS
 from hf_rat.models import MODELS
-from hf_rat.models.recurrent import PER_STEP, Dropouts
+from hf_rat.models.recurrent_dropouts import PER_STEP, Dropouts
 
 NAMES = tuple(name for *_, names in MODELS for name in names)
 RECURRENT = ("lstm", "gru", "rnn")

@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Any
 
 from .configuration_words import WordConfig, check_size
-from .recurrent import Dropouts
+from .recurrent_dropouts import Dropouts
 
 
 class HANConfig(WordConfig):
@@ -15,7 +15,7 @@ class HANConfig(WordConfig):
     Args:
         hidden_size: width of the state in each direction. Default 128 (Yang et al. 2016: 50).
         attention_size: width of the attention's tanh layer. Default: that of its input, 2 * hidden_size.
-        recurrent_dropouts: rates by name, the fields of `Dropouts` in recurrent.py, for the GRUs of all levels.
+        recurrent_dropouts: rates by name, the fields of `Dropouts` (recurrent_dropouts.py), for all GRUs.
         sentence_level: read words into sentences and sentences into a text (Yang et al. 2016). Default False: all
             words into the text, as R-AT's TextHAN.
         sentence_separator_token_id: the word that ends a sentence and belongs to it; a text may end without.

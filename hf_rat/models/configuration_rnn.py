@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Any
 
 from .configuration_words import WordConfig, check_size
-from .recurrent import Dropouts
+from .recurrent_dropouts import Dropouts
 
 
 class RNNConfig(WordConfig):
@@ -27,8 +27,8 @@ class RNNConfig(WordConfig):
         between: activation between stacked layers, None (default) or "tanh".
         pooling: what a sequence classifier reads: "last", the state after the last step of each direction (default,
             as the IMDB and AG News code of R-AT's authors), "mean" or "max" over the valid steps, or "attention".
-        recurrent_dropouts: rates by name, the fields of `Dropouts` in recurrent.py. `input` acts before the first
-            layer, `hidden` and `layers` between layers, `output` after the last, the others inside every layer.
+        recurrent_dropouts: rates by name, the fields of `Dropouts` (recurrent_dropouts.py). `input` acts before the
+            first layer, `hidden` and `layers` between layers, `output` after the last, the others inside every layer.
         forget_bias: sum of the two forget-gate biases of an LSTM at initialisation (Jozefowicz et al. 2015: 1, the
             default); None leaves torch's.
         activation_regularization: weight of AR, the mean square of the language model's last outputs after dropout

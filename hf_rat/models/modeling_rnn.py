@@ -16,7 +16,8 @@ from .configuration_rnn import RNNConfig
 from .modeling_words import WordModel, is_fresh, word_embedding
 from .padding import permute_steps, valid_first
 from .pooling import Attention, max_over, mean_over
-from .recurrent import GRU, LSTM, RNN, Dropouts
+from .recurrent import GRU, LSTM, RNN
+from .recurrent_dropouts import Dropouts, drop_between, drop_locked
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 AROUND_LAYERS = ("input", "hidden", "output", "layers")
@@ -115,11 +116,11 @@ class RNNModel(RNNPreTrainedModel):
         back = None if order is None else order.argsort(1)
         x = permute_steps(x, order)
         seen, last, p = [x], [], self.dropouts
-        x = self._locked(x, p.input)
+        x = drop_locked(x, p.input, self.training)
         for depth, layer in enumerate(self.layers):
             if depth:
                 x = x.tanh() if self.config.between == "tanh" else x
-                x = self._locked(F.dropout(x, p.layers, self.training) if p.layers else x, p.hidden)
+                x = drop_between(x, p, self.training)
             x, after = layer(x, None if state is None else state[depth], lengths=lengths)
             seen.append(x)
             last.append(after)
@@ -128,18 +129,12 @@ class RNNModel(RNNPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache
         return RNNModelOutput(
-            last_hidden_state=permute_steps(self._locked(x, p.output), back)[:, :steps],
+            last_hidden_state=permute_steps(drop_locked(x, p.output, self.training), back)[:, :steps],
             state=tuple(last) if use_cache else None,
             hidden_states=tuple(permute_steps(each, back)[:, :steps] for each in seen)
             if output_hidden_states
             else None,
         )
-
-    def _locked(self, x: Tensor, rate: float) -> Tensor:
-        """Drop features of an example at all of its steps (Merity et al. 2018)."""
-        if not (rate and self.training):
-            return x
-        return x * F.dropout(x.new_ones(x.size(0), 1, x.size(2)), rate)
 
 
 class RNNForSequenceClassification(RNNPreTrainedModel):

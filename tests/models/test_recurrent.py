@@ -1,9 +1,11 @@
 """Recurrent layers: torch's when nothing drops; each dropout as its paper's equation, written here for one example."""
 
+import ast
 import copy
 import gc
 import pickle
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_rat.models import recurrent
-from hf_rat.models.recurrent import GRU, LSTM, RNN, Dropouts
+from hf_rat.models.padding import Rows
+from hf_rat.models.recurrence import Recurrence
+from hf_rat.models.recurrent import GRU, LSTM, RNN
+from hf_rat.models.recurrent_dropouts import Dropouts
 from hf_rat.passes.dropout import DropoutRate
 
 CELLS = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
@@ -356,7 +361,7 @@ def test_a_given_mask_acts_in_the_last_layer_or_where_it_is_given():
 def test_gradcheck(mode, stepwise):
     gates = GATES[mode[:4].strip("_")] if not mode.startswith("RNN") else 1
     lengths = torch.tensor([2, 3, 0])
-    rows = recurrent._Rows(3, 3, lengths, torch.device("cpu"))
+    rows = Rows(3, 3, lengths, torch.device("cpu"))
     count = rows.count
 
     def rand(*shape):
@@ -371,7 +376,7 @@ def test_gradcheck(mode, stepwise):
     b, c0 = rand(gates * 2) if gru else None, rand(3, 2) if lstm else None
 
     def run(x, w, b, h0, c0, *masks):
-        hs, cs = recurrent._Recurrence.apply(mode, rows, x, w, b, h0, c0, *masks)
+        hs, cs = Recurrence.apply(mode, rows, x, w, b, h0, c0, *masks)
         return (hs, cs) if lstm else hs
 
     assert torch.autograd.gradcheck(run, (x, w, b, h0, c0, *masks))
@@ -512,7 +517,7 @@ def test_dropconnect_runs_in_torchs_layer_with_its_gradient(monkeypatch):
 
 def test_dropped_weights_are_freed(monkeypatch):
     layer = make("LSTM", dropout={"dropconnect": 0.5})
-    seen, drop = [], layer._dropped
+    seen, drop = [], layer._drop_weight
 
     def dropped(name, *args):
         weights = drop(name, *args)
@@ -520,7 +525,7 @@ def test_dropped_weights_are_freed(monkeypatch):
             seen.append(weakref.ref(weights))
         return weights
 
-    monkeypatch.setattr(layer, "_dropped", dropped)
+    monkeypatch.setattr(layer, "_drop_weight", dropped)
     layer(make_input(layer)[0])
     gc.collect()
     assert [weights() for weights in seen] == [None, None]
@@ -591,16 +596,17 @@ def test_compiles_around_the_recursion():
     torch.testing.assert_close(compiled(x), expected)
 
 
-def test_the_file_stands_on_torch_alone():
-    import ast
-    from pathlib import Path
-
-    found = set()
-    for node in ast.walk(ast.parse(Path(recurrent.__file__).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
+def test_the_layers_and_their_siblings_stand_on_torch_alone():
+    found, files = set(), [Path(recurrent.__file__)]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(node.module.split(".")[0])
+            elif isinstance(node, ast.ImportFrom) and file.with_name(f"{node.module}.py") not in files:
+                files.append(file.with_name(f"{node.module}.py"))
+    assert [file.name for file in files[1:]] == ["padding.py", "recurrence.py", "recurrent_dropouts.py"]
     assert found == {"__future__", "collections", "dataclasses", "typing", "torch"}
 
 

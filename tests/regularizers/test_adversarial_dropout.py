@@ -20,7 +20,8 @@ from hf_rat.models.configuration_rnn import RNNConfig
 from hf_rat.models.modeling_han import HANForSequenceClassification
 from hf_rat.models.modeling_rnn import RNNForSequenceClassification, RNNForTokenClassification
 from hf_rat.models.modeling_rnn_lm import RNNForCausalLM
-from hf_rat.models.recurrent import GRU, LSTM, Dropouts
+from hf_rat.models.recurrent import GRU, LSTM
+from hf_rat.models.recurrent_dropouts import Dropouts
 from hf_rat.passes.sites import RECURRENT, SITES
 from hf_rat.regularizers import perturbations
 

@@ -86,9 +86,8 @@ def pushed(tmp_path_factory):
 def test_what_a_model_pushes(pushed):
     hub, _ = pushed
     files = hub.repositories["somebody/han"]
-    assert {"config.json", "model.safetensors", "modeling_han.py", "configuration_han.py", "recurrent.py"} <= set(
-        files
-    )
+    code = {"modeling_han.py", "configuration_han.py", "recurrent.py", "recurrence.py", "recurrent_dropouts.py"}
+    assert {"config.json", "model.safetensors", *code} <= set(files)
     assert "embeddings.weight" in load(files["model.safetensors"])
     assert files["model.safetensors"] in hub.uploads.values()  # by the protocol for large files
     assert hub.messages["somebody/han"] == ["A network"]

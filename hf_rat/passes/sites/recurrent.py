@@ -19,7 +19,7 @@ class RecurrentSite(Site):
 
     The layer is the last module of the model (in the order of `model.modules()`) whose `forward` takes the keyword
     `recurrent_mask`, (batch, hidden), and which has an integer `hidden_size`: what the RNN, LSTM and GRU of
-    hf_rat.models.recurrent offer, and any layer may. A move is (batch, units) in {-1, 0}, and the mask `1 + move`.
+    hf_rat.models offer, and any layer may. A move is (batch, units) in {-1, 0}, and the mask `1 + move`.
     Kept units are scaled by units / (units that are on), and the slope sees that scaling, as in the authors' code for
     sequences of pixels.
 
@@ -78,6 +78,6 @@ def _last_recurrent(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"{type(model).__name__} has no layer whose forward takes recurrent_mask, so "
             'adversarial_dropout(site="recurrent") has no mask to choose; use site="logits" or the RNN, LSTM or GRU '
-            "of hf_rat.models.recurrent"
+            "of hf_rat.models"
         )
     return takes[-1]
