@@ -41,6 +41,25 @@ from hf_rat.regularizers.terms import (
     Term,
 )
 
+# A name more here is exported from `hf_rat`, where editors and type checkers see it.
+__all__ = [
+    "adversarial_dropout",
+    "expectation_linear",
+    "fgm",
+    "fgsm",
+    "fraternal",
+    "freelb",
+    "neftune",
+    "pgd",
+    "pi_model",
+    "plain",
+    "r3f",
+    "rat",
+    "rdrop",
+    "smart",
+    "vat",
+]
+
 P = ParamSpec("P")
 
 MASK_SITES = {"logits": LOGITS_INPUT, "recurrent": RECURRENT}
