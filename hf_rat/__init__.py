@@ -1,19 +1,33 @@
-"""Regularized fine-tuning for Hugging Face models: one flag, one import."""
+"""Regularized fine-tuning for Hugging Face models: one flag, one import.
 
-from hf_rat import models  # registers the companion models with Transformers' Auto classes
-from hf_rat.engine.regularization import Regularization
-from hf_rat.regularizers import recipes
-from hf_rat.regularizers.expressions import parse
-from hf_rat.regularizers.recipes import *  # noqa: F403
-from hf_rat.trainer.trainer import RegularizationMixin, RegularizedTrainer
-from hf_rat.trainer.training_args import RegularizedTrainingArguments
+The names of `hf_rat.public` are found here at their first use, so that `hf-rat --help` imports neither torch nor
+Transformers.
+"""
 
-__all__ = [
-    "Regularization",
-    "RegularizationMixin",
-    "RegularizedTrainer",
-    "RegularizedTrainingArguments",
-    "models",
-    "parse",
-]
-__all__ += recipes.__all__
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hf_rat.public import *
+else:
+    # A type checker that saw these would believe in every name.
+
+    def __getattr__(name):
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = import_module("hf_rat.public")
+        if name == "__all__":
+            return ["__version__", *sorted(name for name in vars(public) if not name.startswith("_"))]
+        try:
+            return getattr(public, name)
+        except AttributeError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+    def __dir__():
+        return sorted({*globals(), *__getattr__("__all__")})
+
+    if "transformers" in sys.modules:
+        import_module("hf_rat.models")  # costs nothing now, and the Auto classes find the companion models

@@ -19,7 +19,8 @@ ALLOWED = {
     "finetuning": {"passes", "regularizers", "engine", "trainer", "models", "data"},
     "experiments": {"finetuning"},
     "cli": {"finetuning", "experiments", "data", "models", "engine", "trainer"},
-    "": {"regularizers", "engine", "trainer", "models"},  # hf_rat/__init__.py
+    "public": {"passes", "regularizers", "engine", "trainer", "models"},
+    "": {"public"},  # hf_rat/__init__.py
 }
 
 

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_rat import models  # noqa: F401 (the Auto classes find the companion models)
 from hf_rat.data.encoding import Labels
 from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub

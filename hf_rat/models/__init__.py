@@ -1,4 +1,4 @@
-"""Companion models and the recurrent layers that they stand on; `import hf_rat` lets the Auto classes find them."""
+"""Companion models and the recurrent layers that they stand on; importing them lets the Auto classes find them."""
 
 from typing import Any
 
@@ -17,6 +17,7 @@ from .modeling_han import HANForSequenceClassification
 from .modeling_rnn import RNNForSequenceClassification, RNNForTokenClassification, RNNModel
 from .modeling_rnn_lm import RNNForCausalLM
 from .modeling_textcnn import TextCNNForSequenceClassification
+from .recurrent import GRU, LSTM, RNN, Dropouts
 
 _RNNS: dict[str, dict[str, Any]] = {
     "bilstm": {"cell": "lstm", "bidirectional": True},
@@ -46,6 +47,10 @@ for _config, _auto, _model, _ in MODELS:
     _model.register_for_auto_class(_auto.__name__)
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Dropouts",
     "HANConfig",
     "HANForSequenceClassification",
     "RNNConfig",
