@@ -199,7 +199,7 @@ def fgm(
     L = L(x) + L(x + r),  r = epsilon g / ||g||_2,  g = dL(x)/dx, x the word embeddings of one example.
 
     Arguments: epsilon: 0.1 by our measurement from scratch (results/defaults), 0.02 was better for a pretrained MiniLM
-        (results/rte); paper 5.0 on frequency-normalised embeddings; copied snippets 1.0 with the table's scope.
+        (results/fine_tuning/rte); paper 5.0 on frequency-normalised embeddings; copied snippets 1.0 with the table's scope.
         scope: "example" is the paper; "table" is the snippets' (and the R-AT authors') FGM, one norm over the
         micro-batch's gradient of the embedding table.
     Relations: pgd(steps=1, step=epsilon) is fgm; rat without its second pass and divergence is fgm; epsilon=0 adds a
@@ -351,7 +351,7 @@ def rat(
 
     Arguments:
         epsilon: 0.1 by our measurement from scratch (results/defaults), 0.02 was better for a pretrained MiniLM
-        (results/rte); paper 0.1 to 0.15 on GLUE (Table 7, table scope), 1 to 9
+        (results/fine_tuning/rte); paper 0.1 to 0.15 on GLUE (Table 7, table scope), 1 to 9
             for the small models (Appendix B).
         alpha: 0.5, for six of nine tasks the paper's, 0.8 for the others (Table 7), as a mean per example. The
             authors' code sums the divergence over the batch: its 0.5 at batch 32 is alpha=16 here. Equation 10 (K=3)
