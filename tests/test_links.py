@@ -1,7 +1,6 @@
-"""Every relative link of the documents leads to a file, its anchor to a heading; folders of results that code names exist."""
+"""Every relative link of the documents leads to a file, its anchor to a heading; all results are reached."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ def text_of(document):
 
 
 def anchors(document):
-    """Of the headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces, a number where repeated."""
+    """Of the headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces, numbers where repeated."""
     found = set()
     text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.S | re.M)
     for heading in re.findall(r"^#+ +(.+)$", text, flags=re.M):
