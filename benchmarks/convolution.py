@@ -1,6 +1,6 @@
 """What the convolutions of TextCNN cost beside `torch.nn.Conv1d`: forward and backward, widths 2, 3 and 4.
 
-    python benchmarks/convolution.py --output results/convolution/ratios.json
+    python benchmarks/convolution.py --output results/cost/convolution/ratios.json
 
 A shape is batch x time x input x filters. In each round every way makes one forward and one backward, in an order
 drawn anew; the table shows the median over the rounds of its time divided by that of `Conv1d`, masked and maximised

@@ -1,6 +1,6 @@
 """What training costs on texts of real lengths, as ratios to a plain step of transformers' own example script.
 
-    python benchmarks/epoch_cost.py --data_dir DIR --task rte --output results/epoch_cost/rte.json
+    python benchmarks/epoch_cost.py --data_dir DIR --task rte --output results/cost/epoch_cost/rte.json
 
 The example script pads every text to the maximum length and computes in fp32. Beside it: plain and R-AT with padding
 to the longest text of a batch, R-AT in length buckets, the same with what `--fast` adds, and the R-AT authors' scheme

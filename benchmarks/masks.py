@@ -1,6 +1,6 @@
 """What drawing dropout masks costs on a CPU: torch's own way, and the 16 random bits a number of `--fast`.
 
-    python benchmarks/masks.py --output results/masks/ratios.json
+    python benchmarks/masks.py --output results/cost/masks/ratios.json
 
 In each round both draw a mask of every size, one after the other, and both make the whole of `F.dropout` on it; the
 table shows nanoseconds a number, medians over the rounds. With one thread the time is the CPU time of the process.

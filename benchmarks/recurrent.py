@@ -1,6 +1,6 @@
 """What recurrent dropout costs: forward and backward of hf_rat's RNN, LSTM and GRU, as ratios to torch's own layers.
 
-    python benchmarks/recurrent.py --output results/recurrent/ratios.json
+    python benchmarks/recurrent.py --output results/cost/recurrent/ratios.json
     python benchmarks/recurrent.py --shapes 32x200x128x256 --kinds variational zoneout --rounds 30
 
 A shape is batch x time x input x hidden. In each round every layer makes one forward and one backward, in an order

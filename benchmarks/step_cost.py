@@ -1,6 +1,6 @@
 """What a training step costs with each regularizer, as ratios to a plain step: time, memory, FLOPs, passes.
 
-    python benchmarks/step_cost.py --output results/step_cost/minilm_16x64.json
+    python benchmarks/step_cost.py --output results/cost/step_cost/minilm_16x64.json
     python benchmarks/step_cost.py --methods plain rat "rat(passes=3)" "authors' R-AT" --rounds 40 --length 128
     python benchmarks/step_cost.py --methods plain rat "rat lean" rdrop "rdrop lean"
 

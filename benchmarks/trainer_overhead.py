@@ -1,6 +1,6 @@
 """What `RegularizedTrainer` costs beside the stock `Trainer` when it trains plainly.
 
-    python benchmarks/trainer_overhead.py --output results/trainer_overhead/ratios.json
+    python benchmarks/trainer_overhead.py --output results/cost/trainer_overhead/ratios.json
 
 Both make the same optimizer steps of MiniLM (or of another model) on the same random batches, run after run, in turn,
 in an order drawn anew. Timed is what lies between the events train_begin and train_end, on one thread the CPU time of

@@ -1,6 +1,6 @@
 """What R-Drop costs over a large vocabulary, as ratios to two plain passes: peak memory and time.
 
-    python benchmarks/vocabulary.py --output results/vocabulary/ratios.json
+    python benchmarks/vocabulary.py --output results/cost/vocabulary/ratios.json
 
 The model is a tiny decoder (hidden 64, 2 layers, built from its config, dropout 0.1), so that the logits are all that
 counts. A plain pass is forward and backward with the model's own loss, its outputs let go before the backward, as the

@@ -184,7 +184,9 @@ def test_a_scaled_slope_points_the_same_way():
 def test_the_task_loss_of_a_batch_without_labels_is_one_line():
     runner = Runner()
     del runner.inputs["labels"]
-    with pytest.raises(ValueError, match="returned no loss for a batch of input_ids, attention_mask: the task loss needs labels") as error:
+    with pytest.raises(
+        ValueError, match="returned no loss for a batch of input_ids, attention_mask: the task loss needs labels"
+    ) as error:
         _ = Point(runner.batch).task
     assert "\n" not in str(error.value)
 

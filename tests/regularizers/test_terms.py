@@ -305,7 +305,9 @@ def test_terms_without_a_task_loss_need_no_labels(term, labels):
 
 @pytest.mark.parametrize("expression", EVERYTHING)
 def test_a_task_loss_without_labels_is_one_line(expression):
-    with pytest.raises(ValueError, match="returned no loss for a batch of input_ids, attention_mask: the task loss needs labels") as error:
+    with pytest.raises(
+        ValueError, match="returned no loss for a batch of input_ids, attention_mask: the task loss needs labels"
+    ) as error:
         step(expression, batch=tiny_batch(kind="none"))
     assert "\n" not in str(error.value)
 
