@@ -21,11 +21,13 @@ from transformers import (
 
 from hf_rat.checkpoints import fresh_folder, resume_point
 from hf_rat.commands.flags import DataTrainingArguments, Flags
+from hf_rat.commands.learning_curves import FILE_NAME, draw_learning_curves
 from hf_rat.data.encoding import Labels, tokenize
 from hf_rat.data.loading import require_rows
 from hf_rat.data.metrics import TaskMetric
 from hf_rat.data.submission import write_answers
 from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.regularizers.recipes import Recipe
 from hf_rat.speed import tokens_per_second
 from hf_rat.trainer import RegularizedTrainer
 
@@ -57,6 +59,7 @@ class Job:
         named: whether `task` has a name that outputs should carry.
         card: what the model card says of model and data: keyword arguments of `Trainer.create_model_card`.
         callbacks: of the trainer.
+        beside: name -> log_history of other runs, which the picture of the learning curves shows too.
     """
 
     task: Task
@@ -70,6 +73,7 @@ class Job:
     named: bool = True
     card: dict[str, Any] = field(default_factory=dict)
     callbacks: list[TrainerCallback] = field(default_factory=list)
+    beside: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def on_main(act: Callable[[], T]) -> T:
@@ -217,6 +221,8 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         trainer.log_metrics("train", trained)
         trainer.save_metrics("train", trained)
         results |= trained
+        # Before the evaluations that follow, whose scores of several splits have one name in the history.
+        _draw(trainer, job)
     if job.evaluation:
         evaluated: dict[str, float] = {}
         for suffix, rows in job.evaluation.items():
@@ -235,6 +241,15 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     else:
         trainer.create_model_card(**job.card)
     return results
+
+
+def _draw(trainer: RegularizedTrainer, job: Job) -> None:
+    """The learning curves in the output folder, where the model card finds them."""
+    regularizer = trainer.regularizer
+    name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
+    histories = {**job.beside, name: trainer.state.log_history}
+    path = Path(str(trainer.args.output_dir)) / FILE_NAME
+    on_main(lambda: draw_learning_curves(path, histories, job.task.metrics[0]))
 
 
 def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, asked: Asked) -> dict[str, float]:

@@ -19,7 +19,8 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
     lines = [["split", "rows", *names]]
     if job.train is not None:
         count = f"{len(job.train)}" if isinstance(job.train, Dataset) else "streamed"
-        lines.append(["train", count, *[""] * (len(names) - 1), f"{results['train_loss']:.4f}"])
+        # The training loss is a sum of the regularizer's parts, which has no place in a column of task losses.
+        lines.append(["train", count, *[""] * len(names)])
     for suffix, rows in job.evaluation.items():
         end = f"_{suffix}" if suffix else ""
         values = [f"{results[f'eval_{name}{end}']:.4f}" for name in names]
@@ -30,6 +31,8 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
     if len(lines) > 1:
         say("\n" + table(lines))
     say(f"Regularizer: {flags.training.regularizer()!r}")
+    if job.train is not None:
+        say(f"Training loss, mean over the run, all of its parts: {results['train_loss']:.4f}")
     if "train_tokens_per_second" in results:
         own, plain = results["train_tokens_per_second"], results["train_plain_tokens_per_second"]
         say(f"Speed: {own:,.0f} tokens/s, {plain / own:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
