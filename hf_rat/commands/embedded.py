@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from hf_rat.commands.classify import encoded
 from hf_rat.commands.finetune import Job, build_trainer, on_main, prepare_folder, run_job, say
@@ -36,13 +36,14 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 0.1,
     "logging_steps": 0.05,
     "eval_strategy": "steps",
-    "eval_steps": 0.125,
+    "eval_steps": 0.2,
     "save_strategy": "no",
     "disable_tqdm": True,
 }
 _PLAIN, _TUNED = "plain", "plain-tuned"
 _RATES = (0.1, 0.3, 0.5)
 _HELD_BACK = 0.2
+_PATIENCE = 4
 _HEAD = ["training", "dropout", "epochs", "train acc.", "clean acc.", "clean loss", "seconds"]
 # Points of accuracy by which two trainings may differ by chance: twice the standard error on 2,000 rows.
 _TIE = 2.0
@@ -178,7 +179,8 @@ def _choice(flags: Flags, example: Example, rows: DatasetDict, folder: Path) -> 
         with tempfile.TemporaryDirectory() as nowhere:
             training = dataclasses.replace(
                 flags.training,
-                **{"output_dir": nowhere, "eval_strategy": "epoch", "report_to": "none", "logging_strategy": "no"},
+                **{"output_dir": nowhere, "report_to": "none", "logging_strategy": "no"},
+                **{"eval_strategy": "epoch", "metric_for_best_model": "loss"},
             )
             own = dataclasses.replace(flags, training=training)
             job = _job(own, example, rows, dropout)
@@ -186,12 +188,13 @@ def _choice(flags: Flags, example: Example, rows: DatasetDict, folder: Path) -> 
             count = max(1, round(_HELD_BACK * len(job.train)))
             job.evaluation = {"": job.train.select(range(count))}
             job.train = job.train.select(range(count, len(job.train)))
+            job.callbacks = [_EarlyStopping(_PATIENCE)]
             trainer = build_trainer(own, job)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         logs = [log for log in trainer.state.log_history if "eval_loss" in log]
         best = min(logs, key=lambda log: log["eval_loss"])
-        share = best["step"] / trainer.state.global_step
+        share = best["step"] / trainer.state.max_steps
         trials.append({"dropout": dropout, "share": share, "held_back_loss": best["eval_loss"]})
         say(
             f"plain, dropout {dropout}: lowest loss on held-back rows {best['eval_loss']:.4f}, epoch {best['epoch']:g}"
@@ -204,6 +207,13 @@ def _choice(flags: Flags, example: Example, rows: DatasetDict, folder: Path) -> 
 
     on_main(keep)
     return choice
+
+
+class _EarlyStopping(EarlyStoppingCallback):
+    """That of transformers, without its warning: the epoch of the best model is asked for, not the model."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 def _shortened(flags: Flags, share: float) -> Flags:

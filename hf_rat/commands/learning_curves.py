@@ -21,7 +21,7 @@ def draw_learning_curves(path: Path, histories: Mapping[str, Sequence[_Log]], me
     Returns:
         Whether there was something to draw; without a logged loss nothing is written.
     """
-    # The loss and its parts share a unit. The score, and the loss of an evaluation (cross-entropy alone), have their own.
+    # The loss and its parts share a unit; a score, and the loss of an evaluation (the task's alone), have their own.
     panels = [(f"eval_{metric}", metric.replace("_", " ")), ("eval_loss", "evaluation loss (task loss alone)")]
     used = [
         (key, label)

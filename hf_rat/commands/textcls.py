@@ -162,11 +162,11 @@ def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, 
 
     example = Example(
         task=REVIEWS,
-        rows=lambda seed: generated_reviews(train=400, validation=2000, test=0, noise=0.2, seed=seed),
+        rows=lambda seed: generated_reviews(seed=seed),
         build=make,
         dropout=word_config(flags, small).classifier_dropout,
-        told="generated reviews (a fifth of their labels are wrong)",
+        told="generated reviews (a quarter of their labels are wrong)",
         defaults=_EXAMPLE,
-        rat="rat(epsilon=1.0, warmup=75)",
+        rat="rat(epsilon=1.0, warmup=150)",
     )
     return run_embedded(flags, "textcls", example)
