@@ -58,7 +58,6 @@ class Example(NamedTuple):
         build: (task, labels, rows, dropout rate) makes the small model.
         dropout: its usual rate.
         told: what the rows are, for the first line.
-        defaults: of flags.
         rat: what `--reg rat`, without an argument, stands for here.
     """
 
@@ -67,7 +66,6 @@ class Example(NamedTuple):
     build: Callable[[Task, Labels, DatasetDict, float], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
     dropout: float
     told: str
-    defaults: dict[str, Any]
     rat: str
 
 

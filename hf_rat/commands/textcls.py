@@ -166,7 +166,6 @@ def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, 
         build=make,
         dropout=word_config(flags, small).classifier_dropout,
         told="generated reviews (a quarter of their labels are wrong)",
-        defaults=_EXAMPLE,
         rat="rat(epsilon=1.0, warmup=150)",
     )
     return run_embedded(flags, "textcls", example)
