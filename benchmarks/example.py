@@ -3,7 +3,7 @@
     python benchmarks/example.py glue --seeds 1 2 3 --output results/example_glue/raw.json
 
 Every seed draws its own rows and weights. Each run is the whole command with its defaults, `--reg rat --seed S`; the
-file is written after every run, and runs that are in it are not made again.
+file is written after every run, and runs that are in it are not made again. Beside it, table.md has the numbers.
 """
 
 from __future__ import annotations
@@ -60,6 +60,28 @@ def paired(better: list[float], usual: list[float]) -> dict[str, float]:
     }
 
 
+def table(report: dict[str, Any]) -> str:
+    """Markdown: the three rows, `rat` against the others, and each seed."""
+    count = len(report["runs"])
+    lines = [f"| training | clean accuracy in percent, mean ± SD of {count} seeds |", "|---|---|"]
+    lines += [f"| {name} | {100 * a['mean']:.1f} ± {100 * a['sd']:.1f} |" for name, a in report["accuracy"].items()]
+    lines += ["", "| paired difference | points, mean ± SD | higher in | exact p |", "|---|---|---|---|"]
+    for name in ("rat against plain", "rat against plain, tuned"):
+        found = report[name]
+        difference = f"{100 * found['mean']:+.1f} ± {100 * found['sd']:.1f}"
+        lines.append(f"| {name} | {difference} | {found['wins']} of {found['of']} | {found['p']:.2g} |")
+    lines += [
+        "",
+        "| seed | plain | rat | plain, tuned | dropout | epochs | seconds, whole command |",
+        "|" + "---|" * 7,
+    ]
+    for one in report["runs"]:
+        scores = " | ".join(f"{100 * one[name]['eval_accuracy']:.1f}" for name in FOLDERS)
+        chosen = f"{one['choice']['dropout']} | {one['plain, tuned']['epoch']:.0f}"
+        lines.append(f"| {one['seed']} | {scores} | {chosen} | {one['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS)
@@ -85,8 +107,9 @@ def main() -> None:
             report["rat against plain"] = paired(accuracies["rat"], accuracies["plain"])
             report["rat against plain, tuned"] = paired(accuracies["rat"], accuracies["plain, tuned"])
         arguments.output.write_text(json.dumps({**report, "runs": runs}, indent=1) + "\n", encoding="utf-8")
-    for name in ("accuracy", "rat against plain", "rat against plain, tuned"):
-        print(name, report.get(name))
+    if len(runs) > 1:
+        arguments.output.with_name("table.md").write_text(table(report), encoding="utf-8")
+        print(table(report))
 
 
 if __name__ == "__main__":
