@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,6 +43,13 @@ _SELECTION: dict[str, Any] = {
     "save_total_limit": 1,
     "load_best_model_at_end": True,
 }
+# Of the built-in example: the small model learns the rule and then learns the wrong labels by heart.
+_EXAMPLE: dict[str, Any] = DEFAULTS | {
+    "learning_rate": 5e-3,
+    "num_train_epochs": 20,
+    "per_device_train_batch_size": 40,
+}
+_SMALL: dict[str, Any] = {"embedding_size": 64, "hidden_size": 32}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,12 +158,22 @@ def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, 
     for name in ("word_vectors", "semi_supervised", "dropout_schedule", "early_stopping_patience"):
         if getattr(words, name):
             raise ValueError(f"--{name} needs a data set: give --dataset_name or --train_file")
-    defaults = DEFAULTS | {"learning_rate": 1e-3, "num_train_epochs": 10, "per_device_train_batch_size": 16}
-    flags = read_flags(given, defaults)
+    flags = read_flags(given, _EXAMPLE)
+    small = build(WordModelArguments, given, _SMALL)
 
-    def make(task: Task, labels: Labels, rows: DatasetDict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
-        return build_word_model(flags, words, task, labels, rows)
+    def make(
+        task: Task, labels: Labels, rows: DatasetDict, dropout: float
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
+        own = dataclasses.replace(flags, model=dataclasses.replace(flags.model, dropout=dropout))
+        return build_word_model(own, small, task, labels, rows)
 
-    told = "generated reviews (some of their labels flipped)"
+    example = Example(
+        task=REVIEWS,
+        rows=lambda seed: generated_reviews(seed=seed),
+        build=make,
+        dropout=word_config(flags, small).classifier_dropout,
+        told="generated reviews (a quarter of their labels are wrong)",
+        rat="rat(epsilon=1.0, warmup=150)",
+    )
     with in_its_folder(flags):
-        return run_embedded(flags, "textcls", Example(REVIEWS, generated_reviews, make, told, defaults))
+        return run_embedded(flags, "textcls", example)

@@ -1,9 +1,9 @@
-"""The embedded default of text classification: made-up reviews of films, word by word.
+"""The built-in example of text classification: made-up reviews of films, word by word.
 
 Nothing is downloaded. A review is a few remarks and much that says nothing. A remark praises or blames a part of the
-film, in plain words or negated ("the plot was not very gripping"); the reviewer liked the film when praise outweighs
-blame. Common words of praise and blame are in most reviews, rare ones in a few; training reviews are few and some of
-their labels are flipped. So a model that memorizes words pays for it on the other splits, whose labels are all true.
+film; the reviewer liked the film when praise outweighs blame. Training reviews are few and some of their labels are
+flipped, so a model that memorizes them, by what says nothing, pays for it on the other splits, whose labels are all
+true: the data are made to show what a regularizer does.
 """
 
 from __future__ import annotations
@@ -24,19 +24,11 @@ REVIEWS = Task(
     test=(HeldOut("test"),),
 )
 
-LENGTHS = (10, 60)
+LENGTHS = (10, 40)
 """Words of a review, fewest and most."""
 
-# Both lists from common to rare: the word at place k is drawn 1 / (k + 1) times as often as the first.
-_PRAISE = (
-    "good great funny moving clever lovely gripping fresh charming brilliant touching superb witty elegant honest "
-    "thrilling tender rich vivid inspired masterful radiant luminous sublime exquisite dazzling poignant stirring "
-    "delightful captivating"
-)
-_BLAME = (
-    "bad boring dull awful silly slow weak messy tedious terrible clumsy bland shallow stale lazy noisy dreary "
-    "lifeless wooden pointless laboured murky grating insipid turgid vapid tiresome muddled hollow dismal"
-)
+_PRAISE = "good great funny moving clever lovely gripping fresh charming brilliant touching superb"
+_BLAME = "bad boring dull awful silly slow weak messy tedious terrible clumsy bland"
 _PARTS = (
     "plot cast script music ending story dialogue photography lead director pacing humour opening drama romance "
     "action hero villain editing setting"
@@ -72,11 +64,9 @@ _OPENINGS = "well still also then anyway meanwhile"
 def _remark(rng: random.Random) -> tuple[list[str], int]:
     """Words that praise (1) or blame (-1)."""
     value = rng.choice((-1, 1))
-    negated = rng.random() < 0.25
-    words = (_BLAME if (value > 0) == negated else _PRAISE).split()
-    (judgement,) = rng.choices(words, weights=[1 / (place + 1) for place in range(len(words))])
     degree = [rng.choice(_DEGREES.split())] if rng.random() < 0.4 else []
-    return ["the", rng.choice(_PARTS.split()), "was", *(["not"] if negated else []), *degree, judgement, "."], value
+    judgement = rng.choice((_PRAISE if value > 0 else _BLAME).split())
+    return ["the", rng.choice(_PARTS.split()), "was", *degree, judgement, "."], value
 
 
 def _review(rng: random.Random) -> tuple[str, int]:
@@ -109,7 +99,7 @@ def _split(rows: int, noise: float, rng: random.Random, seen: set[str]) -> Datas
 
 
 def generated_reviews(
-    train: int = 1000, validation: int = 1000, test: int = 1000, noise: float = 0.15, seed: int = 0
+    train: int = 600, validation: int = 2000, test: int = 1000, noise: float = 0.25, seed: int = 0
 ) -> DatasetDict:
     """Training, validation and test reviews, all different, columns "text" and "label" (1: positive).
 

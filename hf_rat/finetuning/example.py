@@ -1,15 +1,22 @@
-"""The embedded default: no data and no model were named, so generated rows train a small model, twice."""
+"""The built-in example: no data and no model were named, so generated rows train a small model, in three ways.
+
+The rows are drawn by the run's seed, and made to show what a regularizer does: few, with labels that are wrong, so
+that plain training for as many steps learns them by heart.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from datasets import DatasetDict
-from transformers import set_seed
+from datasets import Dataset, DatasetDict
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.tasks import Task
@@ -17,21 +24,33 @@ from hf_rat.engine.regularization import Regularization
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.folder import prepare_folder
 from hf_rat.finetuning.job import Job
-from hf_rat.finetuning.prepare import Build, encoded
-from hf_rat.finetuning.processes import say
+from hf_rat.finetuning.learning_curves import FILE_NAME
+from hf_rat.finetuning.prepare import encoded
+from hf_rat.finetuning.processes import on_main, say
 from hf_rat.finetuning.run import run_job
 from hf_rat.finetuning.summary import read_results, table
+from hf_rat.finetuning.whole_splits import build_trainer
+from hf_rat.regularizers.recipe import Recipe
 
 # What every example's defaults begin with.
 DEFAULTS: dict[str, Any] = {
     "do_train": True,
     "do_eval": True,
-    "per_device_eval_batch_size": 128,
+    "per_device_eval_batch_size": 250,
     "warmup_steps": 0.1,
-    "logging_steps": 50,
+    "logging_steps": 0.05,
+    "eval_strategy": "steps",
+    "eval_steps": 0.2,
     "save_strategy": "no",
+    "disable_tqdm": True,
 }
-_BASELINE = "plain"
+_PLAIN, _TUNED = "plain", "plain-tuned"
+_RATES = (0.1, 0.3, 0.5)
+_HELD_BACK = 0.2
+_PATIENCE = 4
+_HEAD = ["training", "dropout", "epochs", "train acc.", "clean acc.", "clean loss", "seconds"]
+# Points of accuracy by which two trainings may differ by chance: twice the standard error on 2,000 rows.
+_TIE = 2.0
 
 
 class Example(NamedTuple):
@@ -39,34 +58,79 @@ class Example(NamedTuple):
 
     Args:
         task: the row of the generated data.
-        rows: makes them: a training and a validation split.
-        build: makes the small model.
+        rows: makes them from a seed: a training and a validation split.
+        build: (task, labels, rows, dropout rate) makes the small model.
+        dropout: its usual rate.
         told: what the rows are, for the first line.
-        defaults: of flags.
+        rat: what `--reg rat`, without an argument, stands for here.
     """
 
     task: Task
-    rows: Callable[[], DatasetDict]
-    build: Build
+    rows: Callable[[int], DatasetDict]
+    build: Callable[[Task, Labels, DatasetDict, float], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
+    dropout: float
     told: str
-    defaults: dict[str, Any]
+    rat: str
 
 
 def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
-    """Train the small model `plain` and with the chosen regularizer, from the same seed; the latter's results.
+    """Train the small model plainly, with the chosen regularizer, and plainly with what held-back rows choose.
 
     Args:
-        flags: read with the example's defaults. The regularized model is saved in --output_dir, the results of `plain`
-            in its subfolder "plain".
+        flags: read with the example's defaults. The regularized model is saved in --output_dir, the others in its
+            subfolders "plain" and "plain-tuned".
         stem: name of the command, for a fresh folder.
         example: rows and model.
+
+    Returns:
+        The results of the chosen regularizer, which may be `plain`: then nothing else is trained.
 
     Raises:
         ValueError: a flag asks for what generated data and a model without pretrained weights cannot give.
     """
+    _require(flags)
+    # A second thread costs such a small model more than it gives, several times so on a busy machine.
+    torch.set_num_threads(1)
+    resume = prepare_folder(flags, stem)
+    training = flags.training
+    folder = Path(str(training.output_dir))
+    rows = example.rows(training.seed)
+    say(
+        f"No data and no model given: {len(rows['train'])} {example.told}, made to show what a regularizer does; "
+        f"{len(rows['validation'])} with true labels to evaluate on; and a small model."
+    )
+    if training.reg.strip() in ("rat", "rat()") and not training.reg_overrides():
+        training.reg = example.rat
+        say(f"--reg rat stands for {example.rat} in this example; with arguments of your own it is what you say.")
+    regularizer = training.regularizer()
+    job = _job(flags, example, rows, example.dropout)
+    Regularization(regularizer, job.model).close()  # what this model cannot carry is said before `plain` is trained
+    changes: dict[str, Any] = {f"reg_{name}": None for name in training.reg_overrides()}
+    changes |= {"reg": "plain", "save_strategy": "no", "push_to_hub": False}
+    plain_flags = dataclasses.replace(flags, training=dataclasses.replace(training, **changes))
+    if repr(regularizer) == repr(plain_flags.training.regularizer()):
+        results = run_job(flags, job, resume)
+        say("\n" + table([_HEAD, _line("plain", example.dropout, results)]))
+    else:
+        plain = _trained(plain_flags, example, rows, folder / _PLAIN, example.dropout)
+        choice = _choice(plain_flags, example, rows, folder / _TUNED)
+        shorter = _shortened(plain_flags, choice["share"])
+        tuned = _trained(shorter, example, rows, folder / _TUNED, choice["dropout"])
+        state = json.loads((folder / _PLAIN / "trainer_state.json").read_text(encoding="utf-8"))
+        job.beside = {"plain": state["log_history"]}
+        results = run_job(flags, job, resume)
+        name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
+        lines = [_line("plain", example.dropout, plain), _line(name, example.dropout, results)]
+        say("\n" + table([_HEAD, *lines, _line("plain, tuned", choice["dropout"], tuned)]))
+        say(f"{name}: {regularizer!r}. {_reading(plain, results, tuned)}")
+    say(f"Model: {folder}, its card: {folder / 'README.md'}, learning curves: {folder / FILE_NAME}")
+    return results
+
+
+def _require(flags: Flags) -> None:
     for name in ("lora_r", "config_name", "tokenizer_name", "dropout"):
         if name in flags.given:
-            raise ValueError(f"--{name} needs --model_name_or_path: the embedded model has no use for it")
+            raise ValueError(f"--{name} needs --model_name_or_path: the model of the example has no use for it")
     for name in (
         *("do_predict", "submission_dir", "preset", "text_column_names", "label_column_name"),
         *(
@@ -81,40 +145,13 @@ def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         if getattr(flags.training, name, None) or getattr(flags.data, name, None):
             raise ValueError(f"--{name} needs a data set: give --task_name, --dataset_name or --train_file")
     if not (flags.training.do_train and flags.training.do_eval):
-        raise ValueError("--do_train and --do_eval cannot be off in the embedded run: it compares two trainings")
-    # A second thread costs such a small model more than it gives, several times so on a busy machine.
-    torch.set_num_threads(1)
-    resume = prepare_folder(flags, stem)
-    folder = Path(str(flags.training.output_dir))
-    regularizer = flags.training.regularizer()
-    rows = example.rows()
-    job = _job(flags, example)
-    Regularization(regularizer, job.model).close()  # what this model cannot carry is said before `plain` is trained
-    say(
-        f"No data and no model given: {len(rows['train'])} {example.told}, "
-        f"{len(rows['validation'])} for validation, and a small model."
-    )
-    lines = [["regularizer", "train accuracy", "validation accuracy", "validation loss", "seconds"]]
-    changes: dict[str, Any] = {f"reg_{name}": None for name in flags.training.reg_overrides()}
-    changes |= {"reg": "plain", "output_dir": str(folder / _BASELINE), "save_strategy": "no", "push_to_hub": False}
-    baseline = dataclasses.replace(flags.training, **changes)
-    if repr(regularizer) != repr(baseline.regularizer()):
-        results = read_results(folder / _BASELINE)
-        if results is None:
-            results = run_job(dataclasses.replace(flags, training=baseline), _job(flags, example), None)
-        lines.append(_line("plain", results))
-    results = run_job(flags, job, resume)
-    lines.append(_line(repr(regularizer), results))
-    say("\n" + table(lines))
-    say(f"Model: {folder}, its card: {folder / 'README.md'}")
-    return results
+        raise ValueError("--do_train and --do_eval cannot be off in the example: it compares two trainings")
 
 
-def _job(flags: Flags, example: Example) -> Job:
+def _job(flags: Flags, example: Example, rows: DatasetDict, dropout: float) -> Job:
     """A new model from the run's seed, and the encoded rows."""
     set_seed(flags.training.seed)
-    rows = example.rows()
-    model, tokenizer, labels = example.build(example.task, Labels.of_task(example.task), rows)
+    model, tokenizer, labels = example.build(example.task, Labels.of_task(example.task), rows, dropout)
     # The card takes a model whose name is a folder for one that was trained from scratch, which this one is.
     model.config._name_or_path = str(flags.training.output_dir)
     card = {"tasks": "text-classification", "dataset": example.told}
@@ -127,6 +164,86 @@ def _job(flags: Flags, example: Example) -> Job:
     return job
 
 
-def _line(name: str, results: dict[str, float]) -> list[str]:
-    numbers = (results["eval_accuracy_train"], results["eval_accuracy"], results["eval_loss"])
-    return [name, *(f"{number:.4f}" for number in numbers), f"{results['train_runtime']:.1f}"]
+def _trained(flags: Flags, example: Example, rows: DatasetDict, folder: Path, dropout: float) -> dict[str, float]:
+    """The results of one plain training, in a folder of its own; those of a finished one are kept."""
+    results = read_results(folder)
+    if results is None:
+        own = dataclasses.replace(
+            flags, training=dataclasses.replace(flags.training, output_dir=str(folder), resume_from_checkpoint=None)
+        )
+        results = run_job(own, _job(own, example, rows, dropout), None)
+    return results
+
+
+def _choice(flags: Flags, example: Example, rows: DatasetDict, folder: Path) -> dict[str, Any]:
+    """The dropout rate, and the share of the run, that had the lowest loss on training rows that were held back.
+
+    The held-back rows have wrong labels among them, as all training rows do: nothing but training data chooses.
+    """
+    kept = folder / "choice.json"
+    if read_results(folder) is not None and kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    trials = []
+    for dropout in _RATES:
+        with tempfile.TemporaryDirectory() as nowhere:
+            training = dataclasses.replace(
+                flags.training,
+                **{"output_dir": nowhere, "report_to": "none", "logging_strategy": "no"},
+                **{"eval_strategy": "epoch", "metric_for_best_model": "loss"},
+            )
+            own = dataclasses.replace(flags, training=training)
+            job = _job(own, example, rows, dropout)
+            assert isinstance(job.train, Dataset)
+            count = max(1, round(_HELD_BACK * len(job.train)))
+            job.evaluation = {"": job.train.select(range(count))}
+            job.train = job.train.select(range(count, len(job.train)))
+            job.callbacks = [_EarlyStopping(_PATIENCE)]
+            trainer = build_trainer(own, job)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        logs = [log for log in trainer.state.log_history if "eval_loss" in log]
+        best = min(logs, key=lambda log: log["eval_loss"])
+        share = best["step"] / trainer.state.max_steps
+        trials.append({"dropout": dropout, "share": share, "held_back_loss": best["eval_loss"]})
+        say(
+            f"plain, dropout {dropout}: lowest loss on held-back rows {best['eval_loss']:.4f}, epoch {best['epoch']:g}"
+        )
+    choice = {**min(trials, key=lambda trial: trial["held_back_loss"]), "trials": trials}
+
+    def keep() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
+
+    on_main(keep)
+    return choice
+
+
+class _EarlyStopping(EarlyStoppingCallback):
+    """That of transformers, without its warning: the epoch of the best model is asked for, not the model."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def _shortened(flags: Flags, share: float) -> Flags:
+    """The same for a share of the run."""
+    training = flags.training
+    steps = math.ceil(share * training.max_steps) if training.max_steps > 0 else -1
+    changed = dataclasses.replace(training, num_train_epochs=share * training.num_train_epochs, max_steps=steps)
+    return dataclasses.replace(flags, training=changed)
+
+
+def _line(name: str, dropout: float, results: dict[str, float]) -> list[str]:
+    scores = (results["eval_accuracy_train"], results["eval_accuracy"], results["eval_loss"])
+    numbers = [f"{number:.4f}" for number in scores]
+    return [name, f"{dropout:g}", f"{results['epoch']:.3g}", *numbers, f"{results['train_runtime']:.1f}"]
+
+
+def _reading(plain: dict[str, float], results: dict[str, float], tuned: dict[str, float]) -> str:
+    """What the table says, in words."""
+    own, usual, best = (100 * each["eval_accuracy"] for each in (results, plain, tuned))
+    tie = ", a tie: less than 2 is chance" if abs(own - best) < _TIE else ""
+    return (
+        f"Clean accuracy: {own - usual:+.1f} points to plain at the same steps; {own - best:+.1f} to plain whose "
+        f"dropout and epochs were chosen on held-back training rows{tie}. The data are made to show the effect."
+    )

@@ -37,6 +37,7 @@ class Job:
         named: whether `task` has a name that outputs should carry.
         card: what the model card says of model and data: keyword arguments of `Trainer.create_model_card`.
         callbacks: of the trainer.
+        beside: name -> log_history of other runs, which the picture of the learning curves shows too.
     """
 
     task: Task
@@ -50,3 +51,4 @@ class Job:
     named: bool = True
     card: dict[str, Any] = field(default_factory=dict)
     callbacks: list[TrainerCallback] = field(default_factory=list)
+    beside: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

@@ -9,10 +9,12 @@ from datasets import Dataset
 from hf_rat.data.submission import write_answers
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
+from hf_rat.finetuning.learning_curves import FILE_NAME, draw_learning_curves
 from hf_rat.finetuning.longest import require_positions
-from hf_rat.finetuning.processes import say
+from hf_rat.finetuning.processes import on_main, say
 from hf_rat.finetuning.settings import Begun, refusals_in_one_line, require_fit, require_scores
 from hf_rat.finetuning.whole_splits import build_trainer, values_of
+from hf_rat.regularizers.recipe import Recipe
 from hf_rat.trainer.trainer import RegularizedTrainer
 
 
@@ -46,6 +48,8 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         trainer.log_metrics("train", trained)
         trainer.save_metrics("train", trained)
         results |= trained
+        # Before the evaluations that follow, whose scores of several splits have one name in the history.
+        _draw(trainer, job)
     if job.evaluation:
         evaluated: dict[str, float] = {}
         for suffix, rows in job.evaluation.items():
@@ -64,6 +68,15 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     else:
         trainer.create_model_card(**job.card)
     return results
+
+
+def _draw(trainer: RegularizedTrainer, job: Job) -> None:
+    """The learning curves in the output folder, where the model card finds them."""
+    regularizer = trainer.regularizer
+    name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
+    histories = {**job.beside, name: trainer.state.log_history}
+    path = Path(str(trainer.args.output_dir)) / FILE_NAME
+    on_main(lambda: draw_learning_curves(path, histories, job.task.metrics[0]))
 
 
 def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, test: TestSplit) -> dict[str, float]:

@@ -74,8 +74,8 @@ def fgm(
 
     L = L(x) + L(x + r),  r = epsilon g / ||g||_2,  g = dL(x)/dx, x the word embeddings of one example.
 
-        Relations: pgd(steps=1, step=epsilon) is fgm. rat without its second pass and divergence is fgm. epsilon=0 adds a
-            second task loss under other dropout masks.
+    Relations: pgd(steps=1, step=epsilon) is fgm. rat without its second pass and divergence is fgm. epsilon=0 adds a
+        second task loss under other dropout masks.
     Cost: 2F + 2B. The clean backward also gives the slope.
     Reference: Miyato, Dai, Goodfellow 2017, "Adversarial Training Methods for Semi-Supervised Text Classification".
         https://arxiv.org/abs/1605.07725
@@ -83,8 +83,8 @@ def fgm(
         copied snippets do. Neither differentiates r, nor do we.
     Args:
         epsilon: 0.1 by our measurement from scratch (results/defaults); 0.02 was better for a pretrained MiniLM
-            (results/fine_tuning/rte). The paper has 5.0 on frequency-normalised embeddings, copied snippets 1.0 with the table's
-            scope.
+            (results/fine_tuning/rte). The paper has 5.0 on frequency-normalised embeddings, copied snippets 1.0 with
+            the table's scope.
         scope: "example" is the paper. "table" is the FGM of the snippets and of the R-AT authors, one norm over the
             micro-batch's gradient of the embedding table.
     """
@@ -238,7 +238,7 @@ def rat(
     L = L(x) + 1/K sum_k L_k(x + r) + alpha mean_{i<j} 1/2 [KL(p_i || p_j) + KL(p_j || p_i)],
     r = epsilon g / ||g||_2,  g = dL(x)/dx,  p_k the prediction of the k-th dropout pass at x + r.
 
-            Relations: epsilon=0 is one clean task loss more than rdrop, L(x) + L_rdrop (the sum plain + rdrop has one clean
+    Relations: epsilon=0 is one clean task loss more than rdrop, L(x) + L_rdrop (the sum plain + rdrop has one clean
         task loss, and is rdrop). alpha=0 is the paper's ablation without L_KL. With dropout 0 it is fgm.
     Cost: (1 + K)F + (1 + K)B. The clean backward also gives the slope (the authors' code runs back through the clean
         graph twice).
@@ -246,8 +246,8 @@ def rat(
         https://aclanthology.org/2022.findings-emnlp.480
     Args:
         epsilon: 0.1 by our measurement from scratch (results/defaults); 0.02 was better for a pretrained MiniLM
-            (results/fine_tuning/rte). The paper has 0.1 to 0.15 on GLUE (Table 7, table scope), 1 to 9 for the small models
-            (Appendix B).
+            (results/fine_tuning/rte). The paper has 0.1 to 0.15 on GLUE (Table 7, table scope), 1 to 9 for the small
+            models (Appendix B).
         alpha: 0.5, as the paper for six of nine tasks; it has 0.8 for the others (Table 7), as a mean per example. The
             authors' code sums the divergence over the batch: its 0.5 at batch 32 is alpha=16 here. Equation 10 (K=3)
             leaves out the half of equation 7; we keep it for every K, so that alpha means the same.

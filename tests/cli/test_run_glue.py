@@ -88,13 +88,23 @@ def test_the_embedded_run(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Regularizer rdrop(alpha=1.0" in printed
     assert "2 forward and 2 backward passes" in printed
-    head, _, plain, regularized, where = printed[printed.rindex("\nregularizer") :].strip().splitlines()
-    assert head.split()[0] == "regularizer"
-    assert (plain.split()[0], regularized.split()[0]) == ("plain", "rdrop(alpha=1.0,")
-    assert str(out / "README.md") in where
+    lines = printed[printed.rindex("\ntraining") :].strip().splitlines()
+    head, _, plain, regularized, tuned = lines[:5]
+    assert max(map(len, lines[:5])) <= 80
+    assert head.split()[:3] == ["training", "dropout", "epochs"]
+    assert (plain.split()[0], regularized.split()[0], tuned.split()[:2]) == ("plain", "rdrop", ["plain,", "tuned"])
+    assert "made to show the effect" in printed
+    assert str(out / "README.md") in lines[-1]
     results = json.loads((out / "all_results.json").read_text())
-    assert f"{results['eval_accuracy']:.4f}" in regularized
-    assert f"{results['eval_accuracy_train']:.4f}" in regularized
+    for row, folder in ((plain, out / "plain"), (regularized, out), (tuned, out / "plain-tuned")):
+        own = json.loads((folder / "all_results.json").read_text())
+        # The loss is that of evaluation, the task's alone whatever was trained: no column mixes two kinds.
+        assert row.split()[-4:-1] == [f"{own[f'eval_{name}']:.4f}" for name in ("accuracy_train", "accuracy", "loss")]
+        assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert results["eval_samples"] >= 2000
+    choice = json.loads((out / "plain-tuned" / "choice.json").read_text())
+    assert {trial["dropout"] for trial in choice["trials"]} == {0.1, 0.3, 0.5}
+    assert choice["held_back_loss"] == min(trial["held_back_loss"] for trial in choice["trials"])
     card = (out / "README.md").read_text()
     assert "rdrop(alpha=1.0" in card
     assert "trained from scratch" in card
@@ -108,7 +118,7 @@ def test_the_embedded_run(tmp_path, capsys):
 
 def test_the_embedded_rule_is_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    results = glue.run(["--disable_tqdm", "true"])
+    results = glue.run([])
     assert results["eval_accuracy"] > 0.7  # the labels are balanced: guessing is 0.5
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["glue-001"]
 
@@ -116,9 +126,27 @@ def test_the_embedded_rule_is_learned(tmp_path, monkeypatch):
 def test_plain_and_the_regularizer_start_from_the_same_weights_and_data(tmp_path):
     """With a regularizer of weight zero the two models of the embedded run are one."""
     out = tmp_path / "out"
-    glue.run(["--reg", "vat(alpha=0)", "--max_steps", "5", "--output_dir", str(out), "--disable_tqdm", "true"])
+    glue.run(["--reg", "vat(alpha=0)", "--max_steps", "5", "--output_dir", str(out)])
     one, other = load_file(out / "model.safetensors"), load_file(out / "plain" / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_example_says_what_rat_stands_for_and_own_arguments_win(tmp_path, capsys):
+    words = ["--num_train_epochs", "1", "--max_steps", "2", "--max_train_samples", "40", "--max_eval_samples", "20"]
+    glue.run(["--reg", "rat", *words, "--output_dir", str(tmp_path / "bare")])
+    said = capsys.readouterr().out
+    assert f"--reg rat stands for {glue.EXAMPLE.rat} in this example" in said
+    assert f"Regularizer {glue.EXAMPLE.rat[:-1].split(',')[0]}," in said
+    glue.run(["--reg", "rat", "--reg_epsilon", "0.25", *words, "--output_dir", str(tmp_path / "own")])
+    said = capsys.readouterr().out
+    assert "stands for" not in said
+    assert "Regularizer rat(epsilon=0.25, alpha=0.5" in said
+
+
+def test_another_seed_draws_other_rows(tmp_path):
+    one, other = glue.EXAMPLE.rows(1)["validation"], glue.EXAMPLE.rows(2)["validation"]
+    assert one["sentence1"][:] != other["sentence1"][:]
+    assert len(one) == len(other) >= 2000
 
 
 @pytest.mark.parametrize("task", [task for task in GLUE if task.train], ids=lambda task: task.name)

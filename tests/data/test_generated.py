@@ -1,7 +1,8 @@
-"""The embedded default: its rule, its noise and its model."""
+"""The built-in example: its rule, its noise and its model."""
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertForSequenceClassification
@@ -29,6 +30,26 @@ def test_validation_labels_follow_the_rule_and_a_fifth_of_the_training_labels_do
     assert wrong == pytest.approx(0.2, abs=0.03)  # three standard deviations of 2000 throws
 
 
+def test_asides_say_nothing_about_the_label():
+    """Town, day and room: over many pairs each goes with either answer as often, within the noise of counting."""
+    rows = generated_pairs(train=6000, noise=0.0, asides=True)["train"]
+    assert all(_answer(row) == row["label"] for row in rows)
+    labels = np.array(rows["label"][:])
+    pattern = re.compile(r"(\w+) , day (\d+) : .*\nroom (\d+) : ")
+    found = [
+        pattern.match(f"{a}\n{b}").groups() for a, b in zip(rows["sentence1"][:], rows["sentence2"][:], strict=True)
+    ]
+    for place, count in enumerate((40, 31, 40)):
+        values = np.array([each[place] for each in found])
+        assert len(set(values)) == count
+        scores = []
+        for value in set(values):
+            own = labels[values == value]
+            scores.append((own.mean() - labels.mean()) / (0.5 / np.sqrt(len(own))))
+        # The sum of the squared scores is chi-squared with about `count` degrees of freedom.
+        assert np.square(scores).sum() < count + 4 * np.sqrt(2 * count)
+
+
 def test_without_noise_every_label_is_true():
     assert all(_answer(row) == row["label"] for row in generated_pairs(noise=0.0)["train"])
 
@@ -43,8 +64,9 @@ def test_both_answers_occur_about_equally_often():
     assert 0.4 < sum(labels) / len(labels) < 0.6
 
 
-def test_the_tokenizer_knows_every_word_and_marks_the_two_sentences():
-    tokenizer, rows = generated_tokenizer(), generated_pairs()
+@pytest.mark.parametrize("asides", [False, True])
+def test_the_tokenizer_knows_every_word_and_marks_the_two_sentences(asides):
+    tokenizer, rows = generated_tokenizer(), generated_pairs(asides=asides)
     encoded = tokenizer(rows["train"]["sentence1"][:], rows["train"]["sentence2"][:])
     assert all(tokenizer.unk_token_id not in ids for ids in encoded["input_ids"])
     one = tokenizer("the soup was bland", "the room was fine")

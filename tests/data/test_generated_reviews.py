@@ -7,20 +7,14 @@ from torch import nn
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
 from hf_rat.data.vocabulary import word_tokenizer
 
-PRAISE = """good great funny moving clever lovely gripping fresh charming brilliant touching superb witty elegant
-honest thrilling tender rich vivid inspired masterful radiant luminous sublime exquisite dazzling poignant stirring
-delightful captivating"""
-BLAME = """bad boring dull awful silly slow weak messy tedious terrible clumsy bland shallow stale lazy noisy dreary
-lifeless wooden pointless laboured murky grating insipid turgid vapid tiresome muddled hollow dismal"""
+PRAISE = "good great funny moving clever lovely gripping fresh charming brilliant touching superb"
+BLAME = "bad boring dull awful silly slow weak messy tedious terrible clumsy bland"
 WORTH = dict.fromkeys(PRAISE.split(), 1) | dict.fromkeys(BLAME.split(), -1)
 
 
 def _answer(text):
-    """The label by the rule: each sentence's word of praise or blame, turned round by a "not" in it."""
-    worth = 0
-    for sentence in text.split(" ."):
-        words = sentence.split()
-        worth += sum(WORTH.get(word, 0) for word in words) * (-1 if "not" in words else 1)
+    """The label by the rule: words of praise against words of blame."""
+    worth = sum(WORTH.get(word, 0) for word in text.split())
     assert worth != 0
     return int(worth > 0)
 
@@ -30,7 +24,7 @@ def test_the_labels_follow_the_rule_and_some_training_labels_do_not():
     for split in ("validation", "test"):
         assert all(_answer(row["text"]) == row["label"] for row in data[split])
     wrong = sum(_answer(row["text"]) != row["label"] for row in data["train"]) / 2000
-    assert wrong == pytest.approx(0.15, abs=0.025)  # three standard deviations of 2000 throws
+    assert wrong == pytest.approx(0.25, abs=0.03)  # three standard deviations of 2000 throws
     assert all(_answer(row["text"]) == row["label"] for row in generated_reviews(noise=0.0)["train"])
 
 
@@ -42,7 +36,7 @@ def test_the_shape_of_the_data():
         assert rows.column_names == [*REVIEWS.text_columns, REVIEWS.label_column] == ["text", "label"]
         lengths = [len(text.split()) for text in rows["text"]]
         assert 10 <= min(lengths) < 15
-        assert 55 < max(lengths) <= 60
+        assert 35 < max(lengths) <= 40
         assert 0.4 < sum(rows["label"][:]) / len(rows) < 0.6
 
 
@@ -53,16 +47,17 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others():
 
 
 def test_no_review_occurs_twice():
-    texts = [text for rows in generated_reviews(train=3000).values() for text in rows["text"]]
+    texts = [text for rows in generated_reviews(train=2000).values() for text in rows["text"]]
     assert len(set(texts)) == len(texts) == 5000
 
 
-def test_about_a_quarter_of_the_remarks_is_negated_and_rare_words_stay_rare():
+def test_a_film_is_praised_and_blamed_in_one_review():
+    """So that no single word decides: a part of the reviews has both, and most of the words say nothing."""
     texts = generated_reviews(train=2000)["train"]["text"][:]
+    signs = [{WORTH[word] for word in text.split() if word in WORTH} for text in texts]
+    assert 0.1 < sum(len(both) == 2 for both in signs) / len(texts) < 0.6
     words = [word for text in texts for word in text.split()]
-    remarks = sum(word in WORTH for word in words)
-    assert words.count("not") / remarks == pytest.approx(0.25, abs=0.03)
-    assert words.count("good") > 10 * words.count("captivating") > 0
+    assert sum(word in WORTH for word in words) / len(words) < 0.1
 
 
 class _Bag(nn.Module):
@@ -97,5 +92,5 @@ def test_a_small_network_learns_it_and_memorizes_the_noise():
         split: (model(ids[split]).argmax(1) == labels[split]).float().mean().item() for split in ("train", "test")
     }
     assert right["test"] > 0.65, "clearly above chance"
-    assert right["train"] > 0.92, "flipped labels, 15 % of all, are learned too"
+    assert right["train"] > 0.85, "flipped labels, 25 % of all, are learned too"
     assert right["test"] < right["train"] - 0.08

@@ -288,7 +288,7 @@ def test_labels_are_needed_only_by_terms_that_use_them(task):
     named = Regularization(smooth, model).backward(without_labels(task))
     assert named["smoothness"] > 0
     assert any(gradient.any() for gradient in tiny.gradients(model).values())
-    with pytest.raises(ValueError, match="returned no loss for a batch of .*: the task loss needs labels"):
+    with pytest.raises(ValueError, match=r"returned no loss for a batch of .*: the task loss needs labels"):
         Regularization(fgm(), task_model(task)).backward(without_labels(task))
 
 
