@@ -70,9 +70,10 @@ class Weighting:
 
     def must_ask(self, inputs: Mapping[str, Any]) -> bool:
         """Whether `problem` is going to run the model."""
-        if self._given is not None or self._plain or self._asking or "labels" not in inputs:
+        labels = inputs.get("labels")
+        if self._given is not None or self._plain or self._asking or not isinstance(labels, Tensor):
             return False
-        if 0 in inputs["labels"].shape:
+        if 0 in labels.shape:
             return False  # texts that are all empty have no first position; the next batch will be asked
         return self.by_position(inputs) and self._shifts is None and (self._compares or not self._is_head)
 
@@ -175,7 +176,7 @@ class Weighting:
         Raises:
             ValueError: two kinds are plausible, or it is another one than before.
         """
-        if self._given is not None or not self._compares or inputs.get("labels") is None:
+        if self._given is not None or not self._compares or not isinstance(inputs.get("labels"), Tensor):
             return
         rule = self._rule(inputs)
         if self._is_certain(rule) or rule.problem in self._judged:

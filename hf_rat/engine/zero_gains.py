@@ -46,7 +46,7 @@ class ZeroGains:
         """Run a pass; the first one is watched for whether it draws random numbers."""
         if self._draws is not None:
             return run()
-        device = next(self._model.parameters()).device
+        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         before = RandomState(device)
         result = run()
         self._draws = RandomState(device) != before
