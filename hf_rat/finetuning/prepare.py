@@ -17,6 +17,7 @@ from hf_rat.data.loading import hold_back, require_columns, require_rows, requir
 from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
 from hf_rat.data.streaming import encode_stream
 from hf_rat.data.tasks import HeldOut, Task, Validation
+from hf_rat.finetuning.flag_names import in_flags
 from hf_rat.finetuning.flags import DataTrainingArguments, Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.pretrained import add_lora
@@ -93,7 +94,7 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         task = dataclasses.replace(task, unlabeled=UNLABELED)
     rows = _held_back(flags, task, rows)
     for line in described(task, labels, rows, data.files):
-        say(line)
+        say(in_flags(line))
     return task, labels, rows
 
 

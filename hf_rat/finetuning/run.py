@@ -10,7 +10,6 @@ from hf_rat.data.submission import write_answers
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.longest import require_positions
-from hf_rat.finetuning.processes import say
 from hf_rat.finetuning.settings import Begun, refusals_in_one_line, require_fit, require_scores
 from hf_rat.finetuning.whole_splits import build_trainer, values_of
 from hf_rat.trainer.trainer import RegularizedTrainer
@@ -33,7 +32,6 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     )
     with refusals_in_one_line(flags):
         trainer = build_trainer(flags, job)
-    say(trainer.announcement())
     results: dict[str, float] = {}
     if job.train is not None:
         begun = Begun()

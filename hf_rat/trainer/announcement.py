@@ -31,8 +31,31 @@ def tell(line: str) -> None:
             package.removeHandler(fallback)
 
 
-def announcement(regularization: Regularization, args: TrainingArguments, with_unlabeled: bool = False) -> str:
-    """One line.
+class Announcer:
+    """Tells what is going to be done before the first pass, and after it what only that pass could tell.
+
+    Args:
+        heard: whether this process says anything.
+    """
+
+    def __init__(self, heard: bool) -> None:
+        self._heard = heard
+        self._told: list[str] = []
+
+    @property
+    def has_told(self) -> bool:
+        return bool(self._told)
+
+    def tell_new(self, facts: list[str]) -> None:
+        """One line of those that have not been told yet; none if all have."""
+        new = [fact for fact in facts if fact not in self._told]
+        if new and self._heard:
+            tell("; ".join(new if not self._told else ["After the first batch", *new]))
+        self._told += new
+
+
+def announcement(regularization: Regularization, args: TrainingArguments, with_unlabeled: bool = False) -> list[str]:
+    """What a run does, at what price, and how: phrases of one line.
 
     Args:
         regularization: opened on the model.
@@ -56,4 +79,4 @@ def announcement(regularization: Regularization, args: TrainingArguments, with_u
     chosen = getattr(args, "fast_choices", ())
     if chosen:
         said.append(f"fast: {', '.join(chosen)}")
-    return "; ".join(said)
+    return said

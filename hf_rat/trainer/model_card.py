@@ -174,8 +174,9 @@ def _origin(trainer: Any, base: Any, given: Mapping[str, Any]) -> str | None:
 
 
 def _data(given: Any, trainer: Any) -> str:
-    if given:
-        return given if isinstance(given, str) else " and ".join(given)
+    names = [given] if isinstance(given, str) else [name for name in given or () if name]
+    if names:
+        return " and ".join(names)
     rows = trainer.train_dataset
     return f"data without a name ({len(rows)} rows)" if hasattr(rows, "__len__") else "data without a name"
 

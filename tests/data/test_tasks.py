@@ -47,7 +47,7 @@ def test_names_are_found_whatever_their_case():
 
 
 def test_an_unknown_task_names_its_neighbours():
-    with pytest.raises(ValueError, match=r"--task_name 'mlni' is not known; did you mean mnli.*wnli, ax") as error:
+    with pytest.raises(ValueError, match=r"task_name 'mlni' is not known; did you mean mnli.*wnli, ax") as error:
         find("mlni")
     assert "\n" not in str(error.value)
 
