@@ -69,10 +69,10 @@ def load_task(
         require_columns(rows.column_names, (*task.text_columns, task.label_column), f"{what}, split {split}")
     if task.carve is None:
         return data
-    return DatasetDict({split: rows for split, rows in carved(data, task).items() if split in wanted})
+    return DatasetDict({split: rows for split, rows in carve_splits(data, task).items() if split in wanted})
 
 
-def carved(data: DatasetDict, task: Task) -> DatasetDict:
+def carve_splits(data: DatasetDict, task: Task) -> DatasetDict:
     """The data set with the splits that `task.carve` draws from its pool."""
     assert task.carve is not None
     assert task.train is not None

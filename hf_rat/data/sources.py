@@ -124,7 +124,7 @@ class HubDataset:
             rows = stream_hub(self.name, self.config, "train", others, what, wanted.token)
         else:
             rows = load_dataset(self.name, self.config, wanted.cache_dir, wanted.token)
-        return _described(rows, splits, wanted, self.name, dict.fromkeys((*splits, "train", *rows), what))
+        return _make_row(rows, splits, wanted, self.name, dict.fromkeys((*splits, "train", *rows), what))
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,10 @@ class Files:
         if streamed is not None:
             rows["train"] = stream_file("train_file", streamed, self.reading)
         flags = {split: f"{split}_file" for split in (*splits, *rows, "train")}
-        return _described(rows, splits, self.wanted, "files", flags)
+        return _make_row(rows, splits, self.wanted, "files", flags)
 
 
-def _described(
-    rows: DatasetDict, splits: Collection[str], wanted: Wanted, name: str, flags: Mapping[str, str]
-) -> Read:
+def _make_row(rows: DatasetDict, splits: Collection[str], wanted: Wanted, name: str, flags: Mapping[str, str]) -> Read:
     """A row for data that have none: columns and labels as asked for, or as the training split has them."""
     if "train" not in rows:
         raise ValueError(f"{flags['train']}: a training split is needed, if only to know the labels")

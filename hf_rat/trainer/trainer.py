@@ -29,11 +29,11 @@ from hf_rat.trainer.bookkeeping import Bookkeeping
 from hf_rat.trainer.components import Components
 from hf_rat.trainer.dropout_schedule import DropoutSchedule
 from hf_rat.trainer.fast import faster
-from hf_rat.trainer.hosts import OwnLoss, accepted, passes_of
+from hf_rat.trainer.hosts import OwnLoss, accepted, host_of
 from hf_rat.trainer.model_card import complete_card
 from hf_rat.trainer.speed import step_price
 from hf_rat.trainer.training_args import RegularizedTrainingArguments, refuse_fields, require_one_description
-from hf_rat.trainer.trials import checked_space
+from hf_rat.trainer.trials import check_space
 from hf_rat.trainer.unlabeled_batches import UnlabeledBatches
 
 
@@ -85,7 +85,7 @@ class RegularizationMixin(OwnLoss):
         self._components = Components()
         self._gradients_finite = True
         self._announcer = Announcer(heard=False)
-        self._passes = passes_of(self)
+        self.host = host_of(self)
         self._refuse(self.regularizer)
         self._enter_by_compute_loss()
         self.add_callback(Bookkeeping(self))
@@ -141,7 +141,7 @@ class RegularizationMixin(OwnLoss):
 
     def hyperparameter_search(self, hp_space: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; refuses to vary what would change nothing."""
-        space = None if hp_space is None else checked_space(hp_space, self.args, self._given_regularizer)
+        space = None if hp_space is None else check_space(hp_space, self.args, self._given_regularizer)
         return super().hyperparameter_search(space, *args, **kwargs)
 
     def _loss_of_step(
@@ -155,7 +155,7 @@ class RegularizationMixin(OwnLoss):
 
         In training, every group of passes but the last is already back-propagated when this returns.
         """
-        if self._passes.running:  # a loss that was assigned calls the one that it replaced
+        if self.host.running:  # a loss that was assigned calls the one that it replaced
             return type(self).compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         alone = not self.is_in_train and is_plain(self.regularizer)  # there are no other micro-batches
         if alone or not (model.training and torch.is_grad_enabled()):
@@ -164,7 +164,7 @@ class RegularizationMixin(OwnLoss):
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
             weighting = self.regularization.weighting
-            loss, outputs = self._passes.task(self._task_loss, model, inputs, return_outputs)
+            loss, outputs = self.host.task(self._task_loss, model, inputs, return_outputs)
             weight = weighting.weight(inputs, self._items, accumulation)
             loss = weighted({"task": weighting.mean(loss, inputs)}, weight)["task"]
             return (loss, outputs) if return_outputs else loss
@@ -173,7 +173,7 @@ class RegularizationMixin(OwnLoss):
                 f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
                 "passes; leave return_outputs at False, or call model.eval() first"
             )
-        self._passes.begin(inputs)
+        self.host.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
             inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
@@ -196,8 +196,8 @@ class RegularizationMixin(OwnLoss):
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
         loss: Tensor | None
-        if self._passes.has_task(inputs):
-            loss, outputs = self._passes.task(self._task_loss, model, inputs)
+        if self.host.has_task(inputs):
+            loss, outputs = self.host.task(self._task_loss, model, inputs)
         else:
             outputs = model(**inputs)
             loss = loss_of(outputs)
@@ -260,7 +260,7 @@ class RegularizationMixin(OwnLoss):
         if self._unlabeled_dataset is not None:
             Unlabeled(regularizer)
         require_arguments(regularizer, self.args)
-        self._passes.require(regularizer)
+        self.host.require(regularizer)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)

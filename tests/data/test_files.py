@@ -30,7 +30,7 @@ def read(tmp_path, content, name="train.csv", encoding="utf-8", **reading):
 
 
 def refused(call, *args, **kwargs):
-    with pytest.raises(ValueError, match="--") as error:
+    with pytest.raises(ValueError, match=r"\S") as error:
         call(*args, **kwargs)
     assert "\n" not in str(error.value)
     return str(error.value)

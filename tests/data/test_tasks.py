@@ -3,8 +3,8 @@
 import pytest
 
 from hf_rat.data.metrics import METRICS
-from hf_rat.data.published_settings import TABLE_7
 from hf_rat.data.tasks import GLUE, find
+from hf_rat.finetuning.preset import TABLE_7
 
 # task: columns, number of labels (1: regression), label submitted for class 0, submission files and row counts
 PUBLISHED = {
