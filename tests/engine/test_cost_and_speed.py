@@ -26,7 +26,7 @@ def arguments(tmp_path, monkeypatch, fast_undone):
 
 
 def told(*given):
-    return "; ".join(announcement(*given))
+    return "; ".join(announcement(*given).values())
 
 
 # -- before ----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_text_is_read(tmp_path):
     ("given", "said"),
     [
         (rat, r"regularizer=rat is the recipe itself; call it: regularizer=rat\(\)"),
-        ("ratt", r"regularizer names an unknown regularizer 'ratt'; did you mean rat"),
+        ("ratt", r"regularizer='ratt' names an unknown regularizer 'ratt'; did you mean rat"),
         (0.1, r"regularizer=0.1 is neither a regularizer nor its text"),
         (lambda: rat(), "neither a regularizer nor its text"),
     ],
