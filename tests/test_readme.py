@@ -40,7 +40,27 @@ def test_links_are_absolute_and_what_they_name_exists():
 @pytest.fixture
 def hub(tmp_path):
     """A folder that stands in for the model of the script, which is on the Hub."""
-    words = ["[PAD]", "[UNK]", *"a moving film dull and far too long I laughed all evening not worth the".split()]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        *[
+            "a",
+            "moving",
+            "film",
+            "dull",
+            "and",
+            "far",
+            "too",
+            "long",
+            "I",
+            "laughed",
+            "all",
+            "evening",
+            "not",
+            "worth",
+            "the",
+        ],
+    ]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     folder = tmp_path / re.search(r'^name = "([^"]+)"', README, re.M).group(1)

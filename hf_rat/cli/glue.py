@@ -14,6 +14,7 @@ from hf_rat.data.generated import GENERATED, generated_config, generated_pairs, 
 from hf_rat.data.loading import load_task
 from hf_rat.data.tasks import Task, find
 from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
+from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, given_flags, read_flags, reported
 from hf_rat.finetuning.folder import in_its_folder, prepare_folder
 from hf_rat.finetuning.prepare import SOURCES, data_names, load, prepare, require_work, test_splits
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return reported(run, argv)
 
 
+@errors_in_flags()
 def run(argv: Sequence[str]) -> dict[str, float]:
     """Do what the flags say; the scores and speeds, as in all_results.json.
 

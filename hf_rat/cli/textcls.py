@@ -14,6 +14,7 @@ from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
 from hf_rat.data.tasks import CLUE, TEXTS, Task
 from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
+from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags, reported
 from hf_rat.finetuning.folder import in_its_folder, prepare_folder
 from hf_rat.finetuning.job import Job
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return reported(run, argv)
 
 
+@errors_in_flags()
 def run(argv: Sequence[str]) -> dict[str, float]:
     """Do what the flags say; the scores and speeds, as in all_results.json.
 

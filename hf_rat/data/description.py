@@ -16,7 +16,7 @@ SHOWN = 8
 """Classes that are counted one by one; of more, the most and the least frequent."""
 
 
-def described(task: Task, labels: Labels, rows: DatasetDict, files: Mapping[str, str]) -> Iterator[str]:
+def describe(task: Task, labels: Labels, rows: DatasetDict, files: Mapping[str, str]) -> Iterator[str]:
     """A line on the columns, and one on each split that is used: where from, how many rows, how many of each class.
 
     Args:

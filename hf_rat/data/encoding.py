@@ -50,7 +50,7 @@ class Labels:
         feature = (rows.features or {}).get(column)
         if isinstance(feature, ClassLabel):
             if regression:
-                raise ValueError(f"--do_regression: the labels of {column!r} are classes, {feature.names}")
+                raise ValueError(f"do_regression: the labels of {column!r} are classes, {feature.names}")
             return cls.of_names(feature.names)
         found = classes_of(rows, column, regression)
         return cls(tuple(map(str, found)), tuple(found), tuple(range(len(found))))

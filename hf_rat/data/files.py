@@ -52,7 +52,7 @@ def read_file(flag: str, path: str | Path, reading: Reading | None = None) -> Da
     telling of the file stands in `info.description`.
 
     Args:
-        flag: the flag that named the file, for the errors.
+        flag: what the user named the file by, for the errors.
         path: exactly this file, whatever characters are in its name; its ending says how it is read.
         reading: encoding, quotes, cache; None is the defaults.
 

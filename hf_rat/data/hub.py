@@ -40,7 +40,7 @@ def require_hub(what: str, instead: str) -> None:
     """Say in one line that the Hub is needed and does not answer. In offline mode the cache is left to answer.
 
     Args:
-        what: flag and value that need the Hub, such as "--task_name 'rte'".
+        what: flag and value that need the Hub, such as "task_name 'rte'".
         instead: what would be right without a network.
 
     Raises:

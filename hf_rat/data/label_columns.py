@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from hf_rat.data.tables import is_number
 
-_FLAG = "--label_column_name"
-_SETTLES = "give --do_regression true for numbers to approach, --do_regression false for classes"
+_ARGUMENT = "label_column_name"
+_SETTLES = "give do_regression=True for numbers to approach, do_regression=False for classes"
 
 
 def is_missing(value: Any) -> bool:
@@ -37,13 +37,13 @@ def classes_of(rows: Dataset | IterableDataset, column: str, regression: bool | 
     Args:
         rows: the training split.
         column: name of its label column.
-        regression: whether the labels are numbers to approach; None finds it out, or asks for the flag.
+        regression: whether the labels are numbers to approach; None finds it out, or asks for it.
 
     Raises:
         ValueError: a row has no label or one that cannot be a label, all rows have the same one, or it takes
-            --do_regression to know what the labels are.
+            `do_regression` to know what the labels are.
     """
-    what, feature = f"{_FLAG} {column!r}", (rows.features or {}).get(column)
+    what, feature = f"{_ARGUMENT}={column!r}", (rows.features or {}).get(column)
     if feature is not None and not isinstance(feature, Value | ClassLabel):
         raise ValueError(f"{what}: {_why_no_labels(stored_labels(rows, column))}")
     counts: Counter[Any] = Counter()
@@ -82,7 +82,7 @@ def _is_regression(what: str, counts: Counter[Any], first: dict[Any, int], numbe
     if odd and sum(counts[value] for value in odd) < total / 2:
         raise ValueError(
             f"{what}: row {first[odd[0]]} has {odd[0]!r}, most other rows have a number; take it out, or give "
-            "--do_regression false if these are classes"
+            "do_regression=False if these are classes"
         )
     floats = [value for value in counts if isinstance(value, float)]
     if floats and any(value % 1 for value in floats):
@@ -92,7 +92,7 @@ def _is_regression(what: str, counts: Counter[Any], first: dict[Any, int], numbe
     if len(counts) > max(20, total / 2):
         example = repr(next(iter(counts)))
         example = example if len(example) <= 40 else f"{example[:40]}..."
-        way = "--do_regression false if these are classes" if odd else _SETTLES.removeprefix("give ")
+        way = "do_regression=False if these are classes" if odd else _SETTLES.removeprefix("give ")
         raise ValueError(
             f"{what}: {len(counts)} different labels in {total} rows, such as {example}; name another column, or {way}"
         )

@@ -23,7 +23,7 @@ def load_task(
     data_dir: str | None = None,
     cache_dir: str | None = None,
     token: str | None = None,
-    flag: str = "--task_name",
+    flag: str = "task_name",
 ) -> DatasetDict:
     """The asked splits of a data set that has a row in `tasks.py`.
 
@@ -33,7 +33,7 @@ def load_task(
         data_dir: folder that holds `task.folder/<split>.parquet`; None takes the Hub.
         cache_dir: where `datasets` keeps its copies; None is its own default.
         token: for data sets on the Hub that ask for one.
-        flag: the flag that named it, for errors.
+        flag: what the user named it by, for errors.
 
     Raises:
         ValueError: a file is missing or does not parse, the Hub does not answer, or a column is missing.
@@ -45,11 +45,11 @@ def load_task(
         splits += task.carve.pool if len(splits) < len(wanted) else ()
     if data_dir is None:
         if task.hub is None:
-            raise ValueError(f"{what} is not on the Hub: give --data_dir DIR with DIR/{task.folder}/<split>.parquet")
+            raise ValueError(f"{what} is not on the Hub: give data_dir DIR with DIR/{task.folder}/<split>.parquet")
         loaded = _from_hub(
             *task.hub,
             what=what,
-            instead=f"give --data_dir DIR (or HF_RAT_DATA) with DIR/{task.folder}/<split>.parquet",
+            instead=f"give data_dir DIR (or HF_RAT_DATA) with DIR/{task.folder}/<split>.parquet",
             cache_dir=cache_dir,
             token=token,
         )
@@ -62,17 +62,17 @@ def load_task(
         for split in splits:
             if not (folder / f"{split}.parquet").is_file():
                 raise ValueError(
-                    f"--data_dir {data_dir!r}: task {task.name!r} needs {folder / split}.parquet, which is not there"
+                    f"data_dir {data_dir!r}: task {task.name!r} needs {folder / split}.parquet, which is not there"
                 )
-        data = DatasetDict({split: read_file("--data_dir", folder / f"{split}.parquet", reading) for split in splits})
+        data = DatasetDict({split: read_file("data_dir", folder / f"{split}.parquet", reading) for split in splits})
     for split, rows in data.items():
         require_columns(rows.column_names, (*task.text_columns, task.label_column), f"{what}, split {split}")
     if task.carve is None:
         return data
-    return DatasetDict({split: rows for split, rows in carved(data, task).items() if split in wanted})
+    return DatasetDict({split: rows for split, rows in carve_splits(data, task).items() if split in wanted})
 
 
-def carved(data: DatasetDict, task: Task) -> DatasetDict:
+def carve_splits(data: DatasetDict, task: Task) -> DatasetDict:
     """The data set with the splits that `task.carve` draws from its pool."""
     assert task.carve is not None
     assert task.train is not None
@@ -95,8 +95,8 @@ def load_dataset(
     Raises:
         ValueError: the Hub does not answer, or `datasets` cannot load it.
     """
-    what = f"--dataset_name {name!r}"
-    instead = "give --train_file, --validation_file and --test_file"
+    what = f"dataset_name {name!r}"
+    instead = "give train_file, validation_file and test_file"
     return _from_hub(name, config, what, instead, cache_dir=cache_dir, token=token, revision=revision)
 
 
@@ -138,7 +138,7 @@ def hold_back(rows: DatasetDict, train: str, validation: Iterable[str], share: f
     count = len(rows[train])
     if math.ceil(share * count) >= count:
         raise ValueError(
-            f"--validation_from_train {share} of {count} training row{'s' * (count != 1)} leaves none to train on: "
+            f"validation_from_train {share} of {count} training row{'s' * (count != 1)} leaves none to train on: "
             "take a smaller share or more rows"
         )
     parts = rows[train].train_test_split(test_size=share, seed=0)
@@ -152,7 +152,7 @@ def subsample(rows: DatasetDict, train: str, size: int) -> DatasetDict:
         ValueError: there are fewer.
     """
     if size > len(rows[train]):
-        raise ValueError(f"--train_size {size}: the training split has {len(rows[train])} rows")
+        raise ValueError(f"train_size {size}: the training split has {len(rows[train])} rows")
     return DatasetDict({**rows, train: rows[train].shuffle(seed=0).select(range(size))})
 
 
@@ -179,8 +179,8 @@ def require_columns(found: Collection[str], columns: Iterable[str], what: str, f
     Args:
         found: the columns of a split.
         columns: names that it must have.
-        what: the flag and value that ask for them, for the error.
-        flag: the flag that names another column.
+        what: what asks for them, for the error.
+        flag: what names another column.
 
     Raises:
         ValueError: a column is not there.

@@ -68,4 +68,4 @@ def undecodable(what: str, path: Path, reading: Reading, count_rows: Callable[[s
         place = f"row {count_rows(before)} (line {before.count(chr(10)) + 1}, byte 0x{content[error.start]:02x})"
     marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     guess = "utf-16" if marked else "latin-1, cp1252 or gb18030 (Chinese)"
-    return Unreadable(f"{what}: {place} is not {reading.encoding}; give --encoding, perhaps {guess}")
+    return Unreadable(f"{what}: {place} is not {reading.encoding}; give encoding=, perhaps {guess}")

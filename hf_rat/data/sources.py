@@ -63,11 +63,11 @@ class Wanted:
     token: str | None = None
 
     def __post_init__(self) -> None:
-        named = f"--text_column_names {','.join(self.texts)!r}"
+        named = f"text_column_names={','.join(self.texts)!r}"
         if len(self.texts) > 2:
             raise ValueError(f"{named}: a model reads one or two columns")
         if self.label is not None and self.label in self.texts:
-            raise ValueError(f"{named}: {self.label!r} is the --label_column_name")
+            raise ValueError(f"{named}: {self.label!r} is the label_column_name")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class KnownTask:
         wanted = self.wanted
         if wanted.regression not in (None, self.task.regression):
             kind = "scores" if self.task.regression else "classes"
-            raise ValueError(f"--do_regression {wanted.regression}: the labels of {self.task.name} are {kind}")
+            raise ValueError(f"do_regression={wanted.regression}: the labels of {self.task.name} are {kind}")
         task = dataclasses.replace(
             self.task,
             text_columns=wanted.texts or self.task.text_columns,
@@ -97,14 +97,14 @@ class KnownTask:
     def _stream(self, task: Task, splits: Collection[str]) -> DatasetDict:
         wanted, what = self.wanted, f"{self.flag} {task.name!r}"
         if task.train is None or task.carve is not None:
-            raise ValueError(f"--streaming: the splits of {task.name} are drawn from the whole data set; leave it out")
+            raise ValueError(f"streaming: the splits of {task.name} are drawn from the whole data set; leave it out")
         others = [split for split in splits if split != task.train]
         if self.data_dir is None:
             if task.hub is None:
-                raise ValueError(f"{what} is not on the Hub: give --data_dir")
+                raise ValueError(f"{what} is not on the Hub: give data_dir")
             return stream_hub(*task.hub, task.train, others, what, wanted.token)
         rows = load_task(task, others, self.data_dir, wanted.cache_dir, wanted.token, self.flag)
-        rows[task.train] = stream_file("--data_dir", Path(self.data_dir) / task.folder / f"{task.train}.parquet")
+        rows[task.train] = stream_file("data_dir", Path(self.data_dir) / task.folder / f"{task.train}.parquet")
         return rows
 
 
@@ -118,13 +118,13 @@ class HubDataset:
 
     def read(self, splits: Collection[str]) -> Read:
         """As `Source.read`."""
-        wanted, what = self.wanted, f"--dataset_name {self.name!r}"
+        wanted, what = self.wanted, f"dataset_name {self.name!r}"
         if wanted.streaming:
             others = [split for split in splits if split != "train"]
             rows = stream_hub(self.name, self.config, "train", others, what, wanted.token)
         else:
             rows = load_dataset(self.name, self.config, wanted.cache_dir, wanted.token)
-        return _described(rows, splits, wanted, self.name, dict.fromkeys((*splits, "train", *rows), what))
+        return _make_row(rows, splits, wanted, self.name, dict.fromkeys((*splits, "train", *rows), what))
 
 
 @dataclass(frozen=True)
@@ -147,35 +147,29 @@ class Files:
         streamed = paths.pop("train", None) if self.wanted.streaming else None
         rows = load_files(paths, self.reading)
         if streamed is not None:
-            rows["train"] = stream_file("--train_file", streamed, self.reading)
-        flags = {split: f"--{split}_file" for split in (*splits, *rows, "train")}
-        return _described(rows, splits, self.wanted, "files", flags)
+            rows["train"] = stream_file("train_file", streamed, self.reading)
+        flags = {split: f"{split}_file" for split in (*splits, *rows, "train")}
+        return _make_row(rows, splits, self.wanted, "files", flags)
 
 
-def _described(
-    rows: DatasetDict, splits: Collection[str], wanted: Wanted, name: str, flags: Mapping[str, str]
-) -> Read:
+def _make_row(rows: DatasetDict, splits: Collection[str], wanted: Wanted, name: str, flags: Mapping[str, str]) -> Read:
     """A row for data that have none: columns and labels as asked for, or as the training split has them."""
     if "train" not in rows:
         raise ValueError(f"{flags['train']}: a training split is needed, if only to know the labels")
     label = wanted.label or "label"
     columns = columns_of(rows["train"], flags["train"])
-    require_columns(
-        columns, (label,), "--label_column_name" if wanted.label else flags["train"], "--label_column_name"
-    )
+    require_columns(columns, (label,), "label_column_name" if wanted.label else flags["train"], "label_column_name")
     if wanted.texts:
-        require_columns(columns, wanted.texts, "--text_column_names")
+        require_columns(columns, wanted.texts, "text_column_names")
         texts = wanted.texts
     else:
         texts = text_columns_of(sample_of(rows["train"], flags["train"]), label)
     if label in texts:
-        raise ValueError(
-            f"--text_column_names {','.join(texts)!r}: {label!r} holds the labels; give --label_column_name"
-        )
+        raise ValueError(f"text_column_names={','.join(texts)!r}: {label!r} holds the labels; give label_column_name")
     labels = Labels.of_column(rows["train"], label, wanted.regression)
     for split in splits:
         if split not in rows:
-            instead = ", or --validation_from_train" if split == "validation" else ""
+            instead = ", or validation_from_train" if split == "validation" else ""
             raise ValueError(f"{flags[split]}: the split {split!r} is needed{instead}; there are {', '.join(rows)}")
         needed = texts if split == "test" else (*texts, label)
         require_columns(columns_of(rows[split], flags[split]), needed, f"{flags[split]}, split {split}")

@@ -28,7 +28,7 @@ def stream_hub(
         ValueError: the Hub does not answer, `datasets` cannot read it, or a split is not there.
     """
     if not Path(name).is_dir():
-        require_hub(what, "give --train_file, --validation_file and --test_file")
+        require_hub(what, "give train_file, validation_file and test_file")
     try:
         streams = datasets.load_dataset(name, config, streaming=True, token=token)
         absent = [split for split in (train, *others) if split not in streams]

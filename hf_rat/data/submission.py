@@ -48,12 +48,10 @@ def write_answers(directory: Path, task: Task, held_out: HeldOut, values: Sequen
         ValueError: no leaderboard takes this split, or a prediction is not a finite number.
     """
     if held_out.file is None:
-        raise ValueError(
-            f"--submission_dir: task {task.name!r} has no leaderboard file for its split {held_out.split}"
-        )
+        raise ValueError(f"submission_dir: task {task.name!r} has no leaderboard file for its split {held_out.split}")
     for index, value in enumerate(values):
         if not math.isfinite(value):
-            raise ValueError(f"--submission_dir: prediction {index} of {task.name} is {value}, not a finite number")
+            raise ValueError(f"submission_dir: prediction {index} of {task.name} is {value}, not a finite number")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / held_out.file
     answers = enumerate(answer(task, value) for value in values)

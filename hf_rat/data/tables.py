@@ -81,7 +81,7 @@ def _types_of(what: str, path: Path, reading: Reading) -> tuple[dict[str, str], 
                 rows, line = rows + 1, end
         except csv.Error as error:
             row = f"row {rows} (line {line + 1})" if rows >= 0 else "the first line"
-            way = 'quotes inside of a field in quotes are doubled: "like ""this"""; or give --quoting none'
+            way = 'quotes inside of a field in quotes are doubled: "like ""this"""; or give quoting=none'
             raise Unreadable(f"{what} does not parse as csv: {row}: {error}; {way}") from error
     if rows < 1:
         raise empty(what if rows == 0 else f"{what} does not parse as csv")
@@ -146,11 +146,11 @@ def _header(what: str, fields: list[str]) -> list[str]:
     """The names of the columns. One without a name, as pandas writes its index, is called as pandas calls it."""
     names = [name.strip() or f"Unnamed: {index}" for index, name in enumerate(fields)]
     if any("\0" in name for name in names):
-        raise Unreadable(f"{what}: the first line has NUL characters; give --encoding, perhaps utf-16-le")
+        raise Unreadable(f"{what}: the first line has NUL characters; give encoding=, perhaps utf-16-le")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise Unreadable(
-            f"{what}: two columns are called {twice!r}; rename one, or give --column_names if the first line is a row"
+            f"{what}: two columns are called {twice!r}; rename one, or give column_names= if the first line is a row"
         )
     other = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
     if other is not None:
@@ -159,14 +159,14 @@ def _header(what: str, fields: list[str]) -> list[str]:
             "by commas, those of a .tsv by tabs"
         )
     if all(_QUOTED.fullmatch(name) for name in names):
-        raise Unreadable(f"{what}: the names of the columns are in quotes; --quoting minimal takes them off")
+        raise Unreadable(f"{what}: the names of the columns are in quotes; quoting=minimal takes them off")
     return names
 
 
 def _ragged(path: Path, reading: Reading, found: int, names: list[str]) -> str:
-    wanted = f"--column_names {','.join(names)!r} names" if reading.column_names else "the first line has"
+    wanted = f"column_names={','.join(names)!r} names" if reading.column_names else "the first line has"
     if reading.quotes(path) == "none":
-        way = "a text has no tab and no line break, unless it is in quotes and --quoting minimal is given"
+        way = "a text has no tab and no line break, unless it is in quotes and quoting=minimal is given"
     else:
         way = 'a text with a comma is written in quotes: "good, really good"'
     return f"{found} field{'s' * (found != 1)}, {wanted} {len(names)} ({', '.join(names)}); {way}"
@@ -176,9 +176,9 @@ def _note(what: str, quotes: Quotes) -> str:
     if quotes.doubled and not quotes.other:
         raise Unreadable(
             f"{what}: all fields with quotes are in quotes and have them doubled inside, as Excel writes a text: "
-            "--quoting minimal takes these quotes off, --quoting none keeps them"
+            "quoting=minimal takes these quotes off, quoting=none keeps them"
         )
     if not quotes.whole:
         return ""
     fields = "1 field is" if quotes.whole == 1 else f"{quotes.whole} fields are"
-    return f"quotes are characters; {fields} wholly in quotes, which --quoting minimal takes off"
+    return f"quotes are characters; {fields} wholly in quotes, which quoting=minimal takes off"

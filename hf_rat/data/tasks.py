@@ -266,13 +266,13 @@ CLUE: tuple[Task, ...] = (
 )
 
 
-def find(name: str, tasks: tuple[Task, ...] = GLUE, flag: str = "--task_name") -> Task:
+def find(name: str, tasks: tuple[Task, ...] = GLUE, flag: str = "task_name") -> Task:
     """The row called `name`, whatever its case.
 
     Args:
         name: of the data set.
         tasks: the rows to look in.
-        flag: the flag that gave the name, for the error.
+        flag: what the name was given as, for the error.
 
     Raises:
         ValueError: no row has that name; the message has the nearest names and the whole list.

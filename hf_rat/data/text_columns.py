@@ -12,7 +12,7 @@ PAIRS = (
     ("text1", "text2"),
 )
 SINGLE = ("text", "sentence")
-_FLAG = "--text_column_names"
+_ARGUMENT = "text_column_names"
 
 
 def text_columns_of(rows: Dataset, label_column: str) -> tuple[str, ...]:
@@ -31,11 +31,11 @@ def text_columns_of(rows: Dataset, label_column: str) -> tuple[str, ...]:
     if not found:
         types = ", ".join(f"{name} ({_type(rows, name)})" for name in names)
         raise ValueError(
-            f"{_FLAG}: none of the columns is text; beside the label {label_column!r} there is {types or 'nothing'}. "
-            "A column that is named there is read as text from a csv or tsv file"
+            f"{_ARGUMENT}: none of the columns is text; beside the label {label_column!r} there is "
+            f"{types or 'nothing'}. A column that is named there is read as text from a csv or tsv file"
         )
     several = " or ".join(",".join(columns) for columns in found)
-    raise ValueError(f"{_FLAG} is needed: the text may be {several}; name one, or two that are read as a pair")
+    raise ValueError(f"{_ARGUMENT} is needed: the text may be {several}; name one, or two that are read as a pair")
 
 
 def _type(rows: Dataset, column: str) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_FLAG = "--word_vectors"
+_ARGUMENT = "word_vectors"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_vectors(
 
 
 def _wrong(path: Path, problem: str) -> ValueError:
-    return ValueError(f"{_FLAG} {str(path)!r}: {problem}")
+    return ValueError(f"{_ARGUMENT} {str(path)!r}: {problem}")
 
 
 @contextmanager

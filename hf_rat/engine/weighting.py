@@ -77,6 +77,13 @@ class Weighting:
             return False  # texts that are all empty have no first position; the next batch will be asked
         return self.by_position(inputs) and self._shifts is None and (self._compares or not self._is_head)
 
+    def is_certain(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether no pass can tell another kind of task of a batch than `problem` does before it."""
+        if self._given is not None or not self._compares:
+            return True
+        rule = self._rule(inputs)
+        return self._is_certain(rule) or rule.problem in self._judged
+
     def by_position(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the task loss is a mean over labelled positions, rather than over examples."""
         return is_labelled(inputs) and self._recognized(inputs).problem in BY_POSITION

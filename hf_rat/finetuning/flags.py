@@ -175,7 +175,7 @@ class _Parser(HfArgumentParser):
         raise ValueError(message.removeprefix("argument "))
 
 
-_DATACLASSES: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
+DATACLASSES: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
 
 
 def given_flags(argv: Sequence[str], program: str, more: tuple[Any, ...] = ()) -> dict[str, Any]:
@@ -190,8 +190,8 @@ def given_flags(argv: Sequence[str], program: str, more: tuple[Any, ...] = ()) -
     Raises:
         ValueError: a flag is not known or its value does not parse, or the file does not.
     """
-    parser = _Parser([*_DATACLASSES, *more], prog=program)
-    known = [f.name for dataclass_ in (*_DATACLASSES, *more) for f in dataclasses.fields(dataclass_) if f.init]
+    parser = _Parser([*DATACLASSES, *more], prog=program)
+    known = [f.name for dataclass_ in (*DATACLASSES, *more) for f in dataclasses.fields(dataclass_) if f.init]
     given: dict[str, Any] = {}
     argv = list(argv)
     if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):
@@ -232,7 +232,7 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = No
     Raises:
         ValueError: a value is not acceptable.
     """
-    model, data, training = (build(dataclass_, given, defaults) for dataclass_ in _DATACLASSES)
+    model, data, training = (build(dataclass_, given, defaults) for dataclass_ in DATACLASSES)
     return Flags(model, data, training, frozenset(given))
 
 

@@ -71,11 +71,11 @@ def in_its_folder(flags: Flags) -> Iterator[None]:
                 remove_if_empty(folder)
             if isinstance(error, KeyboardInterrupt):
                 _outlive_launcher()
-                raise KeyboardInterrupt(f"interrupted: {_kept(flags)}") from None
+                raise KeyboardInterrupt(f"interrupted: {_how_to_go_on(flags)}") from None
         raise
 
 
-def _kept(flags: Flags) -> str:
+def _how_to_go_on(flags: Flags) -> str:
     """After an interruption: what of a run is kept in its folder, and the flags that go on from there."""
     folder = Path(str(flags.training.output_dir))
     whole = next((path for path in checkpoints(folder) if checkpoint_problem(path) is None), None)

@@ -10,13 +10,14 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_rat.data.description import described
+from hf_rat.data.description import describe
 from hf_rat.data.encoding import Labels, tokenize
 from hf_rat.data.files import read_file
 from hf_rat.data.loading import hold_back, require_columns, require_rows, require_same_labels, subsample
 from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
 from hf_rat.data.streaming import encode_stream
 from hf_rat.data.tasks import HeldOut, Task, Validation
+from hf_rat.finetuning.flag_names import in_flags
 from hf_rat.finetuning.flags import DataTrainingArguments, Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.pretrained import add_lora
@@ -91,9 +92,9 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
         rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, data.reading(flags.model.cache_dir))
         require_columns(rows[UNLABELED].column_names, task.text_columns, "--unlabeled_file")
         task = dataclasses.replace(task, unlabeled=UNLABELED)
-    rows = _held_back(flags, task, rows)
-    for line in described(task, labels, rows, data.files):
-        say(line)
+    rows = _hold_back(flags, task, rows)
+    for line in describe(task, labels, rows, data.files):
+        say(in_flags(line))
     return task, labels, rows
 
 
@@ -115,7 +116,7 @@ def source_of(flags: Flags, task: Task | None) -> Source:
     return Files(data.files, data.reading(model.cache_dir), wanted)
 
 
-def _held_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
+def _hold_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
     """The same with --validation_from_train and --train_size carried out."""
     data = flags.data
     require_same_labels(rows, task.label_column)
@@ -168,7 +169,7 @@ def prepare(
     job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})
     if training.do_train and task.train is not None:
         if data.streaming:
-            job.train = encoded_stream(flags, job, task, rows[task.train])
+            job.train = encode_training_stream(flags, job, task, rows[task.train])
         else:
             job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
         if unlabeled:
@@ -198,7 +199,7 @@ def _what(flags: Flags, task: Task, split: str) -> str:
     return f"--{split}_file" if split in flags.data.files else f"task {task.name!r}, split {split}"
 
 
-def encoded_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDataset:
+def encode_training_stream(flags: Flags, job: Job, task: Task, rows: Any) -> IterableDataset:
     """The training stream as the model is fed it."""
     data, training = flags.data, flags.training
     config: Any = training.accelerator_config

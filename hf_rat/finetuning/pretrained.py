@@ -21,6 +21,7 @@ from hf_rat.data.encoding import Labels
 from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub
 from hf_rat.finetuning.flags import ModelArguments
+from hf_rat.trainer.dropout_schedule import is_dropout_rate
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,6 @@ def number_labels(config: PretrainedConfig, labels: Labels) -> Labels:
 def set_dropout(config: PretrainedConfig, rate: float) -> list[str]:
     """Set every dropout rate of a configuration, whatever the architecture calls it, and return their names.
 
-    Layer dropping is not dropout and is left; a rate that is None follows another one and is left too.
-
     Args:
         config: changed in place.
         rate: 0 to 1.
@@ -133,13 +132,7 @@ def set_dropout(config: PretrainedConfig, rate: float) -> list[str]:
     Raises:
         ValueError: the configuration has no dropout rate.
     """
-    names = [
-        name
-        for name, value in config.to_dict().items()
-        if ("dropout" in name or name.endswith("pdrop"))
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-    ]
+    names = [name for name, value in config.to_dict().items() if is_dropout_rate(name, value)]
     if not names:
         raise ValueError(f"--dropout {rate}: the configuration of a {config.model_type} has no dropout rate")
     for name in names:
@@ -161,8 +154,8 @@ def add_lora(model: PreTrainedModel, flags: ModelArguments) -> Any:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise ValueError(f"--lora_r {flags.lora_r} needs PEFT: pip install 'hf-rat[lora]'") from error
-    asked = flags.lora_target_modules
-    modules = asked if asked in (None, "all-linear") else [module.strip() for module in asked.split(",")]
+    named = flags.lora_target_modules
+    modules = named if named in (None, "all-linear") else [module.strip() for module in named.split(",")]
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=flags.lora_r or 0,

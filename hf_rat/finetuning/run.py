@@ -11,7 +11,7 @@ from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.learning_curves import FILE_NAME, draw_learning_curves
 from hf_rat.finetuning.longest import require_positions
-from hf_rat.finetuning.processes import on_main, say
+from hf_rat.finetuning.processes import on_main
 from hf_rat.finetuning.settings import Begun, refusals_in_one_line, require_fit, require_scores
 from hf_rat.finetuning.whole_splits import build_trainer, values_of
 from hf_rat.regularizers.recipe import Recipe
@@ -35,7 +35,6 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     )
     with refusals_in_one_line(flags):
         trainer = build_trainer(flags, job)
-    say(trainer.announcement())
     results: dict[str, float] = {}
     if job.train is not None:
         begun = Begun()

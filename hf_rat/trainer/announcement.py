@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from transformers import TrainingArguments
 
@@ -31,8 +32,33 @@ def tell(line: str) -> None:
             package.removeHandler(fallback)
 
 
-def announcement(regularization: Regularization, args: TrainingArguments, with_unlabeled: bool = False) -> str:
-    """One line.
+class Announcer:
+    """Tells what is going to be done before the first pass, and after it what only that pass could tell.
+
+    Args:
+        heard: whether this process says anything.
+    """
+
+    def __init__(self, heard: bool) -> None:
+        self._heard = heard
+        self._told: set[str] = set()
+
+    @property
+    def has_told(self) -> bool:
+        return bool(self._told)
+
+    def tell_new(self, facts: Mapping[str, str]) -> None:
+        """One line of those facts whose key has not been told yet; none if all have."""
+        new = [phrase for key, phrase in facts.items() if key not in self._told]
+        if new and self._heard:
+            tell("; ".join(new if not self._told else ["After the first batch", *new]))
+        self._told.update(facts)
+
+
+def announcement(
+    regularization: Regularization, args: TrainingArguments, with_unlabeled: bool = False
+) -> dict[str, str]:
+    """What a run does, at what price, and how: the phrases of one line, by what they tell.
 
     Args:
         regularization: opened on the model.
@@ -42,18 +68,19 @@ def announcement(regularization: Regularization, args: TrainingArguments, with_u
     cost = regularization.cost()
     if with_unlabeled:
         cost += regularization.cost(unlabeled=True)
-    said = [f"Regularizer {regularization.regularizer!r}: {cost} per step (plain: 1 and 1)"]
+    said = {"regularizer": f"Regularizer {regularization.regularizer!r}: {cost} per step (plain: 1 and 1)"}
     if not regularization.is_plain:
         whole = regularization.whole_because
         if whole is None:
-            said += [f"{cost.price()}, before length buckets", "batches split by length"]
+            said |= {"price": f"{cost.price()}, before length buckets", "split": "batches split by length"}
         else:
-            said += [cost.price(), f"batches not split by length: {whole}"]
+            said |= {"price": cost.price(), f"whole: {whole}": f"batches not split by length: {whole}"}
     taken = regularization.weighting.taken
     if taken is not None:
-        said.append(f"kind of task: {taken.problem} ({taken.because})")
-    said.append(f"on {args.device.type} x {args.world_size}")
+        # Some heads write the kind into their configuration in their first pass: that is how it is found from then on.
+        said[taken.problem] = f"kind of task: {taken.problem} ({taken.because})"
+    said["device"] = f"on {args.device.type} x {args.world_size}"
     chosen = getattr(args, "fast_choices", ())
     if chosen:
-        said.append(f"fast: {', '.join(chosen)}")
-    return "; ".join(said)
+        said["fast"] = f"fast: {', '.join(chosen)}"
+    return said

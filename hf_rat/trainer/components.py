@@ -18,7 +18,8 @@ class Components:
 
     def __init__(self, step: int = 0) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._logged_at = step
+        self._totals: dict[str, float] = {}
+        self._begun_at = self._logged_at = step
 
     def add(self, named: Losses, accumulation: int) -> None:
         """The detached losses of one of `accumulation` micro-batches."""
@@ -33,4 +34,13 @@ class Components:
         sums = torch.stack([self._sums[name] for name in names])
         means = accelerator.reduce(sums, reduction="mean") / steps
         self._sums = {}
-        return {f"loss_{name}": value for name, value in zip(names, means.tolist(), strict=True)}
+        taken = dict(zip(names, means.tolist(), strict=True))
+        for name, value in taken.items():
+            self._totals[name] = self._totals.get(name, 0.0) + value * steps
+        return {f"loss_{name}": value for name, value in taken.items()}
+
+    def over_the_run(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """`train_loss_<name>`, the means over all steps of this run: they sum to the Trainer's `train_loss`."""
+        self.take(step, accelerator)
+        steps = max(step - self._begun_at, 1)
+        return {f"train_loss_{name}": total / steps for name, total in self._totals.items()}

@@ -125,13 +125,21 @@ def _rates(model: nn.Module) -> Iterator[_Rate]:
                 continue
             seen.add(id(owner))
             for name, value in list(vars(owner).items()):
-                if isinstance(value, float) and 0.0 < value < 1.0 and _is_dropout(owner, name):
+                if _holds_rate(owner, name, value) and 0.0 < value < 1.0:
                     yield _Rate(owner, name, value)
 
 
-def _is_dropout(owner: Any, name: str) -> bool:
+def is_dropout_rate(name: str, value: Any) -> bool:
+    """Whether an attribute of a module or a configuration is a dropout rate, by its name and what it holds.
+
+    The rate at which whole layers are dropped ("layerdrop") is none, nor is a rate of None, which follows another one.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and ("dropout" in name or name.endswith("pdrop"))
+
+
+def _holds_rate(owner: Any, name: str, value: Any) -> bool:
     if not isinstance(owner, nn.Module | PreTrainedConfig):
-        return True  # a recurrent layer's `dropouts` hold nothing but rates
-    if isinstance(owner, nn.Module) and "dropout" in type(owner).__name__.lower() and name in ("p", "drop_prob"):
-        return True
-    return "dropout" in name or name.endswith("pdrop")
+        return isinstance(value, float)  # a recurrent layer's `dropouts` hold nothing but rates
+    is_layer = isinstance(owner, nn.Module) and "dropout" in type(owner).__name__.lower()
+    return is_dropout_rate(name, value) or (is_layer and name in ("p", "drop_prob") and isinstance(value, float))

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 _LEVELS = 1 << 16
+
+
+@contextmanager
+def faster(args: TrainingArguments) -> Iterator[None]:
+    """What `args.fast` changes for the whole process, for as long as a training runs; nothing without it.
+
+    Evaluation during training is computed so too, and afterwards as it is without the flag.
+    """
+    if not getattr(args, "fast", False):
+        yield
+        return
+    on_gpu, before = args.device.type == "cuda", torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if on_gpu else "medium")
+    try:
+        if not on_gpu:
+            draw_masks_fast()
+            if args.bf16:
+                attend_in_half_precision()
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        undo()
 
 
 @cache

@@ -150,7 +150,7 @@ def complete_card(path: Path, trainer: Any, example: Any, given: Mapping[str, An
             for name, value in scores.items()
         ]
     text = _EMPTY.sub("", card.text)
-    text = _BEGINNING.sub(lambda _: _came_about(adapter, base, origin, data), text, count=1)
+    text = _BEGINNING.sub(lambda _: _tell_origin(adapter, base, origin, data), text, count=1)
     text = text.replace("| Training Loss |", "| Training loss (sum of components) |").replace(
         "| Validation Loss |", "| Validation loss (task) |"
     )
@@ -174,13 +174,14 @@ def _origin(trainer: Any, base: Any, given: Mapping[str, Any]) -> str | None:
 
 
 def _data(given: Any, trainer: Any) -> str:
-    if given:
-        return given if isinstance(given, str) else " and ".join(given)
+    names = [given] if isinstance(given, str) else [name for name in given or () if name]
+    if names:
+        return " and ".join(names)
     rows = trainer.train_dataset
     return f"data without a name ({len(rows)} rows)" if hasattr(rows, "__len__") else "data without a name"
 
 
-def _came_about(adapter: Any, base: Any, origin: str | None, data: str) -> str:
+def _tell_origin(adapter: Any, base: Any, origin: str | None, data: str) -> str:
     kind = type(base).__name__
     if origin is None:
         return f"This model, a {kind}, was trained from scratch on {data}."

@@ -80,8 +80,7 @@ def step_price(trainer: Any) -> dict[str, float]:
     regularization, searching = trainer.regularization, trainer.hp_search_backend is not None
     if getattr(trainer.args, "no_price", True) or searching or regularization.is_plain:
         return {}
-    foreign = any(kind.__module__.split(".")[0] in ("trl", "sentence_transformers") for kind in type(trainer).__mro__)
-    if foreign or regularization.engine.steps_in_backward:
+    if not trainer.host.is_timed or regularization.engine.steps_in_backward:
         return {}
     # Nothing that goes wrong here may cost a training that is done.
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rat.engine.reading import read
@@ -23,18 +24,17 @@ from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
-from hf_rat.trainer.announcement import announcement, tell
+from hf_rat.trainer.announcement import Announcer, announcement
+from hf_rat.trainer.bookkeeping import Bookkeeping
 from hf_rat.trainer.components import Components
 from hf_rat.trainer.dropout_schedule import DropoutSchedule
-from hf_rat.trainer.hosts import OwnLoss, accepted, passes_of
+from hf_rat.trainer.fast import faster
+from hf_rat.trainer.hosts import OwnLoss, accepted, host_of
 from hf_rat.trainer.model_card import complete_card
 from hf_rat.trainer.speed import step_price
 from hf_rat.trainer.training_args import RegularizedTrainingArguments, refuse_fields, require_one_description
-from hf_rat.trainer.trials import checked_space
+from hf_rat.trainer.trials import check_space
 from hf_rat.trainer.unlabeled_batches import UnlabeledBatches
-
-STATE_KEY = "hf_rat"
-"""Where a checkpoint's trainer_state.json keeps the regularizer's state, under `stateful_callbacks`."""
 
 
 class RegularizationMixin(OwnLoss):
@@ -84,10 +84,11 @@ class RegularizationMixin(OwnLoss):
         self._items: Tensor | None = None
         self._components = Components()
         self._gradients_finite = True
-        self._passes = passes_of(self)
+        self._announcer = Announcer(heard=False)
+        self.host = host_of(self)
         self._refuse(self.regularizer)
         self._enter_by_compute_loss()
-        self.add_callback(_Bookkeeping(self))
+        self.add_callback(Bookkeeping(self))
         if given is None and not isinstance(self.args, RegularizedTrainingArguments):
             warnings.warn(
                 f"{type(self).__name__} got no regularizer and trains plainly; give it one, for instance "
@@ -126,8 +127,10 @@ class RegularizationMixin(OwnLoss):
         else:
             self._resumed_from = resume_from_checkpoint or None
         try:
-            trained = super().train(resume_from_checkpoint, *args, **kwargs)
-            trained.metrics.update(step_price(self))
+            with faster(self.args):
+                trained = super().train(resume_from_checkpoint, *args, **kwargs)
+                trained.metrics.update(self._components.over_the_run(self.state.global_step, self.accelerator))
+                trained.metrics.update(step_price(self))
             return trained
         finally:
             self._close_regularization()
@@ -138,7 +141,7 @@ class RegularizationMixin(OwnLoss):
 
     def hyperparameter_search(self, hp_space: Any = None, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; refuses to vary what would change nothing."""
-        space = None if hp_space is None else checked_space(hp_space, self.args, self._given_regularizer)
+        space = None if hp_space is None else check_space(hp_space, self.args, self._given_regularizer)
         return super().hyperparameter_search(space, *args, **kwargs)
 
     def _loss_of_step(
@@ -152,7 +155,7 @@ class RegularizationMixin(OwnLoss):
 
         In training, every group of passes but the last is already back-propagated when this returns.
         """
-        if self._passes.running:  # a loss that was assigned calls the one that it replaced
+        if self.host.running:  # a loss that was assigned calls the one that it replaced
             return type(self).compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         alone = not self.is_in_train and is_plain(self.regularizer)  # there are no other micro-batches
         if alone or not (model.training and torch.is_grad_enabled()):
@@ -161,7 +164,7 @@ class RegularizationMixin(OwnLoss):
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
             weighting = self.regularization.weighting
-            loss, outputs = self._passes.task(self._task_loss, model, inputs, return_outputs)
+            loss, outputs = self.host.task(self._task_loss, model, inputs, return_outputs)
             weight = weighting.weight(inputs, self._items, accumulation)
             loss = weighted({"task": weighting.mean(loss, inputs)}, weight)["task"]
             return (loss, outputs) if return_outputs else loss
@@ -170,7 +173,7 @@ class RegularizationMixin(OwnLoss):
                 f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
                 "passes; leave return_outputs at False, or call model.eval() first"
             )
-        self._passes.begin(inputs)
+        self.host.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
             inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
@@ -184,6 +187,8 @@ class RegularizationMixin(OwnLoss):
         weighting = self.regularization.weighting
         if samples and weighting.must_ask(samples[0]):
             weighting.problem(self._prepare_inputs(samples[0]))
+        if samples and not self._announcer.has_told:
+            self._announce(samples[0])
         self._items = weighting.items(samples, across=self.args.average_tokens_across_devices)
         if self._items is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
             self._items = self._items * self.accelerator.gradient_accumulation_steps
@@ -191,8 +196,8 @@ class RegularizationMixin(OwnLoss):
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
         loss: Tensor | None
-        if self._passes.has_task(inputs):
-            loss, outputs = self._passes.task(self._task_loss, model, inputs)
+        if self.host.has_task(inputs):
+            loss, outputs = self.host.task(self._task_loss, model, inputs)
         else:
             outputs = model(**inputs)
             loss = loss_of(outputs)
@@ -233,39 +238,17 @@ class RegularizationMixin(OwnLoss):
         regularization = self.regularization
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
-        if self._resumed_from is not None:
-            saved = self._callback_states.get(STATE_KEY)
-            if isinstance(saved, dict):
-                regularization.load_state(saved["attributes"])
-                if self._unlabeled is not None:
-                    self._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))
-            if regularization.teacher is not None:
-                regularization.teacher.load(self._resumed_from)
-        self._store_state()
-        self._announced = False
-
-    def _announce(self) -> None:
-        """Once in a run, after its first micro-batch, which tells the kind of task."""
+        if self._resumed_from is not None and regularization.teacher is not None:
+            regularization.teacher.load(self._resumed_from)
         heard = self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING
-        if not self._announced and heard:
-            tell(self.announcement())
-        self._announced = True
+        self._announcer = Announcer(heard)
 
-    def announcement(self) -> str:
-        """What is going to be done, at what price, and how, in one line."""
-        return announcement(self.regularization, self.args, with_unlabeled=self._unlabeled_dataset is not None)
-
-    @property
-    def _callback_states(self) -> dict[str, Any]:
-        # Handed over as a list of callbacks, kept as a dict of their states.
-        return cast(dict[str, Any], self.state.stateful_callbacks)
-
-    def _store_state(self) -> None:
-        if self._regularization is not None:
-            state = self._regularization.state()
-            if self._unlabeled is not None:
-                state["unlabeled_batches"] = self._unlabeled.made
-            self._callback_states[STATE_KEY] = {"args": {}, "attributes": state}
+    def _announce(self, first_batch: Mapping[str, Any] | None = None) -> None:
+        """Before the first pass, with its batch, and after it; what has been told is not told again."""
+        if first_batch is not None and self.regularization.weighting.is_certain(first_batch):
+            self.regularization.weighting.problem(first_batch, ask=False)
+        unlabeled = self._unlabeled_dataset is not None
+        self._announcer.tell_new(announcement(self.regularization, self.args, with_unlabeled=unlabeled))
 
     def _close_regularization(self) -> None:
         if self._regularization is not None:
@@ -277,7 +260,7 @@ class RegularizationMixin(OwnLoss):
         if self._unlabeled_dataset is not None:
             Unlabeled(regularizer)
         require_arguments(regularizer, self.args)
-        self._passes.require(regularizer)
+        self.host.require(regularizer)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -289,27 +272,6 @@ class RegularizationMixin(OwnLoss):
         if self.accelerator.scaler is None:
             nonfinite = self.regularization.nonfinite
             nonfinite.drop_gradients(model, self.state.global_step, self._gradients_finite)
-
-
-class _Bookkeeping(TrainerCallback):
-    """Tells the mixin where the loop is."""
-
-    def __init__(self, trainer: RegularizationMixin) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._begin_run()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._skip_nonfinite_step(kwargs["model"])
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._announce()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._announce()
-        self._trainer.regularization.after_step()
-        self._trainer._store_state()
 
 
 class RegularizedTrainer(RegularizationMixin, Trainer):

@@ -13,7 +13,6 @@ from hf_rat.passes.problems import PROBLEMS, require_problem
 from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
-from hf_rat.trainer.fast import attend_in_half_precision, draw_masks_fast
 
 _IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
 
@@ -117,7 +116,7 @@ class RegularizedTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def _choose_fast(self) -> tuple[str, ...]:
-        """Switch on what this machine has; fp16 that was asked for stays."""
+        """What this machine has, for `faster` to switch on in training; fp16 that was asked for stays."""
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         capabilities = torch.cpu.get_capabilities()
         has_bf16 = (
@@ -133,21 +132,16 @@ class RegularizedTrainingArguments(TrainingArguments):
             # The Trainer takes bf16 on a CPU only where the CPU was asked for.
             self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
             choices.append("bf16")
-        # Process-wide, as the Trainer's own --tf32 is, and the masks too.
-        torch.set_float32_matmul_precision("high" if on_gpu else "medium")
         if on_gpu:
             choices.append("TF32 where the GPU has it")
         else:
-            draw_masks_fast()
             choices += ["products in fp32 by oneDNN (in bf16 on AMX)", "dropout masks of 16 random bits"]
-            if self.bf16:
-                attend_in_half_precision()
-                choices.append("attention with dropout in bf16")
+            choices += ["attention with dropout in bf16"] if self.bf16 else []
         return tuple(choices)
 
     def regularizer(self) -> Term:
         """The regularizer that `reg` and the `reg_*` fields describe; a ValueError names the field that is wrong."""
-        return parse(self.reg, self.reg_overrides())
+        return parse(self.reg, self.reg_overrides(), argument="reg")
 
     def reg_overrides(self) -> dict[str, Any]:
         """argument -> value, of the `reg_*` fields that are set."""

@@ -11,7 +11,7 @@ from hf_rat.regularizers.terms import Term
 from hf_rat.trainer.training_args import is_reg, reg_fields
 
 
-def checked_space(
+def check_space(
     space: Callable[[Any], dict[str, Any]], args: TrainingArguments, given: Term | None
 ) -> Callable[[Any], dict[str, Any]]:
     """The same space, in which every trial begins with the fields that the search began with.

@@ -44,21 +44,21 @@ def test_only_the_asked_splits_are_read(folder):
 
 
 def test_a_missing_split_names_the_file(folder):
-    with pytest.raises(ValueError, match="--data_dir") as error:
+    with pytest.raises(ValueError, match="data_dir") as error:
         loading.load_task(find("qnli"), ["train"], str(folder))
     assert f"{folder}/glue/qnli/train.parquet" in _message(error)
 
 
 def test_a_file_that_is_not_parquet(folder):
     (folder / "glue" / "rte" / "train.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(ValueError, match=r"--data_dir '.*train.parquet' does not parse as parquet") as error:
+    with pytest.raises(ValueError, match=r"data_dir '.*train.parquet' does not parse as parquet") as error:
         loading.load_task(find("rte"), ["train"], str(folder))
     _message(error)
 
 
 def test_a_column_that_is_not_there(folder):
     Dataset.from_dict(RTE).remove_columns("sentence2").to_parquet(folder / "glue" / "rte" / "train.parquet")
-    with pytest.raises(ValueError, match=r"--task_name 'rte', split train: there is no column 'sentence2'") as error:
+    with pytest.raises(ValueError, match=r"task_name 'rte', split train: there is no column 'sentence2'") as error:
         loading.load_task(find("rte"), ["train"], str(folder))
     assert "sentence1, label, idx" in _message(error)
 
@@ -92,7 +92,7 @@ def test_files_of_each_kind_hold_the_same_rows(tmp_path, ending, content):
 def test_files_that_do_not_parse(tmp_path, ending, content, message):
     path = tmp_path / f"mine.{ending}"
     path.write_text(content)
-    with pytest.raises(ValueError, match="--validation_file") as error:
+    with pytest.raises(ValueError, match="validation_file") as error:
         loading.load_files({"validation": str(path)})
     assert message in _message(error)
     assert str(path) in _message(error)
@@ -103,13 +103,13 @@ def test_a_file_without_rows(tmp_path, ending):
     path = tmp_path / f"none.{ending}"
     rows = Dataset.from_dict({"text": [], "label": []})
     rows.to_csv(path) if ending == "csv" else rows.to_parquet(path)
-    with pytest.raises(ValueError, match=r"--test_file .*: the file is empty, it must have at least one row") as error:
+    with pytest.raises(ValueError, match=r"test_file .*: the file is empty, it must have at least one row") as error:
         loading.load_files({"test": str(path)})
     _message(error)
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"--train_file '.*none.csv': no such file"):
+    with pytest.raises(ValueError, match=r"train_file '.*none.csv': no such file"):
         loading.load_files({"train": str(tmp_path / "none.csv")})
 
 
@@ -123,12 +123,12 @@ def test_without_a_network_the_answer_is_one_line_at_once(monkeypatch):
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nothing listens
     hub.hub_answers.cache_clear()
     start = time.monotonic()
-    with pytest.raises(ValueError, match="--task_name 'rte'") as error:
+    with pytest.raises(ValueError, match="task_name 'rte'") as error:
         loading.load_task(find("rte"), ["train"])
     assert time.monotonic() - start < 6
     text = _message(error)
     assert "connect to the network" in text
-    assert "--data_dir DIR (or HF_RAT_DATA) with DIR/glue/rte/<split>.parquet" in text
+    assert "data_dir DIR (or HF_RAT_DATA) with DIR/glue/rte/<split>.parquet" in text
     hub.hub_answers.cache_clear()
 
 
@@ -137,7 +137,7 @@ def test_in_offline_mode_too(monkeypatch):
     monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set") as error:
         loading.load_task(find("rte"), ["train"])
-    assert "--data_dir" in _message(error)
+    assert "data_dir" in _message(error)
 
 
 def test_labels_of_a_task_are_its_numbers():

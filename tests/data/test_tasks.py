@@ -3,8 +3,8 @@
 import pytest
 
 from hf_rat.data.metrics import METRICS
-from hf_rat.data.published_settings import TABLE_7
 from hf_rat.data.tasks import GLUE, find
+from hf_rat.finetuning.preset import TABLE_7
 
 # task: columns, number of labels (1: regression), label submitted for class 0, submission files and row counts
 PUBLISHED = {
@@ -47,7 +47,7 @@ def test_names_are_found_whatever_their_case():
 
 
 def test_an_unknown_task_names_its_neighbours():
-    with pytest.raises(ValueError, match=r"--task_name 'mlni' is not known; did you mean mnli.*wnli, ax") as error:
+    with pytest.raises(ValueError, match=r"task_name 'mlni' is not known; did you mean mnli.*wnli, ax") as error:
         find("mlni")
     assert "\n" not in str(error.value)
 

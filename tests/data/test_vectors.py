@@ -220,7 +220,7 @@ def damaged(tmp_path, kind):
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, kind, message):
-    with pytest.raises(ValueError, match=r"^--word_vectors '") as error:
+    with pytest.raises(ValueError, match=r"^word_vectors '") as error:
         load_vectors(damaged(tmp_path, kind), VOCABULARY, DIM)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -87,8 +87,8 @@ def test_an_override_reaches_every_recipe_that_has_the_argument():
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("rdrop", {"epsilon": 2.0}, "reg_epsilon=2.0 is set, but nothing in --reg 'rdrop' has epsilon"),
-        ("plain", {"alpha": 1.0}, "reg_alpha=1.0 is set, but nothing in --reg 'plain' has alpha"),
+        ("rdrop", {"epsilon": 2.0}, "reg_epsilon=2.0 is set, but nothing in regularizer='rdrop' has epsilon"),
+        ("plain", {"alpha": 1.0}, "reg_alpha=1.0 is set, but nothing in regularizer='plain' has alpha"),
         (
             "rat(epsilon=0.1)",
             {"epsilon": 0.2},
@@ -285,7 +285,7 @@ def test_a_bad_value_is_one_line_with_recipe_argument_and_value(name, argument, 
         ),
         ("-1 * rat", "a regularizer is scaled by -1.0; a factor must be finite and at least 0"),
         ("1e999 * rat", "a regularizer is scaled by inf; a factor must be finite and at least 0"),
-        ("rat(epsilon=nan)", "--reg 'rat(epsilon=nan)': 'nan' is not a number, a string, a tuple or None"),
+        ("rat(epsilon=nan)", "regularizer='rat(epsilon=nan)': 'nan' is not a number, a string, a tuple or None"),
     ],
 )
 def test_the_sentences(text, message):

@@ -237,13 +237,41 @@ def test_models_compute_what_they_did(family, taken):
 
 
 @pytest.mark.parametrize("fast_run", [True, False])
-def test_a_fast_run_attends_so_and_says_so(fast_run, switched_on, monkeypatch):
+def test_a_fast_run_attends_so_and_says_so(fast_run, switched_on, monkeypatch, caplog):
     calls, attention = [], fast._attention
     monkeypatch.setattr(fast, "_attention", lambda *args, **kwargs: calls.append(1) or attention(*args, **kwargs))
     one = runs.trainer("rat", model=tiny_model(dropout=0.1), max_steps=1, fast=fast_run)
-    one.train()
+    before = torch.get_float32_matmul_precision(), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with caplog.at_level("INFO", "hf_rat"):
+        one.train()
     assert bool(calls) == fast_run
-    assert ("attention with dropout in bf16" in one.announcement()) == fast_run
+    assert ("attention with dropout in bf16" in caplog.text) == fast_run
+    assert before == (torch.get_float32_matmul_precision(), ALL_ATTENTION_FUNCTIONS["sdpa"]), "it is undone"
+    assert not fast.draw_masks_fast.cache_info().currsize, "torch draws its own masks again"
+
+
+def test_an_error_in_training_undoes_it_too(switched_on, monkeypatch):
+    one = runs.trainer("rat", model=tiny_model(dropout=0.1), max_steps=1, fast=True)
+    before = torch.get_float32_matmul_precision(), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    seen = []
+
+    def fail(*args, **kwargs):
+        seen.append((torch.get_float32_matmul_precision(), ALL_ATTENTION_FUNCTIONS["sdpa"]))
+        raise RuntimeError("no loss")
+
+    monkeypatch.setattr(one, "training_step", fail)
+    with pytest.raises(RuntimeError, match="no loss"):
+        one.train()
+    assert seen == [("medium", fast._attention)]
+    assert before == (torch.get_float32_matmul_precision(), ALL_ATTENTION_FUNCTIONS["sdpa"])
+    assert not fast.draw_masks_fast.cache_info().currsize
+
+
+def test_arguments_change_nothing_in_the_process(switched_on):
+    before = torch.get_float32_matmul_precision(), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert runs.arguments(fast=True).bf16
+    assert before == (torch.get_float32_matmul_precision(), ALL_ATTENTION_FUNCTIONS["sdpa"])
+    assert not fast.draw_masks_fast.cache_info().currsize
 
 
 def test_torchs_own_still_computes_in_fp32():

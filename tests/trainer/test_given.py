@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import runs
 import tiny
+from torch import nn
 from transformers import TrainingArguments
 
 from hf_rat import Regularization, RegularizedTrainer, RegularizedTrainingArguments, parse, plain, rat, rdrop
@@ -29,7 +31,7 @@ def test_text_is_read(tmp_path):
     ("given", "said"),
     [
         (rat, r"regularizer=rat is the recipe itself; call it: regularizer=rat\(\)"),
-        ("ratt", r"regularizer names an unknown regularizer 'ratt'; did you mean rat"),
+        ("ratt", r"regularizer='ratt' names an unknown regularizer 'ratt'; did you mean rat"),
         (0.1, r"regularizer=0.1 is neither a regularizer nor its text"),
         (lambda: rat(), "neither a regularizer nor its text"),
     ],
@@ -147,12 +149,63 @@ train(log_level="error")
 """
 
 
-def test_the_price_is_seen_in_a_script(tmp_path, request):
+def test_the_price_is_seen_in_a_script(tmp_path):
     """As it is, with logging set up, with our logger switched off, with the Trainer's log level."""
-    command = [sys.executable, "-c", SCRIPT, str(request.path.parent), str(tmp_path)]
+    command = [sys.executable, "-c", SCRIPT, str(Path(runs.__file__).parent), str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     said = [[line for line in part.splitlines() if "forward and" in line] for part in ran.stderr.split("--\n")]
     assert [len(lines) for lines in said[:4]] == [1, 1, 0, 0], ran.stderr
     for (line,) in said[:2]:
         assert "Regularizer fgm(" in line
         assert "2 forward and 2 backward passes per step (plain: 1 and 1)" in line
+
+
+class FirstPass(nn.Module):
+    """A user's own model, of whose kind of task only its loss can tell; it notes what had been told at each pass."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.table, self.head, self.told, self.at_pass = nn.Embedding(60, 8), nn.Linear(8, 1), told, []
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        self.at_pass.append(self.told())
+        logits = self.head(self.table(input_ids).mean(1))
+        loss = nn.functional.binary_cross_entropy_with_logits(logits.squeeze(-1), labels.float())
+        return {"loss": loss, "logits": logits}
+
+
+def lines_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "hf_rat.trainer.announcement"]
+
+
+def test_the_price_and_the_kind_of_task_are_told_before_the_first_pass(tmp_path, caplog):
+    model = tiny.tiny_model(dropout=0.1)
+    at_pass = []
+    model.register_forward_pre_hook(lambda *_: at_pass.append(lines_of(caplog)))
+    args = bare(tmp_path, save_strategy="no")
+    one = RegularizedTrainer(
+        model, args, regularizer=rat(), train_dataset=runs.examples(8), data_collator=runs.collate
+    )
+    with caplog.at_level("INFO", "hf_rat"):
+        one.train()
+    (line,) = at_pass[0]
+    assert "Regularizer rat(" in line
+    assert "kind of task: single_label_classification (one integer label for each example)" in line
+    assert lines_of(caplog) == [line]
+
+
+def test_a_kind_of_task_that_only_a_pass_can_tell_is_told_after_it(tmp_path, caplog):
+    model = FirstPass(lambda: lines_of(caplog))
+    rows = [{**row, "labels": row["labels"] % 2} for row in runs.examples(8)]
+    args = bare(tmp_path, save_strategy="no")
+    one = RegularizedTrainer(model, args, regularizer=rdrop(), train_dataset=rows, data_collator=runs.collate)
+    with caplog.at_level("INFO", "hf_rat"):
+        one.train()
+    first, second = lines_of(caplog)
+    assert "Regularizer rdrop(" in first
+    assert "kind of task" not in first
+    assert second.startswith("After the first batch; kind of task: multi_label_classification (the task loss is the")
+    assert model.at_pass[0] == [first]

@@ -150,6 +150,20 @@ def test_a_loss_function_gets_the_label_count_of_its_own_pass(expression, passes
 # -- what is logged ---------------------------------------------------------------------------------------------------
 
 
+def test_components_of_the_whole_run_are_the_means_of_its_steps():
+    one = runs.trainer("rat(epsilon=0.5)", max_steps=5, logging_steps=2)
+    metrics = one.train().metrics
+    every = runs.trainer("rat(epsilon=0.5)", max_steps=5, logging_steps=1)
+    every.train()
+    steps = [log for log in every.state.log_history if "loss" in log]
+    assert len(steps) == 5
+    names = [name for name in steps[0] if name.startswith("loss_")]
+    assert {name for name in metrics if name.startswith("train_loss_")} == {f"train_{name}" for name in names}
+    for name in names:
+        assert metrics[f"train_{name}"] == pytest.approx(sum(step[name] for step in steps) / 5, rel=1e-5)
+    assert sum(metrics[f"train_{name}"] for name in names) == pytest.approx(metrics["train_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize("expression", [*REGULARIZED, *runs.COMPOSED])
 def test_components_sum_to_the_loss_and_are_averaged_as_it_is(expression):
     settings = {"count": 20, "gradient_accumulation_steps": 2, "num_train_epochs": 2}

@@ -1,15 +1,15 @@
-"""How a class of Trainers runs one pass with its own loss, so that a regularizer can ask for several."""
+"""Each host knows how a class of Trainers makes one pass with its own loss, so that a regularizer may ask for more."""
 
 from typing import Any
 
-from hf_rat.trainer.hosts.base import Passes, accepted
+from hf_rat.trainer.hosts.base import Host, accepted
 from hf_rat.trainer.hosts.own_loss import OwnLoss
-from hf_rat.trainer.hosts.sentence_transformers import SentencePasses
-from hf_rat.trainer.hosts.trl import SFTPasses
+from hf_rat.trainer.hosts.sentence_transformers import SentenceHost
+from hf_rat.trainer.hosts.trl import SFTHost
 
-__all__ = ["OwnLoss", "Passes", "accepted", "passes_of"]
+__all__ = ["Host", "OwnLoss", "accepted", "host_of"]
 
 
-def passes_of(trainer: Any) -> Passes:
-    """The way that fits the class of a trainer."""
-    return next(kind for kind in (SFTPasses, SentencePasses, Passes) if kind.fits(trainer))(trainer)
+def host_of(trainer: Any) -> Host:
+    """The host that knows the class of a trainer."""
+    return next(kind for kind in (SFTHost, SentenceHost, Host) if kind.fits(trainer))(trainer)

@@ -1,4 +1,4 @@
-"""Passes through the Trainer of transformers, and through those that return their outputs as it does."""
+"""The Trainer of transformers as the host of a regularizer, and those that return their outputs as it does."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from hf_rat.passes.problems import LABELS
 from hf_rat.regularizers.terms import Term, compares_logits, is_plain
 
 
-class Passes:
-    """One pass with the loss of a trainer.
+class Host:
+    """Makes one pass with the loss of a trainer.
 
     Args:
         trainer: with the mixin in front.
 
     Attributes:
         running: whether a pass is being made.
+        is_timed: whether its steps can be timed on batches of the training set (`hf_rat.trainer.speed`).
     """
+
+    is_timed = True
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -87,7 +90,7 @@ class Passes:
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], with_outputs: bool
     ) -> tuple[Tensor, Any]:
         labels, compares = inputs.get("labels"), with_outputs or compares_logits(self.trainer.regularizer)
-        count = self._counted(inputs) if isinstance(labels, Tensor) else None
+        count = self._count_labels(inputs) if isinstance(labels, Tensor) else None
         asked = accepted(compute_loss, return_outputs=compares, num_items_in_batch=count)
         seen: list[Any] = []
         listening = compares and not self._returns_outputs  # where a hook would be for nothing
@@ -113,13 +116,13 @@ class Passes:
 
     def by_function(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """The task loss by the trainer's `compute_loss_func`, with the label count of this pass."""
-        count = self._counted(inputs)
+        count = self._count_labels(inputs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         loss = self.trainer.compute_loss_func(outputs, labels, num_items_in_batch=count)
         return (loss, outputs) if return_outputs else loss
 
-    def _counted(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _count_labels(self, inputs: Mapping[str, Any]) -> Tensor:
         counted: Tensor = self.trainer.regularization.counted(inputs)
         return counted.clamp(min=1)
 

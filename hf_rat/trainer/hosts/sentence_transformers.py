@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hf_rat.passes.sites import EMBEDDINGS
 from hf_rat.regularizers.recipe import recipes_that
 from hf_rat.regularizers.terms import TaskLoss, Term, all_terms, compares_logits, is_plain
-from hf_rat.trainer.hosts.base import Passes, is_a
+from hf_rat.trainer.hosts.base import Host, is_a
 
 
 def needs_predictions(regularizer: Term) -> bool:
@@ -26,11 +26,13 @@ def needs_predictions(regularizer: Term) -> bool:
     return compares_logits(regularizer) or any(task.passes > 1 for task in tasks)
 
 
-class SentencePasses(Passes):
-    """Passes through the `compute_loss` of a trainer of sentence-transformers.
+class SentenceHost(Host):
+    """Makes passes through the `compute_loss` of a trainer of sentence-transformers.
 
     The components of a loss that has several are logged of the first pass over each micro-batch.
     """
+
+    is_timed = False
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer)

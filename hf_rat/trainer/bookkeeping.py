@@ -1,0 +1,55 @@
+"""Where the Trainer's loop is, and the regularizer's state in its checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+STATE_KEY = "hf_rat"
+"""Where a checkpoint's trainer_state.json keeps the regularizer's state, under `stateful_callbacks`."""
+
+
+class Bookkeeping(TrainerCallback):
+    """Calls a trainer with the mixin when a run, a micro-batch or a step begins or ends.
+
+    Args:
+        trainer: with `RegularizationMixin` in front.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._in_first_step = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._in_first_step = True
+        self._trainer._begin_run()
+        saved = state.stateful_callbacks.get(STATE_KEY)
+        if self._trainer._resumed_from is not None and isinstance(saved, dict):
+            self._trainer.regularization.load_state(saved["attributes"])
+            if self._trainer._unlabeled is not None:
+                self._trainer._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))
+        self._store(state)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._skip_nonfinite_step(kwargs["model"])
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._announce_what_was_seen()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._announce_what_was_seen()
+        self._trainer.regularization.after_step()
+        self._store(state)
+
+    def _announce_what_was_seen(self) -> None:
+        if self._in_first_step:
+            self._trainer._announce()
+        self._in_first_step = False
+
+    def _store(self, state: Any) -> None:
+        kept = self._trainer.regularization.state()
+        if self._trainer._unlabeled is not None:
+            kept["unlabeled_batches"] = self._trainer._unlabeled.made
+        # Handed over as a list of callbacks, kept as a dict of their states.
+        state.stateful_callbacks[STATE_KEY] = {"args": {}, "attributes": kept}
