@@ -4,10 +4,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_rat.data.vocabulary import KINDS
-from hf_rat.models import MODELS
 from hf_rat.models.recurrent import PER_STEP, Dropouts
 
-NAMES = tuple(name for *_, names in MODELS for name in names)
+MODELS = ("textcnn", "bilstm", "texthan", "gru", "lstm", "rnn")
 RECURRENT = ("lstm", "gru", "rnn")
 DROPOUTS = tuple(f.name for f in fields(Dropouts) if f.type == "float")
 
@@ -22,7 +21,7 @@ class WordModelArguments:
         metadata={
             "help": "A model of our own, trained from scratch on words. Without it and without --model_name_or_path: "
             "textcnn.",
-            "choices": NAMES,
+            "choices": MODELS,
         },
     )
     embedding_size: int = field(default=300, metadata={"help": "Width of a word vector."})
@@ -85,7 +84,7 @@ class WordModelArguments:
     )
 
     def __post_init__(self) -> None:
-        for name, allowed in (("model", NAMES), ("vocabulary", KINDS)):
+        for name, allowed in (("model", MODELS), ("vocabulary", KINDS)):
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ValueError(f"--{name} {value!r} is not known; there are {', '.join(allowed)}")

@@ -27,7 +27,6 @@ class TextCNNConfig(WordConfig):
     kernel_sizes: Sequence[int] = (2, 3, 4)
     num_filters: int = 256
 
-    attribute_map = {"hidden_size": "num_filters"}  # noqa: RUF012  (as transformers declares it)
     sizes = (*WordConfig.sizes, "num_filters")
 
     def __post_init__(self, **kwargs: Any) -> None:

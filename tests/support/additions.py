@@ -201,8 +201,8 @@ class BagForSequenceClassification(WordModel):
             "from .configuration_bag import BagConfig\nfrom .modeling_bag import BagForSequenceClassification",
         ),
         (
-            "    (RNNConfig, AutoModel, RNNModel, {}),",
-            '    (BagConfig, AutoModelForSequenceClassification, BagForSequenceClassification, {"bag": {}}),',
+            "COMPANIONS = {",
+            '    "bag": Companion(BagConfig, {AutoModelForSequenceClassification: BagForSequenceClassification}),',
         ),
     ),
     "tests/models/test_modeling_bag.py": whole(
