@@ -2,9 +2,24 @@
 
 from hf_rat import models  # registers the companion models with Transformers' Auto classes
 from hf_rat.engine.regularization import Regularization
-from hf_rat.regularizers import recipes
 from hf_rat.regularizers.expressions import parse
-from hf_rat.regularizers.recipes import *  # noqa: F403
+from hf_rat.regularizers.recipes import (
+    adversarial_dropout,
+    expectation_linear,
+    fgm,
+    fgsm,
+    fraternal,
+    freelb,
+    neftune,
+    pgd,
+    pi_model,
+    plain,
+    r3f,
+    rat,
+    rdrop,
+    smart,
+    vat,
+)
 from hf_rat.trainer.trainer import RegularizationMixin, RegularizedTrainer
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
@@ -13,7 +28,21 @@ __all__ = [
     "RegularizationMixin",
     "RegularizedTrainer",
     "RegularizedTrainingArguments",
+    "adversarial_dropout",
+    "expectation_linear",
+    "fgm",
+    "fgsm",
+    "fraternal",
+    "freelb",
     "models",
+    "neftune",
     "parse",
+    "pgd",
+    "pi_model",
+    "plain",
+    "r3f",
+    "rat",
+    "rdrop",
+    "smart",
+    "vat",
 ]
-__all__ += recipes.__all__
