@@ -31,8 +31,12 @@ CLASSES = {
     value
     for name in MODULES
     for value in vars(importlib.import_module(name)).values()
-    if inspect.isclass(value) and value.__module__ == name
+    if inspect.isclass(value) and value.__module__ == name and documented(value.__doc__ or "")
 }
+
+
+def test_there_are_such_classes():
+    assert len(CLASSES) > 20
 
 
 @pytest.mark.parametrize("kind", sorted(CLASSES, key=lambda kind: kind.__qualname__), ids=lambda kind: kind.__name__)
