@@ -25,12 +25,26 @@ from hf_rat.finetuning.pretrain_lm import pretrain
 from hf_rat.finetuning.pretrained import number_labels
 from hf_rat.finetuning.processes import say
 from hf_rat.finetuning.word_model_flags import WordModelArguments
-from hf_rat.models import MODELS
+from hf_rat.models import (
+    HANConfig,
+    HANForSequenceClassification,
+    RNNConfig,
+    RNNForSequenceClassification,
+    TextCNNConfig,
+    TextCNNForSequenceClassification,
+)
 
 # name of --model -> configuration, model, fields of the configuration that make it what its name says
 _MODELS: dict[str, tuple[Any, type[PreTrainedModel], dict[str, Any]]] = {
-    name: (config, model, fields) for config, _, model, names in MODELS for name, fields in names.items()
+    "textcnn": (TextCNNConfig, TextCNNForSequenceClassification, {}),
+    "texthan": (HANConfig, HANForSequenceClassification, {}),
+    "bilstm": (RNNConfig, RNNForSequenceClassification, {"cell": "lstm", "bidirectional": True}),
+    "lstm": (RNNConfig, RNNForSequenceClassification, {"cell": "lstm"}),
+    "gru": (RNNConfig, RNNForSequenceClassification, {"cell": "gru"}),
+    "rnn": (RNNConfig, RNNForSequenceClassification, {"cell": "rnn"}),
 }
+# (model or "" for all, flag) -> what the configuration calls it
+_FIELDS = {("textcnn", "hidden_size"): "num_filters", ("", "dropout_kind"): "recurrent_dropouts"}
 
 
 def build_word_model(
@@ -120,14 +134,15 @@ def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTra
     }
     if flags.model.dropout is not None:
         fields["classifier_dropout"] = flags.model.dropout
-    asked: dict[str, tuple[str, Any]] = {
-        "hidden_size": (config_class.attribute_map.get("hidden_size", "hidden_size"), words.hidden_size),
-        "num_hidden_layers": ("num_hidden_layers", words.num_hidden_layers),
-        "pooling": ("pooling", words.pooling),
-        "dropout_kind": ("recurrent_dropouts", words.recurrent_dropouts() or None),
+    asked: dict[str, Any] = {
+        "hidden_size": words.hidden_size,
+        "num_hidden_layers": words.num_hidden_layers,
+        "pooling": words.pooling,
+        "dropout_kind": words.recurrent_dropouts() or None,
     }
     defaults = config_class().to_dict()
-    for flag, (field, value) in asked.items():
+    for flag, value in asked.items():
+        field = _FIELDS.get((name, flag), _FIELDS.get(("", flag), flag))
         if value is None:
             continue
         if field not in defaults:

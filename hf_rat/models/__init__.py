@@ -1,7 +1,5 @@
 """Companion models and the recurrent layers that they stand on; importing them lets the Auto classes find them."""
 
-from typing import Any
-
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,27 +17,17 @@ from .modeling_rnn_lm import RNNForCausalLM
 from .modeling_textcnn import TextCNNForSequenceClassification
 from .recurrent import GRU, LSTM, RNN, Dropouts
 
-_RNNS: dict[str, dict[str, Any]] = {
-    "bilstm": {"cell": "lstm", "bidirectional": True},
-    "lstm": {"cell": "lstm"},
-    "gru": {"cell": "gru"},
-    "rnn": {"cell": "rnn"},
-}
-MODELS: tuple[tuple[Any, Any, Any, dict[str, dict[str, Any]]], ...] = (
-    (TextCNNConfig, AutoModelForSequenceClassification, TextCNNForSequenceClassification, {"textcnn": {}}),
-    (HANConfig, AutoModelForSequenceClassification, HANForSequenceClassification, {"texthan": {}}),
-    (RNNConfig, AutoModel, RNNModel, {}),
-    (RNNConfig, AutoModelForSequenceClassification, RNNForSequenceClassification, _RNNS),
-    (RNNConfig, AutoModelForTokenClassification, RNNForTokenClassification, {}),
-    (RNNConfig, AutoModelForCausalLM, RNNForCausalLM, {}),
+MODELS = (
+    (TextCNNConfig, AutoModelForSequenceClassification, TextCNNForSequenceClassification),
+    (HANConfig, AutoModelForSequenceClassification, HANForSequenceClassification),
+    (RNNConfig, AutoModel, RNNModel),
+    (RNNConfig, AutoModelForSequenceClassification, RNNForSequenceClassification),
+    (RNNConfig, AutoModelForTokenClassification, RNNForTokenClassification),
+    (RNNConfig, AutoModelForCausalLM, RNNForCausalLM),
 )
-"""(configuration, Auto class, model, names), one line for each model.
+"""(configuration, Auto class, model), one line for each model."""
 
-A name is what `--model` calls a classifier that is trained from scratch, with the fields of the configuration that
-make it what its name says.
-"""
-
-for _config, _auto, _model, _ in MODELS:
+for _config, _auto, _model in MODELS:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     _auto.register(_config, _model)
     # What is saved or pushed takes its code along, so that it loads where hf-rat is not installed.

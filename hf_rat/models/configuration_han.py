@@ -12,6 +12,8 @@ from .recurrent_dropouts import Dropouts
 class HANConfig(WordConfig):
     """A bidirectional GRU with attention over words, for `HANForSequenceClassification`.
 
+    The other fields are those of `WordConfig`.
+
     Args:
         hidden_size: width of the state in each direction. Default 128 (Yang et al. 2016: 50).
         attention_size: width of the attention's tanh layer. Default: that of its input, 2 * hidden_size.
@@ -19,7 +21,6 @@ class HANConfig(WordConfig):
         sentence_level: read words into sentences and sentences into a text (Yang et al. 2016). Default False: all
             words into the text, as R-AT's TextHAN.
         sentence_separator_token_id: the word that ends a sentence and belongs to it; a text may end without.
-        others: see `WordConfig`.
 
     Raises:
         ValueError: a value outside its range, or only one of sentence_level and sentence_separator_token_id.

@@ -18,6 +18,8 @@ class RNNConfig(WordConfig):
     recurrent_dropouts={"input": 0.4, "hidden": 0.25, "output": 0.4, "dropconnect": 0.5},
     activation_regularization=2.0, temporal_activation_regularization=1.0)`.
 
+    The other fields are those of `WordConfig`.
+
     Args:
         hidden_size: width of the state in each direction. Default 128.
         num_hidden_layers: stacked layers. Default 1.
@@ -39,7 +41,6 @@ class RNNConfig(WordConfig):
             leave as it is there. Default False.
         use_cache: return the recurrent state. Default True.
         bos_token_id, eos_token_id: special tokens. Default None.
-        others: see `WordConfig`.
 
     Raises:
         ValueError: a value outside its range.

@@ -11,11 +11,12 @@ from .configuration_words import WordConfig, check_size
 class TextCNNConfig(WordConfig):
     """Convolutions of several widths over word embeddings, for `TextCNNForSequenceClassification`.
 
+    The other fields are those of `WordConfig`.
+
     Args:
         kernel_sizes: widths of the windows in words. Default (2, 3, 4), as the code that R-AT's experiments grew from
             (Kim 2014: 3, 4, 5 with 100 filters each).
         num_filters: filters of each width. Default 256.
-        others: see `WordConfig`.
 
     Raises:
         ValueError: a value outside its range.
@@ -26,7 +27,6 @@ class TextCNNConfig(WordConfig):
     kernel_sizes: Sequence[int] = (2, 3, 4)
     num_filters: int = 256
 
-    attribute_map = {"hidden_size": "num_filters"}  # noqa: RUF012  (as transformers declares it)
     sizes = (*WordConfig.sizes, "num_filters")
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -1,16 +1,15 @@
 """Geometry: how far a perturbation may go, and which way is steepest.
 
-A ball is a frozen value. Given a slope (the gradient of what the adversary climbs, at the perturbation) it says
+A ball is a frozen value. Given a slope (the gradient, at the perturbation, of what the adversary climbs) it returns
 
     farthest(slope, place)   the point of the ball farthest along the slope   FGM, FGSM, VAT, adversarial dropout
     uphill(slope, place)     a step of length one in the ball's norm          PGD, FreeLB, SMART
     project(move, place)     the nearest point inside the ball
     noise(size, place)       a random point
 
-`place` tells what the geometry must know of where it is: shapes, padding, token ids (see places.Place). Everything is
-fp32. An example whose slope is zero or has an entry that is not finite does not move, and no move is NaN; norms are
-taken after division by the largest entry, so that the tiny gradients of saturated losses neither underflow nor
-overflow.
+`place` holds the shapes, the padding and the token ids of the site (see passes/sites/geometry.py). Everything is fp32.
+An example whose slope is zero or has an entry that is not finite does not move, and no move is NaN. A norm is taken
+after division by the largest entry, so that the tiny gradients of saturated losses neither underflow nor overflow.
 """
 
 from __future__ import annotations
@@ -62,9 +61,9 @@ class L2:
 
     Args:
         radius: its size; a tuple gives one radius to each pass at the point.
-        scope: "example" takes one norm per example over (time, dim), as Miyato et al. 2017. "table" is the embedding
-            table of the R-AT authors' code: all occurrences of a token move alike, and one norm is taken over the
-            micro-batch, so that the strength per example falls with the batch size.
+        scope: "example" takes one norm per example over (time, dim), as Miyato et al. 2017. "table" moves the
+            embedding table, as the R-AT authors' code does: all occurrences of a token move alike, and one norm is
+            taken over the micro-batch, so that the strength per example falls with the batch size.
         unit: "absolute", or "embedding": radius times the mean L2 norm of the rows of the embedding table.
     """
 
@@ -119,9 +118,12 @@ class L2:
 
 @dataclass(frozen=True)
 class Linf:
-    """Box: every entry at most `radius`. `unit="embedding"` scales it by the mean norm of the rows of the table.
+    """Box: every entry of the perturbation is at most `radius`.
 
-    The mean norm is divided by sqrt(dim): an entry of a row of that length whose entries are all alike.
+    Args:
+        radius: its half width.
+        unit: "absolute", or "embedding": radius times the mean L2 norm of the rows of the embedding table over
+            sqrt(dim), which is an entry of a row of that norm whose entries are all alike.
     """
 
     radius: float
@@ -154,9 +156,12 @@ class Linf:
 
 @dataclass(frozen=True)
 class Hamming:
-    """At most `floor(rate * units)` flips of a 0/1 mask, per example.
+    """Masks that differ from a given 0/1 mask in at most `floor(rate * units)` units per example.
 
     A move is the change of the mask: -1 switches a unit off, +1 switches one on.
+
+    Args:
+        rate: the fraction of units that may be flipped, in [0, 1).
     """
 
     rate: float
@@ -181,8 +186,8 @@ class Hamming:
             count: how many flips, if fewer than the radius allows.
 
         Returns:
-            (batch, units): -1 where a unit of the base goes off, +1 where one comes on. A unit that is flipped at the
-            start already stays so only if it is among the best, and goes back where that gains.
+            (batch, units): -1 where a unit of the base goes off, +1 where one comes on. A unit that the start has
+            flipped stays flipped only if it is among the best.
         """
         slope = _finite(slope)
         start = torch.zeros_like(slope) if start is None else start

@@ -1,20 +1,20 @@
-"""How far apart are two predictions? Every divergence here is a number per example (or per position).
+"""How far apart two predictions are: every divergence here returns a number per example (or per position).
 
-A divergence compares two *distributions*, given as log-probabilities over the last axis, so that one formula serves
-both kinds of classification: single-label outputs are one categorical distribution over the classes, multi-label
-outputs are one Bernoulli distribution per label. `logit_mse` compares raw outputs instead, and every name means the
-mean squared difference of the outputs when the task is a regression.
+A function under `@divergence` is one of NAMES. It compares two *distributions*, given as log-probabilities over the
+last axis, so that one formula serves both kinds of classification: single-label outputs are one categorical
+distribution over the classes, multi-label outputs are one Bernoulli distribution per label. `logit_mse` compares raw
+outputs instead, and on a regression every name means the mean squared difference of the outputs.
 
 The first argument is the reference (the clean prediction, or the earlier pass), the second one the prediction that
-is compared with it. Nothing is detached here. All arithmetic is fp32, whatever the dtype of the logits.
+is compared with it. A divergence detaches neither. It computes in fp32, whatever the dtype of the logits.
 
-A class whose logit is -inf (or the least number of its dtype) in both is not there: the divergence, values and
-gradients, is that over the other classes. Where only one of the two rules a class out, KL(p || q) is infinite if q
+Where both predictions rule a class out (its logit is -inf, or the least number of its dtype), the divergence and its
+gradients are those over the other classes. Where only one of the two rules a class out, KL(p || q) is infinite if q
 does, as are bi_kl, reverse_kl, ce and logit_mse on their sides, and js, mae and mse are finite.
 
-Over a large vocabulary the temporaries of a divergence would outweigh the model. There it is computed a chunk of
-positions at a time, and once more in the backward, so that what it holds beyond the logits and their gradients is a
-chunk.
+Over a large vocabulary the temporaries of a divergence would outweigh the model. There `diverge` computes it a chunk
+of positions at a time, and once more in the backward, so that it holds no more than a chunk beyond the logits and
+their gradients.
 """
 
 from __future__ import annotations

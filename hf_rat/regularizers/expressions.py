@@ -1,4 +1,4 @@
-"""A regularizer written as text, `rdrop + 0.5 * vat(epsilon=2)`, read without running any of it."""
+"""Reads a regularizer from text, `rdrop + 0.5 * vat(epsilon=2)`, and runs none of the text."""
 
 from __future__ import annotations
 

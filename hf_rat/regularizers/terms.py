@@ -126,7 +126,6 @@ class Smoothness(Term):
         at: finds the point.
         divergence: of (here, there).
         fixed: no gradient flows into the prediction here, which then needs no graph while there is sought.
-        climbs: the divergence that the search climbs, if it is another one.
     """
 
     at: Perturbation

@@ -10,7 +10,6 @@ from transformers import TrainingArguments
 from hf_rat.engine.bucketing_policy import SPLITTING
 from hf_rat.engine.requirements import MEMORY
 from hf_rat.passes.problems import PROBLEMS, require_problem
-from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
 
@@ -57,7 +56,7 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=None, metadata={"help": f"What epsilon is measured in: absolute or embedding. {_IN_EXPRESSION}"}
     )
     reg_divergence: str | None = field(
-        default=None, metadata={"help": f"How predictions are compared: {', '.join(NAMES)}. {_IN_EXPRESSION}"}
+        default=None, metadata={"help": f"How predictions are compared: bi_kl, kl, js, mse, ... {_IN_EXPRESSION}"}
     )
     reg_start_mask: str | None = field(
         default=None, metadata={"help": f"Adversarial dropout: one_drop, base or random. {_IN_EXPRESSION}"}

@@ -21,8 +21,8 @@ def check_space(
         args: of the Trainer. A trial need not set every field that another one sets: alpha of rdrop, epsilon of fgm.
         given: the regularizer that the Trainer was given, which no field changes.
 
-    Raises (when it is called):
-        ValueError: no field of that name makes the regularizer.
+    Raises:
+        ValueError: (when it is called) no field of that name makes the regularizer.
     """
     first = reg_fields(args)
 

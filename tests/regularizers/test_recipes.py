@@ -399,9 +399,10 @@ def test_every_recipe_has_an_oracle_a_row_and_is_exported(name):
     written = {expression.partition("(")[0] for expression, _ in CASES}
     assert name in written, f"{name} has no oracle: write its equation by hand in {here} and add it to CASES"
     assert name in recipes.__all__, f"{name} is not in __all__ of hf_rat/regularizers/recipes.py"
-    tables = [ROOT / "README.md", ROOT / "docs" / "methods.md"]
-    rows = "\n".join(path.read_text(encoding="utf-8") for path in tables if path.exists())
-    assert re.search(rf"^\| \[?`{name}`", rows, re.MULTILINE), f"{name} has no row in the README's table of methods"
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| method \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
+    assert table, "README.md has no table that begins with | method |"
+    assert re.search(rf"^\| \[?`{name}`", table[0], re.MULTILINE), f"{name} has no row in README.md's table"
 
 
 def test_all_names_recipes():

@@ -6,6 +6,7 @@ numbers, census.py counts them, and test_additions.py makes them in a copy of th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def below(*pairs: tuple[str, str]) -> Edit:
     return edit
 
 
+def row(name: str) -> Edit:
+    """One more row in the table of methods, which begins with "| method |"."""
+
+    def edit(before: str) -> str:
+        head = re.search(r"^\| method \|.*\n(\|[-| :]+\|\n)", before, re.MULTILINE)
+        assert head, "there is no table of methods"
+        columns = head[1].count("|") - 1
+        return before.replace(head[0], f"{head[0]}| `{name}` |" + " a cell |" * (columns - 1) + "\n")
+
+    return edit
+
+
 REGULARIZER = {
     "hf_rat/regularizers/recipes.py": below(
         ('    "vat",', '    "wobble",'),
@@ -60,12 +73,7 @@ def wobble(epsilon: float = 2.0, alpha: float = 1.0, divergence: str = "mae", si
 ''',
         ),
     ),
-    "README.md": below(
-        (
-            "| `plain` | | | | task | 1F 1B | |",
-            "| `wobble` | embeddings | L2 | noise | task + MAE to the clean prediction | 2F 2B | nobody |",
-        )
-    ),
+    "README.md": row("wobble"),
     "tests/regularizers/test_recipes.py": below(
         (
             "CASES = [",
@@ -201,8 +209,8 @@ class BagForSequenceClassification(WordModel):
             "from .configuration_bag import BagConfig\nfrom .modeling_bag import BagForSequenceClassification",
         ),
         (
-            "    (RNNConfig, AutoModel, RNNModel, {}),",
-            '    (BagConfig, AutoModelForSequenceClassification, BagForSequenceClassification, {"bag": {}}),',
+            "COMPANIONS = {",
+            '    "bag": Companion(BagConfig, {AutoModelForSequenceClassification: BagForSequenceClassification}),',
         ),
     ),
     "tests/models/test_modeling_bag.py": whole(

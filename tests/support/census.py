@@ -3,21 +3,28 @@
     python tests/support/census.py            # this checkout
     python tests/support/census.py FOLDER     # another one, of any commit
 
-Prints one line per count. What a new regularizer, divergence, site, companion model or command has to touch is the
-number of files that tests/support/additions.py changes, which test_additions.py makes in a copy and uses.
+Prints one line per count. The files of each addition are those that additions.py touches in this checkout, which
+test_additions.py makes in a copy and uses.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from additions import ADDITIONS, count
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# Trains for two steps and prints the files that are entered in the second: the first one also looks at the model.
 STEP = """
-import inspect, sys
+import sys
+
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -31,96 +38,94 @@ arguments = RegularizedTrainingArguments(
     use_cpu=True, disable_tqdm=True, logging_strategy="no",
 )
 trainer = RegularizedTrainer(model, arguments, train_dataset=rows, regularizer=rat())
-files, batches = set(), []
-own = RegularizedTrainer.compute_loss
-backward = trainer.accelerator.backward
-watched = False
+files = set()
+training_step = trainer.training_step
+
 
 def see(frame, event, argument):
     path = frame.f_code.co_filename
     if event == "call" and "/hf_rat/" in path and path.endswith(".py"):
         files.add(path.split("/hf_rat/")[-1])
 
-def compute_loss(*args, **kwargs):
-    if trainer.state.global_step == 1:  # the first step looks at the model
-        sys.setprofile(see)
-    return own(trainer, *args, **kwargs)
 
-class Watch(type(trainer)):
-    pass
-
-original = trainer.training_step
-
-def training_step(*args, **kwargs):
+def seen_step(*args, **kwargs):
     if trainer.state.global_step == 1:
         sys.setprofile(see)
     try:
-        return original(*args, **kwargs)
+        return training_step(*args, **kwargs)
     finally:
         sys.setprofile(None)
 
-trainer.training_step = training_step
+
+trainer.training_step = seen_step
 trainer.train()
-print(len(files), *sorted(files))
+print(*sorted(files))
 """
 
 
-def rooms(package: Path) -> tuple[list[str], dict[str, set[str]]]:
-    """Names at the top of the package, and from which room to which others there is an import."""
-    top = sorted(
-        p.stem
-        for p in package.iterdir()
-        if (p.suffix == ".py" or (p / "__init__.py").exists()) and p.stem != "__init__"
-    )
-    arrows: dict[str, set[str]] = {}
+def rooms(package: Path) -> list[str]:
+    """Names of the folders and modules at the top of the package."""
+    found = (path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
+    return sorted(path.stem for path in found if path.stem != "__init__")
+
+
+def imports(path: Path, package: str) -> Iterator[str]:
+    """Full names of what a file imports from the package, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith(f"{package}."))
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            if node.module == package:
+                yield from (f"{package}.{alias.name}" for alias in node.names)
+            elif node.module.startswith(f"{package}."):
+                yield node.module
+
+
+def arrows(package: Path) -> set[tuple[str, str]]:
+    """(room, another room that it imports from)."""
+    top = rooms(package)
+    found = set()
     for path in package.rglob("*.py"):
         own = path.relative_to(package).parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module == package.name:
-                names = [f"{package.name}.{alias.name}" for alias in node.names]
-            found = {name.split(".")[1] for name in names if name.startswith(f"{package.name}.")}
-            arrows.setdefault(own, set()).update(room for room in found if room in top and room != own)
-    return top, arrows
+        for name in imports(path, package.name):
+            other = name.split(".")[1]
+            if other in top and other != own:
+                found.add((own, other))
+    return found
 
 
 def batch_arguments(package: Path) -> int:
-    """Arguments that the engine gives the constructor of a batch for each micro-batch."""
-    most = 0
-    for path in package.rglob("regularization.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Batch":
-                most = max(most, len(node.args) + len(node.keywords))
-    return most
-
-
-def files_of_a_step(root: Path, scratch: str) -> list[str]:
-    """Files of the package that are entered from `training_step` to the last backward of a step of `rat`."""
-    done = subprocess.run(
-        [sys.executable, "-c", STEP, scratch],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**__import__("os").environ, "PYTHONPATH": str(root)},
+    """How many arguments the constructor of a batch is given for each micro-batch."""
+    calls = (
+        node
+        for path in package.rglob("regularization.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Batch"
     )
-    return done.stdout.strip().splitlines()[-1].split()[1:]
+    return max((len(call.args) + len(call.keywords) for call in calls), default=0)
+
+
+def files_of_a_step(root: Path) -> list[str]:
+    """Files of the package that are entered from `training_step` to the last backward of a step of `rat`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        command = [sys.executable, "-c", STEP, scratch]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.strip().splitlines()[-1].split()
 
 
 def main() -> None:
-    import tempfile
-
     root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT
     package = root / "hf_rat"
-    top, arrows = rooms(package)
-    modules = [name for name in top if (package / f"{name}.py").exists()]
-    print(f"modules at the top of hf_rat: {len(modules)}; rooms and modules: {len(top)}")
-    print(f"arrows between rooms: {sum(map(len, arrows.values()))}")
-    with tempfile.TemporaryDirectory() as scratch:
-        files = files_of_a_step(root, scratch)
+    modules = [name for name in rooms(package) if (package / f"{name}.py").exists()]
+    print(f"modules at the top of hf_rat: {len(modules)}; rooms and modules: {len(rooms(package))}")
+    print(f"arrows between rooms: {len(arrows(package))}")
+    files = files_of_a_step(root)
     print(f"files entered in a step of rat: {len(files)} ({' '.join(files)})")
     print(f"arguments of a batch: {batch_arguments(package)}")
+    if root == ROOT:
+        for what, touched in ADDITIONS.items():
+            print(f"files of a new {what}: {count(touched)} ({' '.join(touched)})")
 
 
 if __name__ == "__main__":

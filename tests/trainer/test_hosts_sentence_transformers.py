@@ -182,7 +182,7 @@ def test_noise_is_there(folder, tmp_path):
 @pytest.mark.parametrize(
     ("regularizer", "named"),
     [
-        (rdrop(), "rdrop.*compares or repeats predictions.*use fgm"),
+        (rdrop(), "rdrop.*compares or repeats predictions.*use one of fgm"),
         (rat(epsilon=0.1), "rat.*compares or repeats predictions"),
         (rat(epsilon=0.1, alpha=0.0), "rat.*compares or repeats predictions"),
         (vat(), "vat.*compares or repeats"),
