@@ -3,11 +3,17 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from transformers import AutoModelForCausalLM
+
 from hf_rat.data.vocabulary import KINDS
+from hf_rat.models import COMPANIONS
 from hf_rat.models.recurrent_dropouts import PER_STEP, Dropouts
 
-MODELS = ("textcnn", "bilstm", "texthan", "gru", "lstm", "rnn")
-RECURRENT = ("lstm", "gru", "rnn")
+LANGUAGE_MODELS = tuple(
+    name
+    for name, companion in COMPANIONS.items()
+    if AutoModelForCausalLM in companion.models and not companion.fields.get("bidirectional")
+)
 DROPOUTS = tuple(f.name for f in fields(Dropouts) if f.type == "float")
 
 
@@ -21,7 +27,7 @@ class WordModelArguments:
         metadata={
             "help": "A model of our own, trained from scratch on words. Without it and without --model_name_or_path: "
             "textcnn.",
-            "choices": MODELS,
+            "choices": tuple(COMPANIONS),
         },
     )
     embedding_size: int = field(default=300, metadata={"help": "Width of a word vector."})
@@ -84,7 +90,7 @@ class WordModelArguments:
     )
 
     def __post_init__(self) -> None:
-        for name, allowed in (("model", MODELS), ("vocabulary", KINDS)):
+        for name, allowed in (("model", COMPANIONS), ("vocabulary", KINDS)):
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ValueError(f"--{name} {value!r} is not known; there are {', '.join(allowed)}")
@@ -92,8 +98,10 @@ class WordModelArguments:
             raise ValueError("--freeze_word_vectors needs --word_vectors: random vectors would stay random")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
             raise ValueError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1 is needed")
-        if self.pretrain_lm and self.model not in RECURRENT:
-            raise ValueError(f"--pretrain_lm needs --model {', '.join(RECURRENT)}: it reads from left to right only")
+        if self.pretrain_lm and self.model not in LANGUAGE_MODELS:
+            raise ValueError(
+                f"--pretrain_lm needs --model {', '.join(LANGUAGE_MODELS)}: it reads from left to right only"
+            )
         for name, needed in (("pretrain_epochs", "pretrain_lm"), ("recurrent_dropout", "dropout_kind")):
             if getattr(self, name) != getattr(type(self), name) and not getattr(self, needed):
                 raise ValueError(f"--{name} {getattr(self, name)} needs --{needed}")
