@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_rat.data.encoding import Labels, require_texts
 from hf_rat.data.tasks import Task
@@ -25,26 +31,7 @@ from hf_rat.finetuning.pretrain_lm import pretrain
 from hf_rat.finetuning.pretrained import number_labels
 from hf_rat.finetuning.processes import say
 from hf_rat.finetuning.word_model_flags import WordModelArguments
-from hf_rat.models import (
-    HANConfig,
-    HANForSequenceClassification,
-    RNNConfig,
-    RNNForSequenceClassification,
-    TextCNNConfig,
-    TextCNNForSequenceClassification,
-)
-
-# name of --model -> configuration, model, fields of the configuration that make it what its name says
-_MODELS: dict[str, tuple[Any, type[PreTrainedModel], dict[str, Any]]] = {
-    "textcnn": (TextCNNConfig, TextCNNForSequenceClassification, {}),
-    "texthan": (HANConfig, HANForSequenceClassification, {}),
-    "bilstm": (RNNConfig, RNNForSequenceClassification, {"cell": "lstm", "bidirectional": True}),
-    "lstm": (RNNConfig, RNNForSequenceClassification, {"cell": "lstm"}),
-    "gru": (RNNConfig, RNNForSequenceClassification, {"cell": "gru"}),
-    "rnn": (RNNConfig, RNNForSequenceClassification, {"cell": "rnn"}),
-}
-# (model or "" for all, flag) -> what the configuration calls it
-_FIELDS = {("textcnn", "hidden_size"): "num_filters", ("", "dropout_kind"): "recurrent_dropouts"}
+from hf_rat.models import COMPANIONS
 
 
 def build_word_model(
@@ -73,7 +60,7 @@ def build_word_model(
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1 if labels.regression else len(labels.names),
     )
-    model_class = _MODELS[words.model or "textcnn"][1]
+    model_class = COMPANIONS[words.model or "textcnn"].models[AutoModelForSequenceClassification]
     labels = number_labels(config, labels)
     model: Any = model_class(config)
     _begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
@@ -126,7 +113,7 @@ def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTra
         ValueError: a flag that the model has no use for, or a value outside its range.
     """
     name = words.model or "textcnn"
-    config_class, _, fixed = _MODELS[name]
+    companion = COMPANIONS[name]
     fields: dict[str, Any] = {
         "embedding_size": words.embedding_size,
         "embedding_dropout": words.embedding_dropout,
@@ -134,21 +121,20 @@ def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTra
     }
     if flags.model.dropout is not None:
         fields["classifier_dropout"] = flags.model.dropout
-    asked: dict[str, Any] = {
-        "hidden_size": words.hidden_size,
-        "num_hidden_layers": words.num_hidden_layers,
-        "pooling": words.pooling,
-        "dropout_kind": words.recurrent_dropouts() or None,
+    asked: dict[str, tuple[str, Any]] = {  # flag -> what the configuration calls it, and its value
+        "hidden_size": (companion.width, words.hidden_size),
+        "num_hidden_layers": ("num_hidden_layers", words.num_hidden_layers),
+        "pooling": ("pooling", words.pooling),
+        "dropout_kind": ("recurrent_dropouts", words.recurrent_dropouts() or None),
     }
-    defaults = config_class().to_dict()
-    for flag, value in asked.items():
-        field = _FIELDS.get((name, flag), _FIELDS.get(("", flag), flag))
+    defaults = companion.config().to_dict()
+    for flag, (field, value) in asked.items():
         if value is None:
             continue
         if field not in defaults:
             raise ValueError(f"--{flag} {getattr(words, flag)!r}: --model {name} has no use for it")
         fields[field] = value
-    return config_class(**fixed, **fields, **known)
+    return companion.config(**companion.fields, **fields, **known)
 
 
 def _vocabulary(

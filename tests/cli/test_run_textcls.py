@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hf_rat.cli import main as cli
 from hf_rat.cli import textcls
 from hf_rat.data.tasks import CLUE, TEXTS
-from hf_rat.finetuning.word_model_flags import MODELS
+from hf_rat.models import COMPANIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD, BAD = ("fine", "lovely", "great"), ("dull", "awful", "grim")
@@ -60,7 +60,7 @@ def common(data, tmp_path):
     return [*where, "--do_train", "--do_eval", "--num_train_epochs", "2", "--per_device_train_batch_size", "8", *SMALL]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", COMPANIONS)
 def test_every_model_trains_is_selected_and_tested(common, tmp_path, model):
     results = textcls.run(
         ["--dataset_name", "imdb", "--model", model, "--hidden_size", "8", "--do_predict", "--reg", "rat", *common]

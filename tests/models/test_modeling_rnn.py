@@ -318,7 +318,7 @@ def test_the_encoder_alone_is_found(tmp_path):
 def test_a_checkpoint_takes_along_the_files_that_it_needs(kind, tmp_path):
     make(kind).save_pretrained(tmp_path)
     needed = {"configuration_rnn", "configuration_words", "modeling_rnn", "modeling_words"}
-    needed |= {"embedding", "padding", "pooling", "recurrent"}
+    needed |= {"embedding", "padding", "pooling", "recurrence", "recurrent", "recurrent_dropouts"}
     if kind is RNNForCausalLM:
         needed.add("modeling_rnn_lm")
     assert {path.stem for path in tmp_path.glob("*.py")} == needed
