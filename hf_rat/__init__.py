@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_rat.public import *
+    from hf_rat.public import *  # noqa: F403
 else:
     # A type checker that saw these would believe in every name.
 

@@ -4,7 +4,7 @@ from hf_rat import models as models  # lets Transformers' Auto classes find the 
 from hf_rat.engine.regularization import Regularization as Regularization
 from hf_rat.passes.point import Point as Point
 from hf_rat.regularizers.expressions import parse as parse
-from hf_rat.regularizers.recipes import *
+from hf_rat.regularizers.recipes import *  # noqa: F403
 from hf_rat.regularizers.terms import Term as Term
 from hf_rat.trainer.dropout_schedule import DropoutSchedule as DropoutSchedule
 from hf_rat.trainer.trainer import RegularizationMixin as RegularizationMixin
