@@ -21,9 +21,8 @@ _GROUPS = {
     "WordModelArguments": "model",
     "FileArguments": "data",
     "DataTrainingArguments": "data",
-    "TrainingArguments": "training",
 }
-"""dataclass of flags -> group of the help."""
+"""dataclass of flags -> group of the help; what others have is training's."""
 _NAMES = 24  # width of the column of names
 _WIDTH = 78 - _NAMES  # of the column beside it, on a terminal of 80
 
@@ -89,7 +88,7 @@ class Command:
         parser = argparse.ArgumentParser(
             prog=f"hf-rat {self.name}",
             usage="%(prog)s [FLAGS.json | FLAGS.yaml] [--flag value ...]",
-            description=self.about,
+            description=self.about.replace("%", "%%"),
             add_help=False,
             formatter_class=_Page,
         )
@@ -109,7 +108,7 @@ class Command:
         said = {name for names in groups.values() for name in names}
         for name, flag in self.flags.items() if everything else ():
             if name not in said:
-                groups.setdefault(_GROUPS[flag.owner], []).append(name)
+                groups.setdefault(_GROUPS.get(flag.owner, "training"), []).append(name)
         return groups
 
 
@@ -119,7 +118,7 @@ class _Page(argparse.RawDescriptionHelpFormatter):
 
 
 def _add(group: argparse._ArgumentGroup, flag: Flag, text: str, default: Any) -> None:
-    if default not in (None, False, ""):
+    if default is not None and default is not False and default != "":
         text = f"{text} [{default}]"
     text = text.replace("%", "%%")
     if flag.kind.startswith("bool"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,8 +93,8 @@ class Source(dict[str, Any]):
         """name -> flag, of a dataclass with those that it inherits, in the order of its fields."""
         node = next((n for n in self.tree.body if isinstance(n, ast.ClassDef) and n.name == dataclass_), None)
         if node is None:
-            origin, original = self.imported[dataclass_]
-            return read(origin).flags(original)
+            origin, original = self.imported.get(dataclass_, ("builtins", dataclass_))
+            return {} if origin.partition(".")[0] in sys.stdlib_module_names else read(origin).flags(original)
         found: dict[str, Flag] = {}
         for base in node.bases:
             found |= self.flags(ast.unparse(base))

@@ -50,9 +50,9 @@ def parse(argv: Sequence[str]) -> tuple[list[Method], list[int], Path, list[str]
         prog="hf-rat compare",
         usage="%(prog)s --methods M [M ...] --seeds N [N ...] --output_dir DIR\n    [-- glue ...]",
         description="Methods x seeds on one task, with a table of means and standard deviations.\n"
-        "A second call makes the runs that are missing. What follows -- is the command of each run:\n"
-        "hf-rat glue --help and hf-rat textcls --help have its flags.",
-        epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.",
+        "A second call makes the runs that are missing. What follows -- is the command\n"
+        "of each run, whose flags are in hf-rat glue --help and hf-rat textcls --help.",
+        epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.".replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     shape = 'as for --reg, each with flags of its own if need be: plain "rat --learning_rate 2e-5"'
