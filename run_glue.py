@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_rat.cli.glue import main
+from hf_rat.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["glue", *sys.argv[1:]]))

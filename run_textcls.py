@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_rat.cli.textcls import main
+from hf_rat.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["textcls", *sys.argv[1:]]))

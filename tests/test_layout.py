@@ -18,7 +18,7 @@ ALLOWED = {
     "data": set(),
     "finetuning": {"passes", "regularizers", "engine", "trainer", "models", "data"},
     "experiments": {"finetuning"},
-    "cli": {"finetuning", "experiments", "data", "models", "engine", "trainer"},
+    "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer"},
     "public": {"passes", "regularizers", "engine", "trainer", "models"},
     "": {"public"},  # hf_rat/__init__.py
 }

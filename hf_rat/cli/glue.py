@@ -1,4 +1,7 @@
-"""`run_glue.py` and `hf-rat glue`: fine-tune on a GLUE task, a data set of the Hub or files, with any regularizer."""
+"""Fine-tune on a GLUE task, a data set of the Hub or files, with any regularizer.
+
+Without data a small one is trained on generated pairs: hf-rat glue --reg rat
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from hf_rat.data.encoding import Labels
 from hf_rat.data.generated import GENERATED, generated_config, generated_pairs, generated_tokenizer
 from hf_rat.data.loading import load_task
 from hf_rat.data.tasks import Task, find
+from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
 from hf_rat.finetuning.flag_names import errors_in_flags
-from hf_rat.finetuning.flags import Flags, given_flags, read_flags, reported
+from hf_rat.finetuning.flags import Flags, given_flags, read_flags
 from hf_rat.finetuning.folder import in_its_folder, prepare_folder
 from hf_rat.finetuning.prepare import SOURCES, data_names, load, prepare, require_work, test_splits
 from hf_rat.finetuning.preset import apply_paper
@@ -31,6 +35,29 @@ _EXAMPLE: dict[str, Any] = DEFAULTS | {
     "learning_rate": 4e-3,
     "num_train_epochs": 20,
     "per_device_train_batch_size": 40,
+}
+# Read as text, before this module is imported: the dataclasses of the flags, and the flags of the short help.
+FLAGS = {
+    "hf_rat.finetuning.flags": ("ModelArguments", "DataTrainingArguments"),
+    "hf_rat.trainer.training_args": ("RegularizedTrainingArguments",),
+}
+COMMON = {
+    "regularizer": ("reg", "reg_epsilon", "reg_alpha", "fast"),
+    "model": ("model_name_or_path", "dropout", "lora_r"),
+    "data": (
+        "task_name",
+        "dataset_name",
+        "train_file",
+        "validation_file",
+        "test_file",
+        "max_seq_length",
+        "train_size",
+    ),
+    "training": (
+        *("do_train", "do_eval", "do_predict", "num_train_epochs", "learning_rate", "per_device_train_batch_size"),
+        *("eval_strategy", "seed", "bf16", "resume_from_checkpoint"),
+    ),
+    "output": ("output_dir", "save_strategy", "submission_dir"),
 }
 
 

@@ -1,4 +1,8 @@
-"""`run_textcls.py` and `hf-rat textcls`: train a companion model or fine-tune any other on texts with labels."""
+"""Train a small model on texts with labels, or fine-tune any, regularized.
+
+Without data it is trained on generated reviews: hf-rat textcls --reg rat
+From scratch, defaults are a learning rate of 1e-3, 5 epochs, batches of 64.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
 from hf_rat.data.tasks import CLUE, TEXTS, Task
+from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
 from hf_rat.finetuning.flag_names import errors_in_flags
-from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags, reported
+from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags
 from hf_rat.finetuning.folder import in_its_folder, prepare_folder
 from hf_rat.finetuning.job import Job
 from hf_rat.finetuning.prepare import SOURCES, data_names, load, prepare, require_work
@@ -27,6 +32,23 @@ from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.trainer.dropout_schedule import DropoutSchedule
 
 PROGRAM = "hf-rat textcls"
+
+# Read as text, before this module is imported: the dataclasses of the flags, and the flags of the short help.
+FLAGS = {
+    "hf_rat.finetuning.flags": ("ModelArguments", "DataTrainingArguments"),
+    "hf_rat.trainer.training_args": ("RegularizedTrainingArguments",),
+    "hf_rat.finetuning.word_model_flags": ("WordModelArguments",),
+}
+COMMON = {
+    "regularizer": ("reg", "reg_epsilon", "reg_alpha", "fast"),
+    "model": ("model", "word_vectors", "dropout_kind", "vocabulary", "model_name_or_path"),
+    "data": ("dataset_name", "train_file", "validation_file", "test_file", "max_seq_length"),
+    "training": (
+        *("do_train", "do_eval", "do_predict", "num_train_epochs", "learning_rate", "per_device_train_batch_size"),
+        *("eval_strategy", "seed", "bf16", "resume_from_checkpoint"),
+    ),
+    "output": ("output_dir", "save_strategy", "load_best_model_at_end"),
+}
 KNOWN = {task.name: task for task in (*TEXTS, *CLUE)}
 
 # Of models that are trained from scratch (Adam 1e-3 as the code that R-AT's experiments grew from).
@@ -37,6 +59,7 @@ _FROM_SCRATCH: dict[str, Any] = {
     "per_device_eval_batch_size": 256,
 }
 _SETTINGS: dict[str, Any] = {"max_seq_length": 256}
+OWN_DEFAULTS = (*_FROM_SCRATCH, *_SETTINGS)
 # With training and validation: the checkpoint that is best on validation is the one that is kept and tested.
 _SELECTION: dict[str, Any] = {
     "eval_strategy": "epoch",

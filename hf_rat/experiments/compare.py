@@ -18,7 +18,6 @@ fails does not stop the others.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -33,14 +32,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NoReturn
-
-from hf_rat.finetuning.flags import reported
+from typing import Any
 
 Runner = Callable[[Sequence[str], Path], int]
 
-# Flags that every run is given by this command, and that may therefore not stand after `--`.
-OWN_FLAGS = ("--reg", "--seed", "--output_dir")
 # Entries of all_results.json that begin so (the name of a split may follow) are no scores.
 _NO_SCORES = re.compile(r"(eval|test)_(runtime|samples|steps_per_second|model_preparation_time)")
 
@@ -247,54 +242,3 @@ def compare(
     if failed:
         logs = ", ".join(str(run.log) for run in failed)
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed, see {logs}")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def parse(argv: Sequence[str]) -> tuple[list[Method], list[int], Path, list[str]]:
-    """Methods, seeds, output folder and the command of every run.
-
-    Raises:
-        ValueError: something is missing or repeats, or a flag of ours stands after `--`.
-    """
-    own, base = list(argv), ["glue"]
-    if "--" in own:
-        at = own.index("--")
-        own, base = own[:at], own[at + 1 :]
-    parser = _Parser(
-        prog="hf-rat compare",
-        usage="%(prog)s --methods M [M ...] --seeds N [N ...] --output_dir DIR [-- glue ...]",
-        description="Methods x seeds on one task: resumable, ends with a table of means and standard deviations.",
-    )
-    shape = 'as for --reg, each with flags of its own if need be: plain "rat --learning_rate 2e-5"'
-    parser.add_argument("--methods", nargs="+", required=True, type=Method, help=shape)
-    parser.add_argument("--seeds", nargs="+", required=True, type=int, help="seeds that every method runs with")
-    parser.add_argument("--output_dir", required=True, type=Path, help="folder of the runs and of the table")
-    arguments = parser.parse_args(own)
-    slugs = [method.slug for method in arguments.methods]
-    for method in arguments.methods:
-        if not method.expression:
-            raise ValueError(f"--methods: {method.entry!r} names no regularizer")
-        if slugs.count(method.slug) > 1:
-            raise ValueError(f"--methods: {method.entry!r} and another one would share the folder {method.slug!r}")
-    if len(set(arguments.seeds)) < len(arguments.seeds):
-        raise ValueError(f"--seeds: {' '.join(map(str, arguments.seeds))} holds a seed twice")
-    for flag in [*base, *(flag for method in arguments.methods for flag in method.flags)]:
-        if flag.partition("=")[0] in OWN_FLAGS:
-            raise ValueError(f"{flag} is set by compare for every run; say --methods, --seeds, --output_dir before --")
-    if not base or base[0].startswith("-"):
-        raise ValueError(f"{shlex.join(['--', *base])!r}: -- takes an hf-rat command, as in: -- glue --task_name rte")
-    return arguments.methods, arguments.seeds, arguments.output_dir, base
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit status, 2 after an error of the user's or when a run failed."""
-
-    def run(words: Sequence[str]) -> None:
-        methods, seeds, output, base = parse(words)
-        compare(methods, seeds, output, base, shlex.join(["hf-rat", "compare", *words]))
-
-    return reported(run, argv)

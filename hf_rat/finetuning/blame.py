@@ -1,8 +1,11 @@
-"""Which of the given flags an error of another package is about."""
+"""Errors of a user's in one line: which of the given flags they are about, and the exit status."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,20 @@ def raised_here(error: BaseException) -> bool:
         traceback = traceback.tb_next
     package = Path(__file__).resolve().parents[1]
     return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).resolve().is_relative_to(package)
+
+
+def not_a_flag(word: str, known: Sequence[str], program: str) -> str:
+    """The message for a word of the command line that looks like a flag and is none.
+
+    Args:
+        word: as it was given.
+        known: the flags that there are, without dashes.
+        program: name of the command.
+    """
+    name = word.lstrip("-").partition("=")[0]
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=2)
+    hint = f"; did you mean {' or '.join('--' + n for n in near)}?" if near else ""
+    return f"{word!r} is not a flag of {program}{hint}"
 
 
 def blamed(given: Mapping[str, Any], error: Exception, first: Sequence[str] = ()) -> str:
@@ -69,3 +86,28 @@ def _files(error: BaseException) -> list[str]:
         files.append(traceback.tb_frame.f_code.co_filename)
         traceback = traceback.tb_next
     return files
+
+
+def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn an error of the user's into one line; the exit status.
+
+    Args:
+        main: takes the command line without the program.
+        argv: None takes the process's own.
+
+    An error that is not raised by this package is not the user's: it keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 ends no run
+    try:
+        main(list(sys.argv[1:] if argv is None else argv))
+    except ValueError as error:
+        if not raised_here(error):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr, flush=True)
+        return 130  # 128 + SIGINT, as the shell has it
+    return 0

@@ -2,12 +2,9 @@
 
 import argparse
 import dataclasses
-import difflib
-import io
 import json
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -15,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-from hf_rat.finetuning.blame import blamed, raised_here
+from hf_rat.finetuning.blame import blamed, not_a_flag, raised_here
 from hf_rat.finetuning.file_flags import FileArguments
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
@@ -204,10 +201,7 @@ def given_flags(argv: Sequence[str], program: str, more: tuple[Any, ...] = ()) -
     given.update(vars(namespace))
     unknown = [name for name in given if name not in known] + unknown
     if unknown:
-        name = unknown[0].lstrip("-").partition("=")[0]
-        near = difflib.get_close_matches(name, known, n=2)
-        hint = f"; did you mean {' or '.join('--' + n for n in near)}?" if near else ""
-        raise ValueError(f"{unknown[0]!r} is not a flag of {program}{hint}")
+        raise ValueError(not_a_flag(unknown[0], known, program))
     return given
 
 
@@ -245,28 +239,3 @@ def build(dataclass_: type[T], given: Mapping[str, Any], defaults: Mapping[str, 
     except (ValueError, TypeError, ImportError, OSError, NotImplementedError) as error:
         said = " ".join(str(error).split())
         raise ValueError(said if raised_here(error) else blamed(given, error)) from error
-
-
-def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
-    """Run a command and turn an error of the user's into one line; the exit status.
-
-    Args:
-        main: takes the command line without the program.
-        argv: None takes the process's own.
-
-    An error that is not raised by this package is not the user's: it keeps its traceback.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 ends no run
-    try:
-        main(list(sys.argv[1:] if argv is None else argv))
-    except ValueError as error:
-        if not raised_here(error):
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr, flush=True)
-        return 130  # 128 + SIGINT, as the shell has it
-    return 0

@@ -16,7 +16,8 @@ from hf_rat.cli import glue
 from hf_rat.cli import main as cli
 from hf_rat.data.generated import generated_config, generated_pairs, generated_tokenizer
 from hf_rat.data.tasks import GLUE, find
-from hf_rat.finetuning.flags import given_flags, read_flags, reported
+from hf_rat.finetuning.blame import reported
+from hf_rat.finetuning.flags import given_flags, read_flags
 from hf_rat.finetuning.preset import apply_paper
 from hf_rat.finetuning.pretrained import set_dropout
 

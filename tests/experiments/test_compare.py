@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from hf_rat.cli.compare import main, parse
 from hf_rat.experiments import compare as command
-from hf_rat.experiments.compare import Method, aggregate, compare, main, parse
+from hf_rat.experiments.compare import Method, aggregate, compare
 
 
 class FakeRunner:
