@@ -199,7 +199,7 @@ def fgm(
     L = L(x) + L(x + r),  r = epsilon g / ||g||_2,  g = dL(x)/dx, x the word embeddings of one example.
 
     Arguments: epsilon: 0.1 by our measurement from scratch (results/defaults), 0.02 was better for a pretrained MiniLM
-        (results/fine_tuning/rte); paper 5.0 on frequency-normalised embeddings; copied snippets 1.0, the table's scope.
+        (results/fine_tuning/rte); paper 5.0 on frequency-normalised embeddings; snippets 1.0, the table's scope.
         scope: "example" is the paper; "table" is the snippets' (and the R-AT authors') FGM, one norm over the
         micro-batch's gradient of the embedding table.
     Relations: pgd(steps=1, step=epsilon) is fgm; rat without its second pass and divergence is fgm; epsilon=0 adds a
