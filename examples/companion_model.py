@@ -40,7 +40,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 folder, sentence = sys.argv[1:]
 model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 assert "hf_rat" not in sys.modules
 logits = model(**tokenizer(sentence, return_tensors="pt")).logits
 print(type(model).__name__, "says:", sentence, "->", model.config.id2label[int(logits.argmax())])
@@ -111,7 +111,7 @@ def main(name: str, max_steps: int) -> None:
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=accuracy,
-            regularizer=rat(epsilon=0.5),
+            regularizer=rat(epsilon=0.1),
         )
         trainer.train()
         print(trainer.evaluate())
@@ -126,6 +126,6 @@ if __name__ == "__main__":
         description="Trains a small AutoModel with R-AT, saves it and loads it elsewhere."
     )
     parser.add_argument("--model", choices=["textcnn", "bilstm"], default="textcnn")
-    parser.add_argument("--max_steps", type=int, default=100, help="optimizer steps")
+    parser.add_argument("--max_steps", type=int, default=200, help="optimizer steps")
     arguments = parser.parse_args()
     main(arguments.model, arguments.max_steps)

@@ -6,7 +6,7 @@ How large a perturbation should be depends on the model and the data, so it is w
 `RegularizedTrainingArguments` the regularizer is described by arguments: `reg="rat"`, and `reg_epsilon`, `reg_alpha`
 and so on, each of which overrides that argument of the recipe. A search sweeps them like any other argument.
 
-Choose on held-back examples, and score the choice once, on others. Offline: the reviews are made here, a third of the
+Choose on held-back examples, and score the choice once, on others. Offline: the reviews are made here, a fifth of the
 training labels is wrong, the tokenizer is the package's own and the model is a small BERT.
 """
 
@@ -31,7 +31,7 @@ def make_reviews(count: int, seed: int, wrong: float = 0.0) -> Dataset:
     rows = []
     for _ in range(count):
         praised = [rng.random() < 0.5 for _ in range(3)]
-        words = [rng.choice(PRAISE if good else BLAME) for good in praised] + rng.choices(NEUTRAL, k=9)
+        words = [rng.choice(PRAISE if good else BLAME) for good in praised] + rng.choices(NEUTRAL, k=5)
         rng.shuffle(words)
         rows.append({"text": " ".join(words), "label": int((sum(praised) >= 2) != (rng.random() < wrong))})
     return Dataset.from_list(rows)
@@ -43,7 +43,7 @@ def accuracy(prediction) -> dict[str, float]:
 
 def main(max_steps: int, trials: int) -> None:
     rows = {
-        "train": make_reviews(300, 1, wrong=1 / 3),
+        "train": make_reviews(400, 1, wrong=0.2),
         "validation": make_reviews(500, 2),
         "test": make_reviews(500, 3),
     }
@@ -62,7 +62,7 @@ def main(max_steps: int, trials: int) -> None:
 
     def space(trial) -> dict[str, float]:
         return {
-            "reg_epsilon": trial.suggest_float("reg_epsilon", 0.01, 1.0, log=True),
+            "reg_epsilon": trial.suggest_float("reg_epsilon", 0.01, 0.5, log=True),
             "reg_alpha": trial.suggest_categorical("reg_alpha", [0.0, 0.5, 2.0]),
         }
 
@@ -109,7 +109,7 @@ def main(max_steps: int, trials: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Searches epsilon and alpha of R-AT with Optuna.")
-    parser.add_argument("--max_steps", type=int, default=60, help="optimizer steps of each trial")
-    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--max_steps", type=int, default=100, help="optimizer steps of each trial")
+    parser.add_argument("--trials", type=int, default=4)
     arguments = parser.parse_args()
     main(arguments.max_steps, arguments.trials)
