@@ -19,7 +19,7 @@ def text_of(document):
 
 
 def anchors(document):
-    """Of the headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces, numbers if repeated."""
+    """Of headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces, numbers where repeated."""
     found = set()
     text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.S | re.M)
     for heading in re.findall(r"^#+ +(.+)$", text, flags=re.M):

@@ -43,8 +43,8 @@ class ZeroGains:
             )
 
     def watched(self, run: Callable[[], Pass]) -> Pass:
-        """Run a pass; the first one is watched for whether it draws random numbers."""
-        if self._draws is not None:
+        """Run a pass; the first one in training mode is watched for whether it draws random numbers."""
+        if self._draws is not None or not self._model.training:  # a look at the model in evaluation draws none
             return run()
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         before = RandomState(device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_dropout_rates import Own
 from tiny import tiny_batch, tiny_model
+from tiny_tasks import collate, task_model, task_rows
 from torch import nn
 
 from hf_rat import Regularization, rdrop
@@ -42,6 +43,15 @@ def test_a_model_in_evaluation_mode_is_told_once(expression, losses):
 )
 def test_a_model_that_learns_from_it_is_not_told(expression):
     assert not any(told(expression, tiny_model(dropout=0.1)))
+
+
+def test_a_model_that_is_looked_at_in_evaluation_first_is_not_told():
+    """Whether a causal language model shifts its labels is found by a pass in evaluation, which draws nothing."""
+    model, batch = task_model("causal_lm_llama", dropout=0.1), collate(task_rows("causal_lm_llama", 4))
+    regularization = Regularization(rdrop(), model.train())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert regularization.backward(batch)["consistency"] > 0
 
 
 class Unused(nn.Module):
