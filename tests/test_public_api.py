@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hf_rat
-from hf_rat.regularizers.recipes import RECIPES
+from hf_rat.regularizers.recipe import RECIPES
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "accelerate")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_rat
-from hf_rat.regularizers.recipes import RECIPES
+from hf_rat.regularizers.recipe import RECIPES
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("hatchling", reason="builds the wheel; `pip install -e .[dev]` brings it")

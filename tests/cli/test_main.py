@@ -15,7 +15,7 @@ from hf_rat.cli import _commands, _source, main
 from hf_rat.finetuning.file_flags import FileArguments
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, given_flags
 from hf_rat.finetuning.word_model_flags import WordModelArguments
-from hf_rat.regularizers.recipes import RECIPES
+from hf_rat.regularizers.recipe import RECIPES
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
 ROOT = Path(__file__).parents[2]
