@@ -9,7 +9,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from hf_rat.cli.main import main
-from hf_rat.experiments import compare
+from hf_rat.cli import compare
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
@@ -97,6 +97,7 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments)
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
+    known |= {"--help-all"}
     known |= launch_command_parser()._option_string_actions.keys()
     wrong = []
     for path in PAGES:
