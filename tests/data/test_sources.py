@@ -103,7 +103,7 @@ def test_text_columns(columns, texts):
     ],
 )
 def test_text_columns_that_are_not_guessed(columns, part):
-    with pytest.raises(ValueError, match="^text_column_names") as raised:
+    with pytest.raises(ValueError, match=r"^text_column_names") as raised:
         text_columns_of(Dataset.from_list([columns]), "label")
     assert part in str(raised.value)
 
