@@ -56,7 +56,11 @@ def classes_of(rows: Dataset | IterableDataset, column: str, regression: bool | 
         first.setdefault(value, index)
         counts[value] += 1
     if len(counts) == 1:
-        every = f"all {counts.total()} rows of the training split have the label {next(iter(counts))!r}"
+        count = counts.total()
+        rows_have = (
+            "the only row of the training split has" if count == 1 else f"all {count} rows of the training split have"
+        )
+        every = f"{rows_have} the label {next(iter(counts))!r}"
         raise ValueError(f"{what}: {every}, so there is nothing to learn")
     numbers = {value: _number(value) for value in counts}
     if regression is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _LEVELS = 1 << 16
 
@@ -27,7 +28,8 @@ def faster(args: TrainingArguments) -> Iterator[None]:
     if not getattr(args, "fast", False):
         yield
         return
-    on_gpu, before = args.device.type == "cuda", torch.get_float32_matmul_precision()
+    on_gpu, precision = args.device.type == "cuda", torch.get_float32_matmul_precision()
+    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]  # which may be the user's own
     torch.set_float32_matmul_precision("high" if on_gpu else "medium")
     try:
         if not on_gpu:
@@ -36,8 +38,9 @@ def faster(args: TrainingArguments) -> Iterator[None]:
                 attend_in_half_precision()
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
         undo()
+        AttentionInterface.register("sdpa", attention)
 
 
 @cache

@@ -86,7 +86,7 @@ REFUSED = [
         "--dataloader_drop_last --per_device_train_batch_size 64",
         "24 training rows do not fill one batch of 64",
     ),
-    ("one", "--validation_from_train 0.5 --do_regression true", "1 training row leaves none"),
+    ("one", "--validation_from_train 0.5", "the only row of the training split has the label 0"),
     ("four", "--validation_from_train 0.9", "4 training rows leaves none"),
     ("pairs", "--lr_scheduler_type cosine_with_min_lr", "--lr_scheduler_type cosine_with_min_lr: One of min_lr"),
     ("pairs", "--lr_scheduler_type warmup_stable_decay", "--lr_scheduler_type warmup_stable_decay"),

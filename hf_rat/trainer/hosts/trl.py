@@ -45,7 +45,8 @@ class SFTHost(Host):
     def require(self, regularizer: Term) -> None:
         """Refuse several examples in one row, activations kept for one backward only, and a loss function."""
         trainer = self.trainer
-        self._fused = not compares_logits(regularizer)
+        # With label smoothing TRL runs the model once for the loss and once for its metrics; `_Once` answers both.
+        self._fused = not (compares_logits(regularizer) or trainer.args.label_smoothing_factor)
         if trainer.compute_loss_func is not None:
             raise ValueError(
                 "compute_loss_func with SFTTrainer, which deprecates it: override compute_loss in a subclass of "
