@@ -51,9 +51,7 @@ TABLE = {
     "adversarial_dropout": Row({"rate": 0.2}, SMOOTH, "mask"),
 }
 BY_HAND = tuple(TABLE)
-for _name in (
-    RECIPES.keys() - TABLE.keys()
-):  # a new one promises the losses that it has on a BERT, and to move its site
+for _name in RECIPES.keys() - TABLE.keys():  # a new one: the losses that it has on a BERT, and it moves its site
     _one = RECIPES[_name]()
     _losses = set(Regularization(_one, tiny_model(dropout=0.1)).backward(tiny_batch()))
     _site = {"embeddings": "embeddings", "logits": "mask"}.get(dict(_one.arguments).get("site"))
