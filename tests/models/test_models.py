@@ -51,8 +51,11 @@ TABLE = {
     "adversarial_dropout": Row({"rate": 0.2}, SMOOTH, "mask"),
 }
 BY_HAND = tuple(TABLE)
-for _name in RECIPES.keys() - TABLE.keys():  # a new one promises at least, on every model, the losses it has on a BERT
-    TABLE[_name] = Row({}, set(Regularization(RECIPES[_name](), tiny_model(dropout=0.1)).backward(tiny_batch())))
+for _name in RECIPES.keys() - TABLE.keys():  # a new one: the losses that it has on a BERT, and it moves its site
+    _one = RECIPES[_name]()
+    _losses = set(Regularization(_one, tiny_model(dropout=0.1)).backward(tiny_batch()))
+    _site = {"embeddings": "embeddings", "logits": "mask"}.get(dict(_one.arguments).get("site"))
+    TABLE[_name] = Row({}, _losses, _site)
 
 
 def test_the_table_names_recipes():
