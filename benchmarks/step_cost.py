@@ -43,8 +43,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from hf_rat.engine.regularization import Regularization
-from hf_rat.regularizers import RECIPES, parse
+from hf_rat import Regularization, parse  # by public names: paired.py loads other commits here
+from hf_rat.regularizers import RECIPES
 
 BASELINES: dict[str, Callable[[nn.Module, Batch], Any]] = {
     "hand-written plain": plain,
