@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.tasks import Task
@@ -47,7 +46,6 @@ DEFAULTS: dict[str, Any] = {
 _PLAIN, _TUNED = "plain", "plain-tuned"
 _RATES = (0.1, 0.3, 0.5)
 _HELD_BACK = 0.2
-_PATIENCE = 4
 _HEAD = ["training", "dropout", "epochs", "train acc.", "clean acc.", "clean loss", "seconds"]
 # Points of accuracy by which two trainings may differ by chance: twice the standard error on 2,000 rows.
 _TIE = 2.0
@@ -112,10 +110,9 @@ def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         results = run_job(flags, job, resume)
         say("\n" + table([_HEAD, _line("plain", example.dropout, results)]))
     else:
-        plain = _trained(plain_flags, example, rows, folder / _PLAIN, example.dropout)
+        plain = _trained(plain_flags, example, rows, folder / _PLAIN, example.dropout, 1.0)
         choice = _choice(plain_flags, example, rows, folder / _TUNED)
-        shorter = _shortened(plain_flags, choice["share"])
-        tuned = _trained(shorter, example, rows, folder / _TUNED, choice["dropout"])
+        tuned = _trained(plain_flags, example, rows, folder / _TUNED, choice["dropout"], choice["share"])
         state = json.loads((folder / _PLAIN / "trainer_state.json").read_text(encoding="utf-8"))
         job.beside = {"plain": state["log_history"]}
         results = run_job(flags, job, resume)
@@ -164,14 +161,18 @@ def _job(flags: Flags, example: Example, rows: DatasetDict, dropout: float) -> J
     return job
 
 
-def _trained(flags: Flags, example: Example, rows: DatasetDict, folder: Path, dropout: float) -> dict[str, float]:
-    """The results of one plain training, in a folder of its own; those of a finished one are kept."""
+def _trained(
+    flags: Flags, example: Example, rows: DatasetDict, folder: Path, dropout: float, share: float
+) -> dict[str, float]:
+    """The results of a share of one plain training, in a folder of its own; those of a finished one are kept."""
     results = read_results(folder)
     if results is None:
         own = dataclasses.replace(
             flags, training=dataclasses.replace(flags.training, output_dir=str(folder), resume_from_checkpoint=None)
         )
-        results = run_job(own, _job(own, example, rows, dropout), None)
+        job = _job(own, example, rows, dropout)
+        job.callbacks = [_StopAt(share)]
+        results = run_job(own, job, None)
     return results
 
 
@@ -183,13 +184,15 @@ def _choice(flags: Flags, example: Example, rows: DatasetDict, folder: Path) -> 
     kept = folder / "choice.json"
     if read_results(folder) is not None and kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    trials = []
+    trials: list[dict[str, Any]] = []
     for dropout in _RATES:
         with tempfile.TemporaryDirectory() as nowhere:
             training = dataclasses.replace(
                 flags.training,
-                **{"output_dir": nowhere, "report_to": "none", "logging_strategy": "no"},
-                **{"eval_strategy": "epoch", "metric_for_best_model": "loss"},
+                output_dir=nowhere,
+                report_to="none",
+                logging_strategy="no",
+                eval_strategy="epoch",
             )
             own = dataclasses.replace(flags, training=training)
             job = _job(own, example, rows, dropout)
@@ -197,7 +200,6 @@ def _choice(flags: Flags, example: Example, rows: DatasetDict, folder: Path) -> 
             count = max(1, round(_HELD_BACK * len(job.train)))
             job.evaluation = {"": job.train.select(range(count))}
             job.train = job.train.select(range(count, len(job.train)))
-            job.callbacks = [_EarlyStopping(_PATIENCE)]
             trainer = build_trainer(own, job)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
@@ -218,19 +220,15 @@ def _choice(flags: Flags, example: Example, rows: DatasetDict, folder: Path) -> 
     return choice
 
 
-class _EarlyStopping(EarlyStoppingCallback):
-    """That of transformers, without its warning: the epoch of the best model is asked for, not the model."""
+class _StopAt(TrainerCallback):
+    """Stop after so many steps, without another learning rate than a whole run has until then."""
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    def __init__(self, share: float) -> None:
+        self.share = share
 
-
-def _shortened(flags: Flags, share: float) -> Flags:
-    """The same for a share of the run."""
-    training = flags.training
-    steps = math.ceil(share * training.max_steps) if training.max_steps > 0 else -1
-    changed = dataclasses.replace(training, num_train_epochs=share * training.num_train_epochs, max_steps=steps)
-    return dataclasses.replace(flags, training=changed)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= round(self.share * state.max_steps):
+            control.should_training_stop = True
 
 
 def _line(name: str, dropout: float, results: dict[str, float]) -> list[str]:
