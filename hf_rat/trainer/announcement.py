@@ -44,7 +44,7 @@ def announcement(regularization: Regularization, args: TrainingArguments, with_u
         cost += regularization.cost(unlabeled=True)
     said = [f"Regularizer {regularization.regularizer!r}: {cost} per step (plain: 1 and 1)"]
     if not regularization.is_plain:
-        whole = regularization.whole_because
+        whole = regularization.why_not_bucketed
         if whole is None:
             said += [f"{cost.price()}, before length buckets", "batches split by length"]
         else:

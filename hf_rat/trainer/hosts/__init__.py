@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from hf_rat.trainer.hosts.base import Passes, accepted
+from hf_rat.trainer.hosts.base import Host, select_arguments
 from hf_rat.trainer.hosts.own_loss import OwnLoss
-from hf_rat.trainer.hosts.sentence_transformers import SentencePasses
-from hf_rat.trainer.hosts.trl import SFTPasses
+from hf_rat.trainer.hosts.sentence_transformers import SentenceHost
+from hf_rat.trainer.hosts.trl import SFTHost
 
-__all__ = ["OwnLoss", "Passes", "accepted", "passes_of"]
+__all__ = ["Host", "OwnLoss", "host_of", "select_arguments"]
 
 
-def passes_of(trainer: Any) -> Passes:
+def host_of(trainer: Any) -> Host:
     """The way that fits the class of a trainer."""
-    return next(kind for kind in (SFTPasses, SentencePasses, Passes) if kind.fits(trainer))(trainer)
+    return next(kind for kind in (SFTHost, SentenceHost, Host) if kind.fits(trainer))(trainer)

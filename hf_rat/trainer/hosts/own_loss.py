@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import Trainer
 
-from hf_rat.trainer.hosts.base import Passes
+from hf_rat.trainer.hosts.base import Host
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -28,7 +28,7 @@ class OwnLoss(_Base):
         TypeError: a class is defined with a Trainer in front of the mixin, which would then do nothing.
     """
 
-    _passes: Passes
+    _host: Host
     _assigned_loss: Callable[..., Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -63,8 +63,8 @@ class OwnLoss(_Base):
 
         On an instance, `trainer.compute_loss` is the loss of a whole step instead.
         """
-        if self._passes.running and self.compute_loss_func is not None and "labels" in inputs:
-            return self._passes.by_function(model, inputs, return_outputs)
+        if self._host.running and self.compute_loss_func is not None and "labels" in inputs:
+            return self._host.by_function(model, inputs, return_outputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     @property
@@ -82,5 +82,5 @@ class OwnLoss(_Base):
 
     @property
     def _has_own_loss(self) -> bool:
-        """Whether the task loss is the user's: weighted by classes, or a contrast between examples, for instance."""
+        """Whether the task loss is the user's: weigh by classes, or a contrast between examples, for instance."""
         return self.compute_loss_func is not None or self._overrides_loss

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from hf_rat.passes.sites import EMBEDDINGS
 from hf_rat.regularizers.terms import Adversarial, TaskLoss, Term, all_terms, is_plain
-from hf_rat.trainer.hosts.base import Passes, is_a
+from hf_rat.trainer.hosts.base import Host, is_a
 
 
-class SentencePasses(Passes):
+class SentenceHost(Host):
     """Passes through the `compute_loss` of a trainer of sentence-transformers.
 
     The components of a loss that has several are logged of the first pass over each micro-batch.

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from hf_rat.passes.problems import IGNORED
 from hf_rat.regularizers.terms import Term, compares_logits, is_plain
-from hf_rat.trainer.hosts.base import Passes, is_a
+from hf_rat.trainer.hosts.base import Host, is_a
 
 _ROWS_AT_A_TIME = 256
 
 
-class SFTPasses(Passes):
+class SFTHost(Host):
     """Passes through the `compute_loss` of an `SFTTrainer`.
 
     Its metrics (entropy, mean_token_accuracy, num_tokens) are those of the first pass over each micro-batch.
