@@ -144,7 +144,8 @@ class Batch:
     def skip_group(self) -> None:
         """The group that ran last is not finite and not back-propagated: the slopes that it would leave are zero."""
         for leaf in self.awaited:
-            leaf.grad = torch.zeros_like(leaf)
+            if leaf.grad is None:  # a group that ran before has left the others
+                leaf.grad = torch.zeros_like(leaf)
 
 
 def tile(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:

@@ -171,7 +171,17 @@ def test_a_slope_whose_group_was_not_back_propagated_is_an_error():
     assert point.slope(EMBEDDINGS).any()
 
 
-def test_skipping_a_group_leaves_the_slopes_of_earlier_groups_alone():
+def test_skipping_a_group_leaves_the_slopes_that_are_there():
+    runner = Runner()
+    point = Point(runner.batch, plan=SLOPE)
+    loss = point.task
+    point.take_slopes(alone=True)
+    loss.backward()
+    runner.batch.skip_group()  # one that runs after it, at another point
+    assert point.slope(EMBEDDINGS).any()
+
+
+def test_a_skipped_group_is_no_excuse_for_one_before_it():
     runner = Runner()
     first, second = Point(runner.batch, plan=SLOPE), Point(runner.batch, plan=SLOPE)
     assert torch.isfinite(first.task + second.task)
