@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from hf_rat.cli.main import main
 from hf_rat.cli import compare
+from hf_rat.cli.main import main
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse

@@ -1,4 +1,4 @@
-"""Whether the batches of a run are split by length (regularizers/buckets.py), and what a bucket more costs."""
+"""Whether the batches of a run are split by length (passes/length_buckets.py), and what a bucket more costs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FLOP_SECONDS = 1.5e-11
 """For each floating point operation."""
 
 
-def whole_because(
+def why_not_bucketed(
     asked: str, plain: bool, sites: Sequence[str], model: nn.Module, accelerator: Accelerator | None
 ) -> str | None:
     """Why the batches of a run are not split by length; None where they are.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat.passes.batch import Batch
-from hf_rat.passes.point import Point
+from hf_rat.passes.execution import Execution
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site
-from hf_rat.regularizers.terms import Term, groups
+from hf_rat.regularizers.terms import Term, count_groups, groups
 
 # Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
 FORWARD, BACKWARD, SLOPE, OPTIMIZER = 0.375, 0.56, 0.31, 0.065
@@ -61,50 +61,52 @@ class Cost:
         return f"about {self.time:.1f} times the time and {self.graphs} times the activations of plain training"
 
 
-def rehearse(
-    regularizer: Term, step: int, lean: bool = False, single_backward: bool = False, slopes_apart: bool = False
-) -> Cost:
+def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cost:
     """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were.
 
     Args:
         regularizer: what is rehearsed.
         step: the optimizer step.
-        lean: whether passes are run again instead of kept.
-        single_backward: whether the groups wait for one backward of them all.
-        slopes_apart: whether announced slopes are taken in passes of their own.
+        like: how passes run: whether groups wait for one backward of them all, passes are run again instead of kept,
+            and slopes are taken in passes of their own. None: none of these.
+
+    Raises:
+        RuntimeError: the regularizer has another number of groups than it says.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        return _rehearse(regularizer, step, _Stage(), lean, single_backward, slopes_apart)
+        stage = _Stage()
+        execution = Execution(
+            run=stage.run,
+            open_site=stage.site,
+            streaming=like is None or like.streaming,
+            separate_slope_pass=like is not None and like.separate_slope_pass,
+            rerun=None if like is None or like.rerun is None else stage.run,
+            teacher=lambda inputs: stage.run(inputs)[1].detach(),
+        )
+        inputs = {"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])}
+        return _rehearse(regularizer, Batch(inputs, lambda: "single_label_classification", execution, step))
 
 
-def _rehearse(
-    regularizer: Term, step: int, stage: _Stage, lean: bool, single_backward: bool, slopes_apart: bool
-) -> Cost:
-    batch = Batch(
-        inputs={"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])},
-        run=stage.run,
-        open_site=stage.site,
-        problem="single_label_classification",
-        step=step,
-        streaming=not single_backward,
-        slopes_apart=slopes_apart,
-        rerun=stage.run if lean else None,
-        teacher=lambda inputs: stage.run(inputs)[1].detach(),
-    )
+def _rehearse(regularizer: Term, batch: Batch) -> Cost:
+    tally, streaming = batch.tally, batch.execution.streaming
     backwards = count = 0
     graphs: list[int] = []
-    for group in groups(regularizer, Point(batch)):
-        before, reruns = batch.forwards - batch.searches, batch.reruns
+    for group in groups(regularizer, batch):
+        before, reruns = tally.forwards - tally.searches, tally.reruns
         losses = group()
-        passes = batch.forwards - batch.searches - before
+        passes = tally.forwards - tally.searches - before
         backwards += passes
-        graphs.append(passes - (batch.reruns - reruns))
+        graphs.append(passes - (tally.reruns - reruns))
         count += 1
-        if losses and not single_backward:
+        if losses and streaming:
             torch.stack(list(losses.values())).sum().backward()
+    if count != (said := count_groups(regularizer, batch.step)):
+        raise RuntimeError(
+            f"{regularizer!r} has {count} groups of losses, and its count_elsewhere or visits say {said}"
+        )
     # A regularizer of unlabeled batches that begins later has no group yet.
-    alive = sum(graphs) if single_backward else max(graphs, default=0)
-    return Cost(batch.forwards + batch.reruns, backwards, batch.slopes, count, alive)
+    alive = max(graphs, default=0) if streaming else sum(graphs)
+    return Cost(tally.forwards + tally.reruns, backwards, tally.slopes, count, alive)
 
 
 class _Stage(nn.Module):

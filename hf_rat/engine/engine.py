@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from accelerate.utils import DistributedType, extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from hf_rat.passes.execution import Execution, Pass
 
 
 class Engine:
@@ -23,13 +26,13 @@ class Engine:
 
     Attributes:
         unwrapped: the model inside.
-        called: what a pass calls now: `model`, or in a search under DeepSpeed `unwrapped`.
+        model: what a pass calls.
         is_sharded: `fully_shard` (FSDP2) spreads the weights over the processes.
         steps_in_backward: every backward makes an optimizer step (DeepSpeed), so that there must be one only.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator | None) -> None:
-        self.called = self._model = model
+        self.model = model
         self.unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
         self._accelerator = accelerator
         kind = None if accelerator is None else accelerator.distributed_type
@@ -43,6 +46,31 @@ class Engine:
             accelerator is None
             and (self.is_sharded or isinstance(model, nn.parallel.DistributedDataParallel))
             and torch.distributed.is_initialized()
+        )
+
+    def execution(
+        self, run: Callable[[nn.Module, dict[str, Any]], Pass], *, streaming: bool, lean: bool, **settings: Any
+    ) -> Execution:
+        """How passes run under this engine.
+
+        Args:
+            run: (model, inputs) -> (mean task loss, logits).
+            streaming: groups are back-propagated one by one.
+            lean: several passes at a point run again in the backward, without what wraps the model.
+            settings: the other arguments of `Execution`.
+        """
+        return Execution(
+            run=partial(run, self.model),
+            # DeepSpeed takes any traversal that begins at its own output for the backward that it waits for.
+            search=partial(run, self.unwrapped) if self.steps_in_backward else None,
+            rerun=partial(run, self.unwrapped) if lean else None,
+            streaming=streaming,
+            separate_slope_pass=self.steps_in_backward,
+            no_sync=self.no_sync,
+            scale=self.scale,
+            # A table that FSDP shards can be looked up inside the model's own forward only.
+            may_look_up=not self.is_sharded,
+            **settings,
         )
 
     def backward(self, loss: Tensor) -> None:
@@ -80,27 +108,14 @@ class Engine:
         if self._exchanges_always:
             return nullcontext()
         if self._accelerator is None:
-            no_sync: AbstractContextManager[Any] = getattr(self._model, "no_sync", nullcontext)()
+            no_sync: AbstractContextManager[Any] = getattr(self.model, "no_sync", nullcontext)()
             return no_sync
-        return self._accelerator.no_sync(self._model)
-
-    @contextmanager
-    def search(self) -> Iterator[None]:
-        """Passes inside give slopes, and no gradients of parameters."""
-        before = self.called
-        if self.steps_in_backward:
-            # DeepSpeed takes any traversal that begins at its own output for the backward that it waits for.
-            self.called = self.unwrapped
-        try:
-            with self.no_sync():
-                yield
-        finally:
-            self.called = before
+        return self._accelerator.no_sync(self.model)
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the loss scale of fp16."""
         if self.steps_in_backward:
-            return loss * getattr(getattr(self._model, "optimizer", None), "cur_scale", 1.0)
+            return loss * getattr(getattr(self.model, "optimizer", None), "cur_scale", 1.0)
         if self._accelerator is None or self._accelerator.scaler is None:
             return loss
         return self._accelerator.scaler.scale(loss)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_rat.passes.batch import Batch, Pass, Run
+from hf_rat.passes.execution import Execution, Pass, Run
 
 
 class KeptOutputs:
@@ -33,16 +33,23 @@ class KeptOutputs:
         for hook in self._hooks:
             hook.remove()
 
-    def watched(self, batch: Batch) -> Batch:
-        """The batch, whose passes run whole and one by one: of several in one, nobody can tell whose is what."""
-        if not self._names:
-            return batch
+    def begin(self) -> None:
+        """Before the passes over a batch: forget the outputs of the last one."""
         self.values.clear()
-        rerun = None if batch.rerun is None else self._watched(batch.rerun)
-        run = self._watched(batch.run)
-        return replace(batch, run=run, rerun=rerun, split=(), apart_because=lambda inputs: "outputs are kept")
 
-    def _watched(self, run: Run) -> Run:
+    def watch(self, execution: Execution) -> Execution:
+        """The same, whose passes run one by one: of several in one, nobody can tell whose output is what."""
+        if not self._names:
+            return execution
+        return replace(
+            execution,
+            run=self._watch(execution.run),
+            search=execution.search and self._watch(execution.search),
+            rerun=execution.rerun and self._watch(execution.rerun),
+            why_one_by_one=lambda inputs: "outputs are kept",
+        )
+
+    def _watch(self, run: Run) -> Run:
         def watched(inputs: dict[str, Any]) -> Pass:
             self._watching = not self.values
             try:

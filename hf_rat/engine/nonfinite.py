@@ -26,7 +26,7 @@ class NonfiniteGuard:
         self._last = -1
         self._told: set[str] = set()
 
-    def kept(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def drop_losses(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """The losses that are finite on every process: others are never back-propagated, as 0 x NaN is NaN."""
         if not losses:
             return losses

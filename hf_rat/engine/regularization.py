@@ -22,26 +22,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_rat.engine.averaged_model import proximal_average
-from hf_rat.engine.bucketing_policy import overhead, whole_because
+from hf_rat.engine.bucketing_policy import overhead, why_not_bucketed
 from hf_rat.engine.cost import Cost, rehearse
-from hf_rat.engine.dropout_look import DropoutLook
 from hf_rat.engine.engine import Engine
-from hf_rat.engine.first_batch import FirstBatch
 from hf_rat.engine.kept_outputs import KeptOutputs
 from hf_rat.engine.nonfinite import NonfiniteGuard
+from hf_rat.engine.open_sites import OpenSites
+from hf_rat.engine.probes import PassProbe, RateProbe
 from hf_rat.engine.reading import call
-from hf_rat.engine.requirements import require, require_memory, warn_of_no_flips
-from hf_rat.engine.weighting import Weighting, weighted
-from hf_rat.engine.withheld import given_back
+from hf_rat.engine.requirements import require, require_memory
+from hf_rat.engine.weighting import Weighting, weigh
 from hf_rat.engine.zero_gains import ZeroGains
-from hf_rat.passes.batch import Batch, Pass
+from hf_rat.passes.batch import Batch
+from hf_rat.passes.execution import Execution, Pass
 from hf_rat.passes.length_buckets import Bucket, buckets
-from hf_rat.passes.point import Point
 from hf_rat.passes.problems import LABELS
 from hf_rat.passes.running_buffers import RunningBuffers
-from hf_rat.passes.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.regularizers.expressions import as_term
-from hf_rat.regularizers.terms import FULL_STRENGTH, Group, Term, accumulate, all_terms, groups, is_plain
+from hf_rat.regularizers.terms import FULL_STRENGTH, Term, accumulate, count_groups, groups, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 
 
@@ -92,29 +90,33 @@ class Regularization:
         self._running = RunningBuffers(self.unwrapped)
         self._gains = ZeroGains(regularizer, self.unwrapped)
         self.run = run or partial(call, regularizer)
-        self._look = DropoutLook(regularizer, self.engine, self.run, self._running)
-        self._first_batch = FirstBatch(self.engine, self._mean_of)
-        self._lean = memory == "lean"
-        self._sites: dict[str, Site] = {}
-        self._costs: dict[tuple[Term, ...], Cost] = {}
-        self.weighting = Weighting(self.engine, self._run, regularizer, problem)
+        self.weighting = Weighting(self.engine, self.run, regularizer, problem)
+        self._require_rates = RateProbe(regularizer, self.engine, self.run, self._running)
+        self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
         asked = length_buckets or ("auto" if run is None else "off")
-        terms = list(all_terms(regularizer))
-        self._site_names = sorted({term.perturb.site for term in terms if term.perturb and term.perturb.site})
-        self.whole_because = whole_because(asked, self.is_plain, self._site_names, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
         self.teacher = proximal_average(regularizer, self.unwrapped)
+        self._sites = OpenSites(regularizer, self.unwrapped)
+        self.why_not_bucketed = why_not_bucketed(
+            asked, self.is_plain, self._sites.names, self.unwrapped, accelerator
+        ) or ("outputs are kept" if keep else None)
         self._keeper = KeptOutputs(keep, self.unwrapped)
         self.kept = self._keeper.values
-        for name in self._site_names:
-            self._open_site(name)
-        embeddings = [site.module for site in self._sites.values() if isinstance(site, EmbeddingSite)]
-        for name, site in self._sites.items():
-            if isinstance(site, ModuleSite) and site.module in embeddings:  # which a look-up stands for
-                self.close()
-                raise ValueError(f"{regularizer!r} perturbs the word embeddings as {name} too; give both one site")
+        execution = self.engine.execution(
+            self.weighting.run,
+            open_site=self._sites.open,
+            streaming=not self.single_backward,
+            lean=memory == "lean",
+            teacher=None if self.teacher is None else self.teacher.logits,
+            frames=self.weighting.frames,
+            why_one_by_one=self._probe.why_one_by_one,
+            require_repeatable=self._probe.require_repeatable,
+            running=self._running,
+        )
+        self._stream = self._keeper.watch(execution)
+        self._whole = replace(self._stream, streaming=False)  # all graphs are kept for one backward
 
     @property
     def is_plain(self) -> bool:
@@ -130,7 +132,7 @@ class Regularization:
         unlabeled: Mapping[str, Any] | None = None,
         step: int = 0,
         accumulation: int = 1,
-        items: Tensor | int | None = None,
+        num_labels: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Back-propagate one micro-batch. If a gradient is not finite, all are taken away: the step changes nothing.
 
@@ -143,7 +145,8 @@ class Regularization:
                 adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
             step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
-            items: `counted`, summed over the step and all processes: labels count alike. Default: micro-batches do.
+            num_labels: `count_labels`, summed over the step and all processes: labels count alike. Default:
+                micro-batches do.
 
         Returns:
             Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
@@ -152,7 +155,7 @@ class Regularization:
             ValueError: nothing in the regularizer can use an unlabeled batch.
         """
         loss, named = self.all_but_last_backward(
-            inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, items=items
+            inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, num_labels=num_labels
         )
         self.engine.backward(loss / accumulation)
         if self.engine.leaves_gradients:
@@ -166,12 +169,12 @@ class Regularization:
         unlabeled: Mapping[str, Any] | None = None,
         step: int = 0,
         accumulation: int = 1,
-        items: Tensor | int | None = None,
+        num_labels: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The named losses with their graphs, weighted as in `backward`, for a loop that makes its own backward."""
         named: dict[str, Tensor] = {}
-        weight = self.weighting.weight(inputs, items, accumulation)
-        for last, losses, asked in self._groups(self._batch(inputs, step, streaming=False), unlabeled, weight):
+        weight = self.weighting.weight(inputs, num_labels, accumulation)
+        for last, losses, asked in self._groups(self._batch(inputs, step, self._whole), unlabeled, weight):
             accumulate(named, losses)
             if last and not named:
                 named["nothing_finite"] = self.engine.nothing(asked.values())
@@ -185,7 +188,7 @@ class Regularization:
         unlabeled: Mapping[str, Any] | None = None,
         step: int = 0,
         accumulation: int = 1,
-        items: Tensor | int | None = None,
+        num_labels: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
 
@@ -194,8 +197,9 @@ class Regularization:
         named: dict[str, Tensor] = {}
         done = pending = None
         owed: Tensor | float = 0.0
-        batch = self._batch(inputs, step, streaming=not self.single_backward)
-        for last, losses, asked in self._groups(batch, unlabeled, self.weighting.weight(inputs, items, accumulation)):
+        batch = self._batch(inputs, step, self._stream)
+        weight = self.weighting.weight(inputs, num_labels, accumulation)
+        for last, losses, asked in self._groups(batch, unlabeled, weight):
             accumulate(named, {name: value.detach() for name, value in losses.items()})
             if not losses:
                 if last and pending is None:  # all processes complete the gradient exchange with nothing
@@ -210,14 +214,18 @@ class Regularization:
                 done = total.detach() if done is None else done + total.detach()
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
-                owed = owed + given_back(batch, accumulation, self.engine)
+                if batch.table_gradient.is_owed:
+                    # A leaf's gradient is that of a loss that was divided and scaled as the returned one will be.
+                    divided = accumulation * self.engine.accumulation
+                    scale = self.engine.scale(torch.ones((), device=batch.device))
+                    owed = owed + batch.table_gradient.give_back(divided / scale)
         assert pending is not None
         self._gains.see(named, accumulation)
         return pending + owed + (0.0 if done is None else done), named
 
-    def counted(self, inputs: Mapping[str, Any]) -> Tensor:
-        """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `items`."""
-        return self.weighting.counted(inputs)
+    def count_labels(self, inputs: Mapping[str, Any]) -> Tensor:
+        """How many labels a micro-batch has, those of -100 left out; an integer scalar. Their sum is `num_labels`."""
+        return self.weighting.count_labels(inputs)
 
     def cost(self, step: int | None = None, unlabeled: bool = False) -> Cost:
         """What one step costs, found by rehearsing the regularizer on a tiny model.
@@ -228,37 +236,29 @@ class Regularization:
         """
         step = FULL_STRENGTH if step is None else step
         term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
-        active = tuple(part for weight, part in term.parts(step) if weight > 0)
-        if active not in self._costs:
-            self._costs[active] = rehearse(term, step, self._lean, self.single_backward, self.engine.steps_in_backward)
-        return self._costs[active]
+        return rehearse(term, step, self._stream)
 
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` stays near."""
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep beside the teacher's weights: plain numbers and strings."""
-        norms = {name: site.embedding_norm for name, site in self._sites.items() if isinstance(site, EmbeddingSite)}
         return {
             "regularizer": repr(self.regularizer),
-            "embedding_norms": norms,
+            "embedding_norms": self._sites.embedding_norms,
             "nonfinite_steps": self.nonfinite.steps,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state()`: epsilon keeps the unit that the run began with."""
-        for name, norm in state.get("embedding_norms", {}).items():
-            if isinstance(site := self._sites.get(name), EmbeddingSite):
-                site.embedding_norm = norm
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`: epsilon keeps the unit that the run began with."""
+        self._sites.load_embedding_norms(state.get("embedding_norms", {}))
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        for site in self._sites.values():
-            site.close()
-        self._sites.clear()
+        self._sites.close()
         self._keeper.close()
 
     def _groups(
@@ -266,65 +266,35 @@ class Regularization:
     ) -> Iterator[tuple[bool, dict[str, Tensor], dict[str, Tensor]]]:
         """(whether it is the last, its finite losses, all of them) of each group; the last one exchanges gradients."""
         self._gains.begin()
-        self._look(batch.inputs)
-        count = labelled = self.cost(batch.step).groups
-        for name in self._site_names:
-            # A site looks at the model before a compiled forward is traced.
-            warn_of_no_flips(self.regularizer, name, batch.place(name))
-        stream: Iterator[Group] = groups(self.regularizer, Point(self._keeper.watched(batch)))
+        self._require_rates(batch.inputs)
+        self._sites.probe(batch.geometry)
+        stream = groups(self.regularizer, batch)
+        count = labelled = count_groups(self.regularizer, batch.step)
         if unlabeled is not None:
-            count += self.cost(batch.step, unlabeled=True).groups
             # The kind of task is that of the labelled batch: without labels it can be unknown.
             inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-            beside = self._batch(inputs, batch.step, batch.streaming)
-            beside = replace(beside, problem=batch.problem, refined=batch.refined, updated=True)
-            stream = chain(stream, groups(Unlabeled(self.regularizer), Point(beside), "unlabeled_"))
+            beside = Batch(inputs, batch.find_problem, batch.execution, batch.step, self._split(inputs), updated=True)
+            asked = Unlabeled(self.regularizer)
+            stream = chain(stream, groups(asked, beside, "unlabeled_"))
+            count += count_groups(asked, batch.step)
         for index in range(count):
             last = index == count - 1
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self.engine.no_sync():
-                losses = weighted(next(stream)(), weight if index < labelled else None)
-            yield last, (losses if self.is_plain else self.nonfinite.kept(losses, batch.step)), losses
+                losses = weigh(next(stream)(), weight if index < labelled else None)
+            finite = losses if self.is_plain else self.nonfinite.drop_losses(losses, batch.step)
+            if losses and not finite:
+                batch.skip_group()
+            yield last, finite, losses
 
-    def _batch(self, inputs: Mapping[str, Any], step: int, streaming: bool = True) -> Batch:
-        return Batch(
-            inputs=dict(inputs),
-            split=self._split(inputs),
-            run=self._run,
-            rerun=partial(self._run, model=self.unwrapped) if self._lean else None,
-            open_site=self._open_site,
-            problem=self.weighting.problem(inputs),
-            refined=lambda _: self.weighting.problem(inputs, ask=False),
-            frames=self.weighting.frames,
-            step=step,
-            streaming=streaming,
-            # A table that FSDP shards can be looked up inside the model's own forward only.
-            may_look_up=not self.engine.is_sharded,
-            slopes_apart=self.engine.steps_in_backward,
-            no_sync=self.engine.search,
-            scale=self.engine.scale,
-            teacher=None if self.teacher is None else self.teacher.logits,
-            apart_because=self._first_batch.apart_because,
-            require_repeatable=self._first_batch.require_repeatable,
-            running=self._running,
-        )
+    def _batch(self, inputs: Mapping[str, Any], step: int, execution: Execution) -> Batch:
+        self._keeper.begin()
+        inputs = dict(inputs)
+        self.weighting.problem(inputs)  # which may run the model
+        problem = partial(self.weighting.problem, inputs, ask=False)
+        return Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
 
     def _split(self, inputs: Mapping[str, Any]) -> list[Bucket]:
-        if not self.whole_because and (split := buckets(inputs, self._bucket_overhead)):
-            self.whole_because = self._first_batch.whole_because(inputs)
-        return [] if self.whole_because else split
-
-    def _run(self, inputs: dict[str, Any], model: nn.Module | None = None) -> Pass:
-        loss, logits = self._gains.watched(lambda: self.run(model or self.engine.called, inputs))
-        self.weighting.saw(inputs, loss, logits)
-        return self.weighting.mean(loss, inputs), logits
-
-    def _mean_of(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
-        """A look: copies of a batch have its mean loss, also where the model makes a sum over examples."""
-        loss, logits = self.run(model, inputs)
-        return self.weighting.mean(loss, inputs), logits
-
-    def _open_site(self, name: str) -> Site:
-        if name not in self._sites:
-            self._sites[name] = open_site(name, self.unwrapped)
-        return self._sites[name]
+        if not self.why_not_bucketed and (split := buckets(inputs, self._bucket_overhead)):
+            self.why_not_bucketed = self._probe.why_not_bucketed(inputs)
+        return [] if self.why_not_bucketed else split

@@ -17,7 +17,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_rat.passes.adapters import without_adapters
 from hf_rat.passes.problems import require_problem
-from hf_rat.passes.sites.geometry import Place
+from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.balls import Hamming
 from hf_rat.regularizers.perturbations import Redrawn
 from hf_rat.regularizers.terms import Proximal, TaskLoss, Term, all_terms, is_plain
@@ -57,10 +57,10 @@ def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
         )
 
 
-def warn_of_no_flips(regularizer: Term, site: str, place: Place) -> None:
+def warn_of_no_flips(regularizer: Term, site: str, geometry: Geometry) -> None:
     """Warn of a rate at which not one unit of a mask is ever flipped."""
     for term in all_terms(regularizer):
-        ball, units = getattr(term.perturb, "ball", None), place.shape[-1]
+        ball, units = getattr(term.perturb, "ball", None), geometry.shape[-1]
         if not isinstance(ball, Hamming) or getattr(term.perturb, "site", None) != site:
             continue
         if ball.rate > 0 and ball.flips(units) == 0:

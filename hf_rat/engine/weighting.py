@@ -7,18 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from hf_rat.engine.engine import Engine
 from hf_rat.passes.adapters import without_adapters
 from hf_rat.passes.dropout import without_trace
-from hf_rat.passes.problems import BY_POSITION, CTC, IGNORED, counted, is_labelled, kept, require_problem
-from hf_rat.passes.recognition import MULTI, REGRESSION, WAY_OUT, Recognized, judged, recognized
+from hf_rat.passes.execution import Pass
+from hf_rat.passes.problems import (
+    BY_POSITION,
+    CTC,
+    IGNORED,
+    count_labels,
+    is_labelled,
+    require_problem,
+    select_outputs,
+)
+from hf_rat.passes.recognition import MULTI, REGRESSION, WAY_OUT, Recognized, judge, recognize
 from hf_rat.regularizers.terms import Losses, Term, compares_logits, is_plain
 
 HEADS = ("transformers", "hf_rat")
-"""Packages whose models follow the rules of `recognized` with their own loss."""
+"""Packages whose models follow the rules of `recognize` with their own loss."""
 
 
 class Weighting:
@@ -26,7 +35,7 @@ class Weighting:
 
     Args:
         engine: averages gradients over processes and micro-batches.
-        run: inputs -> (mean task loss, logits).
+        run: (model, inputs) -> (task loss, a mean or of a `ctc` a sum; logits).
         regularizer: where it compares logits, the kind of task matters beyond the weights. What cannot be told from
             the model's class is then asked of it, once, in passes without gradients. Of `plain` nothing is ever asked.
         problem: the kind of task, if it is given: one of `problems.PROBLEMS`.
@@ -35,7 +44,7 @@ class Weighting:
     def __init__(
         self,
         engine: Engine,
-        run: Callable[[dict[str, Any]], tuple[Tensor | None, Tensor]],
+        run: Callable[[nn.Module, dict[str, Any]], Pass],
         regularizer: Term,
         problem: str | None = None,
     ) -> None:
@@ -50,6 +59,19 @@ class Weighting:
         self._judged: dict[str, Recognized] = {}
         self.taken: Recognized | None = self._given
         """The kind of task of the last batch with labels, and how it was found."""
+
+    def run(self, model: nn.Module, inputs: dict[str, Any], tells: bool = True) -> Pass:
+        """One pass: (mean task loss, logits).
+
+        Args:
+            model: as the loop calls it, or inside of what wraps it.
+            inputs: of the model.
+            tells: whether the kind of task is learned from it.
+        """
+        loss, logits = self._run(model, inputs)
+        if tells:
+            self.see(inputs, loss, logits)
+        return self.mean(loss, inputs), logits
 
     def problem(self, inputs: Mapping[str, Any], ask: bool = True) -> str:
         """The kind of task of a batch: see regularizers/problems.py.
@@ -88,9 +110,9 @@ class Weighting:
         """Whether the task loss is a mean over labelled positions, rather than over examples."""
         return is_labelled(inputs) and self._recognized(inputs).problem in BY_POSITION
 
-    def counted(self, inputs: Mapping[str, Any], ask: bool = True) -> Tensor:
+    def count_labels(self, inputs: Mapping[str, Any], ask: bool = True) -> Tensor:
         """How many labels a micro-batch has: what its losses are means over; an integer scalar."""
-        return counted(self.problem(inputs, ask), inputs)
+        return count_labels(self.problem(inputs, ask), inputs)
 
     def frames(self, inputs: Mapping[str, Any], logits: Tensor) -> Tensor | None:
         """(batch, frames) bool, the outputs of a `ctc` that are not padding; None if nothing tells."""
@@ -99,13 +121,13 @@ class Weighting:
         if isinstance(mask, Tensor) and mask.shape != logits.shape[:2] and shorten is not None:
             frames: Tensor = shorten(logits.shape[1], mask)
             return frames.bool()
-        return kept(CTC, inputs, logits)
+        return select_outputs(CTC, inputs, logits)
 
     def mean(self, loss: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
         """The task loss as a mean, also where the model makes a sum over the examples."""
         return loss if loss is None or not self._is_sum(inputs) else loss / len(inputs["labels"])
 
-    def items(self, samples: Sequence[Mapping[str, Any]], across: bool) -> Tensor | None:
+    def find_num_labels(self, samples: Sequence[Mapping[str, Any]], across: bool) -> Tensor | None:
         """What `weight` divides by: the labelled positions of all micro-batches of a step.
 
         Args:
@@ -120,21 +142,23 @@ class Weighting:
             return torch.tensor(1 if across else self._engine.processes, device=samples[0]["labels"].device)
         if not any(map(self.by_position, samples)):  # one of them may hold targets of a single token only
             return None
-        items = torch.stack([self.counted(sample, ask=False) for sample in samples]).sum()
-        return self._engine.sum(items) if across else items * self._engine.processes
+        num_labels = torch.stack([self.count_labels(sample, ask=False) for sample in samples]).sum()
+        return self._engine.sum(num_labels) if across else num_labels * self._engine.processes
 
-    def weight(self, inputs: Mapping[str, Any], items: Tensor | int | None, accumulation: int = 1) -> Tensor | None:
-        """The factor with which a mean of weighted means is the mean over all `items`; None: means count alike.
+    def weight(
+        self, inputs: Mapping[str, Any], num_labels: Tensor | int | None, accumulation: int = 1
+    ) -> Tensor | None:
+        """The factor with which a mean of weighted means is the mean over all `num_labels`; None: means count alike.
 
         Args:
-            items: `counted` of all micro-batches of the step on all processes, in sum.
+            num_labels: `count_labels` of all micro-batches of the step on all processes, in sum.
             accumulation: micro-batches that are averaged.
         """
-        if items is None:
-            return self.counted(inputs) if self._is_sum(inputs) else None
-        own = self.counted(inputs)
+        if num_labels is None:
+            return self.count_labels(inputs) if self._is_sum(inputs) else None
+        own = self.count_labels(inputs)
         means = accumulation * self._engine.accumulation * self._engine.processes
-        return own * means / torch.as_tensor(items, device=own.device).clamp(min=1)
+        return own * means / torch.as_tensor(num_labels, device=own.device).clamp(min=1)
 
     # -- the kind of task --------------------------------------------------------------------------------------------
 
@@ -145,7 +169,7 @@ class Weighting:
         return self._judged.get(rule.problem, rule)
 
     def _rule(self, inputs: Mapping[str, Any]) -> Recognized:
-        return recognized(self._engine.unwrapped, inputs, self._shifted)
+        return recognize(self._engine.unwrapped, inputs, self._shifted)
 
     @property
     def _shifted(self) -> bool:
@@ -177,7 +201,7 @@ class Weighting:
             and self._recognized(inputs).problem == CTC
         )
 
-    def saw(self, inputs: Mapping[str, Any], loss: Tensor | None, logits: Tensor) -> None:
+    def see(self, inputs: Mapping[str, Any], loss: Tensor | None, logits: Tensor) -> None:
         """Learn the kind of task from a pass, where the rules may not hold.
 
         Raises:
@@ -188,7 +212,7 @@ class Weighting:
         rule = self._rule(inputs)
         if self._is_certain(rule) or rule.problem in self._judged:
             return
-        found = judged(rule, inputs["labels"], loss, logits.detach())
+        found = judge(rule, inputs["labels"], loss, logits.detach())
         if {found.problem, *(other.problem for other in self._judged.values())} >= {MULTI, REGRESSION}:
             raise ValueError(f"the kind of task was {MULTI} or {REGRESSION}, and now is the other one; {WAY_OUT}")
         if rule.problem not in BY_POSITION or found.problem not in BY_POSITION:
@@ -198,7 +222,7 @@ class Weighting:
         """Look at passes without gradients. All processes do this together."""
         try:
             loss, logits = self._looked_at(inputs)
-            self.saw(inputs, loss, logits)
+            self.see(inputs, loss, logits)
             if self.by_position(inputs):
                 self._ask_whether_labels_are_shifted(inputs, loss)
         except ValueError:
@@ -228,8 +252,8 @@ class Weighting:
         eager = torch.compiler.set_stance("force_eager")  # nothing is compiled for this
         self._asking = True
         try:
-            with without_trace(self._engine.called, inputs["labels"].device), eager:
-                loss, logits = self._run(dict(inputs))
+            with without_trace(self._engine.model, inputs["labels"].device), eager:
+                loss, logits = self.run(self._engine.model, dict(inputs))
         except Exception as error:
             raise ValueError(
                 f"the kind of task of {type(self._base).__name__} cannot be told, as a pass in evaluation fails "
@@ -240,7 +264,7 @@ class Weighting:
         return loss, logits
 
 
-def weighted(losses: Losses, weight: Tensor | None) -> Losses:
+def weigh(losses: Losses, weight: Tensor | None) -> Losses:
     """The losses, multiplied by the weight."""
     if weight is None:
         return losses

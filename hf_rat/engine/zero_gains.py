@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_rat.passes.batch import Pass
 from hf_rat.passes.dropout import RandomState
+from hf_rat.passes.execution import Execution, Pass
 from hf_rat.regularizers.perturbations import Flip, Redrawn
 from hf_rat.regularizers.terms import Consistency, Smoothness, Term, all_terms
 
@@ -42,15 +44,21 @@ class ZeroGains:
                 "model.train() before the loop (from_pretrained returns a model in evaluation mode)"
             )
 
-    def watched(self, run: Callable[[], Pass]) -> Pass:
-        """Run a pass; the first one in training mode is watched for whether it draws random numbers."""
-        if self._draws is not None or not self._model.training:  # a look at the model in evaluation draws none
-            return run()
-        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        before = RandomState(device)
-        result = run()
-        self._draws = RandomState(device) != before
-        return result
+    def watch(self, execution: Execution) -> Execution:
+        """The same for the first batch: its first pass is watched for whether it draws random numbers."""
+        if self._draws is not None:
+            return execution
+
+        def watched(inputs: dict[str, Any]) -> Pass:
+            if self._draws is not None or not self._model.training:  # a look in evaluation draws nothing
+                return execution.run(inputs)
+            device = next((x.device for x in inputs.values() if isinstance(x, Tensor)), torch.device("cpu"))
+            before = RandomState(device)
+            result = execution.run(inputs)
+            self._draws = RandomState(device) != before
+            return result
+
+        return replace(execution, run=watched)
 
     def see(self, losses: Mapping[str, Tensor], accumulation: int) -> None:
         """Look at the losses of a micro-batch; they are read, which a GPU must wait for, once after `STEPS` steps."""

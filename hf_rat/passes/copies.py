@@ -8,11 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rat.passes.batch import Run, tiled
+from hf_rat.passes.batch import tile
 from hf_rat.passes.dropout import without_trace
+from hf_rat.passes.execution import Run
+
+WIDE = 2**14
+"""An output vocabulary of this many entries is large: the gradients of its logits are the bulk of the memory."""
 
 
-def uneven(inputs: Mapping[str, Any]) -> str | None:
+def is_wide(model: nn.Module) -> bool:
+    """Whether the passes at one point are better run one by one than as one doubled batch.
+
+    Pass after pass, the gradient of one pass's loss need not share the memory with that of another's, and one pass
+    over a large vocabulary is work enough for the machine.
+
+    Args:
+        model: the unwrapped model; a language model tells its output layer by `get_output_embeddings()`.
+    """
+    named = getattr(model, "get_output_embeddings", None)
+    weight = getattr(named() if callable(named) else None, "weight", None)
+    return weight is not None and weight.shape[0] >= WIDE
+
+
+def find_uneven(inputs: Mapping[str, Any]) -> str | None:
     """Which input nobody can tell how to copy, in words: a list of objects, the patches of all images in one tensor.
 
     None where all are tensors of one length, or single values, which copies share.
@@ -26,7 +44,7 @@ def uneven(inputs: Mapping[str, Any]) -> str | None:
     return None
 
 
-def coupled(run: Run, inputs: Mapping[str, Any], model: nn.Module, device: torch.device) -> str | None:
+def find_coupling(run: Run, inputs: Mapping[str, Any], model: nn.Module, device: torch.device) -> str | None:
     """Why copies are not judged as if each were alone, in words: a loss of in-batch negatives, or of sums.
 
     Compares the loss and the logits of the batch with those of two copies of it, in evaluation mode and without
@@ -40,7 +58,7 @@ def coupled(run: Run, inputs: Mapping[str, Any], model: nn.Module, device: torch
     """
     try:
         with without_trace(model, device):
-            (loss, one), (both, two) = (run(tiled(inputs, times)) for times in (1, 2))
+            (loss, one), (both, two) = (run(tile(inputs, times)) for times in (1, 2))
     except Exception as error:  # whatever a model that nobody knows makes of a batch of twice the length
         return f"two copies cannot be run ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     if two.shape != (2 * one.shape[0], *one.shape[1:]):

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_rat.passes.batch import Run, tiled
-from hf_rat.passes.copies import uneven
+from hf_rat.passes.batch import tile
+from hf_rat.passes.copies import find_uneven
 from hf_rat.passes.dropout import RandomState, same_state, torch_state, without_trace
+from hf_rat.passes.execution import Run
 
 ROWS = 2
 """So many examples are watched, and twice as many."""
@@ -56,15 +57,15 @@ def find_draws(run: Run, inputs: Mapping[str, Any], model: nn.Module, device: to
 
     Args:
         run: inputs -> (loss, logits); nothing in it is wrapped or compiled.
-        inputs: of the model. Where they cannot be copied (`uneven`), only what cannot be repeated is sought.
+        inputs: of the model. Where they cannot be copied (`find_uneven`), only what cannot be repeated is sought.
         model: what `run` runs, in training mode.
         device: where it runs.
     """
-    whole = uneven(inputs)
+    whole = find_uneven(inputs)
     few = {name: x[:ROWS] if isinstance(x, Tensor) and x.dim() and not whole else x for name, x in inputs.items()}
     try:
         same = [_watched(run, few, model, device) for _ in range(REPEATS)]
-        twice = same[0] if whole else _watched(run, tiled(few, 2), model, device)
+        twice = same[0] if whole else _watched(run, tile(few, 2), model, device)
     except Exception as error:  # whatever a model that nobody knows makes of a part of its batch
         return Draws(f"it cannot be watched ({type(error).__name__}: {' '.join(str(error).split())[:200]})", None)
     first = same[0]

@@ -61,7 +61,7 @@ def same_state(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 class SharedMasks:
-    """Forwards run inside `replayed()` draw the same random numbers, hence the same dropout masks.
+    """Forwards run inside `replay()` draw the same random numbers, hence the same dropout masks.
 
     The first one records the state of the random number generators at its start, the later ones start there and give
     the generators back as they were. Works for any model that draws from the global generators, without touching it
@@ -74,7 +74,7 @@ class SharedMasks:
         self._start: RandomState | None = None
 
     @contextmanager
-    def replayed(self) -> Iterator[None]:
+    def replay(self) -> Iterator[None]:
         if self._start is None:
             self._start = RandomState(self._device)
             yield

@@ -54,7 +54,7 @@ class Bucket:
     def _cut(self, x: Tensor, per_token: bool) -> Tensor:
         return x[self.rows, : self.length] if per_token else x[self.rows]
 
-    def tiled(self, times: int, size: int) -> Bucket:
+    def tile(self, times: int, size: int) -> Bucket:
         """The same examples of every copy of a batch of `size` that stands there `times` over."""
         rows = torch.cat([self.rows + copy * size for copy in range(times)])
         return Bucket(rows, self.length, self.padded)
@@ -124,7 +124,7 @@ def partition(lengths: Sequence[int], overhead: float) -> list[int]:
     return ends[::-1]
 
 
-def joined(parts: Sequence[Tensor], split: Sequence[Bucket]) -> Tensor:
+def join(parts: Sequence[Tensor], split: Sequence[Bucket]) -> Tensor:
     """What the buckets made of `parts`, (n, ...) or (n, time, ...) each, as one tensor of the batch.
 
     Positions that a bucket was spared are zero.
@@ -139,7 +139,7 @@ def joined(parts: Sequence[Tensor], split: Sequence[Bucket]) -> Tensor:
 
 
 @contextmanager
-def casts_shared(device: torch.device) -> Iterator[None]:
+def share_casts(device: torch.device) -> Iterator[None]:
     """Forwards inside share the weights that autocast casts, and the cast of their gradients.
 
     The outermost autocast empties torch's cache of casts, and a model that Accelerate prepares has one around each of

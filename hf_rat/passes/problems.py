@@ -61,7 +61,7 @@ def is_labelled(inputs: Mapping[str, Any]) -> bool:
     return any(inputs.get(name) is not None for name in LABELS)
 
 
-def counted(problem: str, inputs: Mapping[str, Any]) -> Tensor:
+def count_labels(problem: str, inputs: Mapping[str, Any]) -> Tensor:
     """How many labels a batch has, without those that are -100, or answers: what its task loss is a mean over.
 
     Returns:
@@ -75,7 +75,7 @@ def counted(problem: str, inputs: Mapping[str, Any]) -> Tensor:
     return (counts | targets.is_floating_point()).sum()  # of a regression, -100 is a value as any other
 
 
-def kept(problem: str, inputs: Mapping[str, Any], logits: Tensor) -> Tensor | None:
+def select_outputs(problem: str, inputs: Mapping[str, Any], logits: Tensor) -> Tensor | None:
     """Which outputs the task loss looks at; without labels, those at tokens.
 
     Args:

@@ -31,7 +31,7 @@ class Recognized(NamedTuple):
     sure: bool = False
 
 
-def recognized(model: object, inputs: Mapping[str, Any], shifted: bool = False) -> Recognized:
+def recognize(model: object, inputs: Mapping[str, Any], shifted: bool = False) -> Recognized:
     """The kind of task, by the rules that transformers' heads follow, without running the model.
 
     Args:
@@ -84,13 +84,13 @@ def by_position(shifted: bool) -> Recognized:
     return Recognized(NEXT_TOKENS if shifted else TOKENS, f"integer labels by position, and {shifts}")
 
 
-def judged(rule: Recognized, labels: Tensor, loss: Tensor | None, logits: Tensor) -> Recognized:
+def judge(rule: Recognized, labels: Tensor, loss: Tensor | None, logits: Tensor) -> Recognized:
     """The kind of task of a model that no rule need hold for, by one pass of it.
 
     A task loss that is one of the usual ones tells; else the shapes and the values of the labels do.
 
     Args:
-        rule: what `recognized` says.
+        rule: what `recognize` says.
         labels: of the batch.
         loss: the task loss of one pass, if it is known.
         logits: of the same pass, (batch, ...).

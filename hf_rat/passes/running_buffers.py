@@ -35,7 +35,7 @@ class RunningBuffers:
         return dropout_at(self._model, rate, {module for found in self._changing.values() for module, _ in found})
 
     @contextmanager
-    def updated(self) -> Iterator[None]:
+    def update(self) -> Iterator[None]:
         """A pass inside changes the buffers, as the model does by itself."""
         if self._mode in self._changing:
             yield
@@ -45,24 +45,24 @@ class RunningBuffers:
         self._learn(before)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def keep(self) -> Iterator[None]:
         """A pass inside leaves the buffers as they are."""
         with self._in_place(self.copies()) as originals:
             yield
             self._learn(originals)
 
-    def replaying(self, run: Callable[..., Any]) -> Callable[..., Any]:
+    def replay(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """`run`, which when it runs again (in a backward) begins with the buffers that it began with."""
         start: list[_Named] = []
 
-        def replay(*args: Any) -> Any:
+        def again(*args: Any) -> Any:
             if not start:
                 start.append(self.copies())
                 return run(*args)
             with self._in_place(start[0]):
                 return run(*args)
 
-        return replay
+        return again
 
     def copies(self) -> _Named:
         """Copies of all buffers that may change."""

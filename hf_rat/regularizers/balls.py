@@ -2,12 +2,12 @@
 
 A ball is a frozen value. Given a slope (the gradient, at the perturbation, of what the adversary climbs) it returns
 
-    farthest(slope, place)   the point of the ball farthest along the slope   FGM, FGSM, VAT, adversarial dropout
-    uphill(slope, place)     a step of length one in the ball's norm          PGD, FreeLB, SMART
-    project(move, place)     the nearest point inside the ball
-    noise(size, place)       a random point
+    farthest(slope, geometry)   the point of the ball farthest along the slope   FGM, FGSM, VAT, adversarial dropout
+    uphill(slope, geometry)     a step of length one in the ball's norm          PGD, FreeLB, SMART
+    project(move, geometry)     the nearest point inside the ball
+    noise(size, geometry)       a random point
 
-`place` holds the shapes, the padding and the token ids of the site (see passes/sites/geometry.py). Everything is fp32.
+`geometry` holds the shapes, the padding and the token ids of a site (see passes/sites/geometry.py). Everything is fp32.
 An example whose slope is zero or has an entry that is not finite does not move, and no move is NaN. A norm is taken
 after division by the largest entry, so that the tiny gradients of saturated losses neither underflow nor overflow.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hf_rat.passes.sites.geometry import Place
+    from hf_rat.passes.sites.geometry import Geometry
 
 SCOPES = ("example", "table")
 UNITS = ("absolute", "embedding")
@@ -71,49 +71,49 @@ class L2:
     scope: str = "example"
     unit: str = "absolute"
 
-    def farthest(self, slope: Tensor, place: Place) -> Tensor:
+    def farthest(self, slope: Tensor, geometry: Geometry) -> Tensor:
         """(batch, ...) like `slope`, or (passes, batch, ...) for a tuple of radii."""
-        direction = self.uphill(slope, place)
+        direction = self.uphill(slope, geometry)
         if isinstance(self.radius, tuple):
-            return torch.stack([self.length(radius, place) * direction for radius in self.radius])
-        return self.length(self.radius, place) * direction
+            return torch.stack([self.length(radius, geometry) * direction for radius in self.radius])
+        return self.length(self.radius, geometry) * direction
 
-    def uphill(self, slope: Tensor, place: Place) -> Tensor:
+    def uphill(self, slope: Tensor, geometry: Geometry) -> Tensor:
         slope = slope.float()
         if self.scope == "table":
-            rows = place.gather_rows(slope)
-            return place.spread_rows(unit_vectors(rows, (0, 1)))
+            rows = geometry.gather_rows(slope)
+            return geometry.spread_rows(unit_vectors(rows, (0, 1)))
         return unit_vectors(slope, _inner(slope))
 
-    def project(self, move: Tensor, place: Place) -> Tensor:
+    def project(self, move: Tensor, geometry: Geometry) -> Tensor:
         assert not isinstance(self.radius, tuple)
-        radius = self.length(self.radius, place)
+        radius = self.length(self.radius, geometry)
         if self.scope == "table":
             # Every occurrence of a token carries the same move: the row is the mean over its occurrences.
-            rows = place.gather_rows(move, mean=True)
+            rows = geometry.gather_rows(move, mean=True)
             norm = rows.square().sum().sqrt()
         else:
             norm = move.square().sum(_inner(move), keepdim=True).sqrt()
         return move * (radius / norm.clamp(min=torch.finfo(move.dtype).tiny)).clamp(max=1.0)
 
-    def noise(self, size: float, place: Place, kind: str = "uniform") -> Tensor:
+    def noise(self, size: float, geometry: Geometry, kind: str = "uniform") -> Tensor:
         """Entries `size / sqrt(N)` times U(-1, 1) or N(0, 1), N the unpadded entries in the scope (FreeLB's start).
 
         The norm is then about size / sqrt(3) for "uniform", and about size for "normal".
         """
-        size = self.length(size, place)
+        size = self.length(size, geometry)
         if self.scope == "table":
-            rows = draw(kind, place.rows_shape, place.device)
-            return place.masked(place.spread_rows(rows * (size / math.sqrt(place.row_entries()))))
-        return place.masked(draw(kind, place.shape, place.device)) * (size / place.entries().sqrt())
+            rows = draw(kind, geometry.rows_shape, geometry.device)
+            return geometry.masked(geometry.spread_rows(rows * (size / math.sqrt(geometry.row_entries()))))
+        return geometry.masked(draw(kind, geometry.shape, geometry.device)) * (size / geometry.entries().sqrt())
 
-    def length(self, size: float, place: Place) -> float:
+    def length(self, size: float, geometry: Geometry) -> float:
         """`size`, which is in the ball's unit, in absolute terms."""
-        return place.length(size, self.unit)
+        return geometry.length(size, self.unit)
 
-    def random_direction(self, place: Place) -> Tensor:
+    def random_direction(self, geometry: Geometry) -> Tensor:
         """Uniform on the unit sphere, zero on padding (VAT's start)."""
-        return self.uphill(place.masked(draw("normal", place.shape, place.device)), place)
+        return self.uphill(geometry.masked(draw("normal", geometry.shape, geometry.device)), geometry)
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ class Linf:
     radius: float
     unit: str = "absolute"
 
-    def farthest(self, slope: Tensor, place: Place) -> Tensor:
-        return self.length(self.radius, place) * _finite(slope).sign()
+    def farthest(self, slope: Tensor, geometry: Geometry) -> Tensor:
+        return self.length(self.radius, geometry) * _finite(slope).sign()
 
-    def uphill(self, slope: Tensor, place: Place) -> Tensor:
+    def uphill(self, slope: Tensor, geometry: Geometry) -> Tensor:
         """`slope / max |slope|` per example, as SMART and FreeLB's L-infinity option."""
         slope = slope.float()
         if slope.numel() == 0:
@@ -140,18 +140,18 @@ class Linf:
         peak = slope.abs().amax(_inner(slope), keepdim=True)
         return torch.where(torch.isfinite(peak), slope / peak.clamp(min=torch.finfo(slope.dtype).tiny), 0.0)
 
-    def project(self, move: Tensor, place: Place) -> Tensor:
-        radius = self.length(self.radius, place)
+    def project(self, move: Tensor, geometry: Geometry) -> Tensor:
+        radius = self.length(self.radius, geometry)
         return move.clamp(-radius, radius)
 
-    def noise(self, size: float, place: Place, kind: str = "uniform") -> Tensor:
+    def noise(self, size: float, geometry: Geometry, kind: str = "uniform") -> Tensor:
         """Entries `size` times U(-1, 1) or N(0, 1); zero on padding."""
-        return self.length(size, place) * place.masked(draw(kind, place.shape, place.device))
+        return self.length(size, geometry) * geometry.masked(draw(kind, geometry.shape, geometry.device))
 
-    def length(self, size: float, place: Place) -> float:
+    def length(self, size: float, geometry: Geometry) -> float:
         """`size`, which is in the ball's unit, in absolute terms."""
-        length = place.length(size, self.unit)
-        return length / math.sqrt(place.shape[-1]) if self.unit == "embedding" else length
+        length = geometry.length(size, self.unit)
+        return length / math.sqrt(geometry.shape[-1]) if self.unit == "embedding" else length
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Hamming:
     def farthest(
         self,
         slope: Tensor,
-        place: Place,
+        geometry: Geometry,
         start: Tensor | None = None,
         base: Tensor | None = None,
         count: int | None = None,

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_rat.passes.batch import Batch
-from hf_rat.passes.problems import CTC, kept, mean
+from hf_rat.passes.problems import CTC, mean, select_outputs
 
 CHUNK = 2**18
 """Outputs with more entries than this are compared in chunks of at least this many (see `_chunks`)."""
@@ -111,8 +111,8 @@ def _mean(p: Tensor, q: Tensor, x: Tensor) -> Tensor:
 
 def mean_divergence(batch: Batch, name: str, p: Tensor, q: Tensor) -> Tensor:
     """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
-    problem = batch.refined(batch.problem)
-    keep = batch.frames(batch.inputs, p) if problem == CTC else kept(problem, batch.inputs, p)
+    problem = batch.problem
+    keep = batch.execution.frames(batch.inputs, p) if problem == CTC else select_outputs(problem, batch.inputs, p)
     return mean(problem, diverge(name, p, q, problem, keep), keep)
 
 

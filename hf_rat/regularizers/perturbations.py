@@ -10,14 +10,14 @@ before the next one is sought, so that FreeLB's backward at a point also gives t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hf_rat.passes.point import Point
+from hf_rat.passes.point import ONE_PASS, Plan, Point
 from hf_rat.passes.sites import EMBEDDINGS, LOGITS_INPUT
-from hf_rat.passes.sites.geometry import Place
+from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.balls import L2, Hamming, Linf, draw
 
 Climb = Callable[[Tensor], Tensor]
@@ -26,14 +26,14 @@ START_MASKS = ("one_drop", "base", "random")
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Base of all. `site` says where it moves: see sites.py."""
+    """Base of all. `site` says where it moves: see passes/sites."""
 
     @property
     def site(self) -> str | None:
         return None
 
     @property
-    def rides(self) -> bool:
+    def uses_clean_slope(self) -> bool:
         """Whether, climbing the task loss, it asks for the slope at the starting point itself."""
         return False
 
@@ -43,14 +43,22 @@ class Perturbation:
         return False
 
     @property
-    def through(self) -> str | None:
-        """A site that the starting point's passes go through too, unmoved: they then run as the moved ones do.
+    def also_masks(self) -> str | None:
+        """A site at which the starting point's passes run with a mask too: they then run as the moved ones do.
 
         A recurrent layer with a mask takes other kernels, which round and draw dropout in their own way.
         """
         return None
 
-    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+    @property
+    def visits(self) -> int:
+        """How many points it yields."""
+        return 1
+
+    def __call__(
+        self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
+    ) -> Iterator[tuple[float, Point]]:
+        """Yield each point that is visited, made with `plan`, and what it counts."""
         raise NotImplementedError
 
 
@@ -62,9 +70,12 @@ class Noise(Perturbation):
     kind: str = "uniform"
     site: str = EMBEDDINGS
 
-    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
+    def __call__(
+        self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
+    ) -> Iterator[tuple[float, Point]]:
         assert not isinstance(self.ball.radius, tuple)
-        yield 1.0, point.at(self.site, self.ball.noise(self.ball.radius, point.batch.place(self.site), self.kind))
+        move = self.ball.noise(self.ball.radius, point.batch.geometry(self.site), self.kind)
+        yield 1.0, point.at(self.site, move, plan=plan)
 
 
 @dataclass(frozen=True)
@@ -83,26 +94,28 @@ class Gradient(Perturbation):
     site: str = EMBEDDINGS
 
     @property
-    def rides(self) -> bool:
+    def uses_clean_slope(self) -> bool:
         return self.start == 0
 
     @property
     def shares_masks(self) -> bool:
         return self.start > 0
 
-    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        place = point.batch.place(self.site)
+    def __call__(
+        self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
+    ) -> Iterator[tuple[float, Point]]:
+        geometry = point.batch.geometry(self.site)
         if self.start == 0:
             slope = point.slope(self.site, climb)
         else:
             assert isinstance(self.ball, L2)
-            start = self.ball.length(self.start, place)
-            direction = self.ball.random_direction(place)
+            start = self.ball.length(self.start, geometry)
+            direction = self.ball.random_direction(geometry)
             for _ in range(self.steps):
                 # Under other dropout masks the divergence at a small start would measure the dropout, not the move.
                 slope = point.at(self.site, start * direction, point.masks).slope(self.site, climb)
-                direction = self.ball.uphill(slope, place)
-        yield 1.0, point.at(self.site, self.ball.farthest(slope, place))
+                direction = self.ball.uphill(slope, geometry)
+        yield 1.0, point.at(self.site, self.ball.farthest(slope, geometry), plan=plan)
 
 
 @dataclass(frozen=True)
@@ -127,24 +140,32 @@ class Ascent(Perturbation):
     site: str = EMBEDDINGS
 
     @property
-    def rides(self) -> bool:
+    def uses_clean_slope(self) -> bool:
         return self.start == 0 and not self.every
+
+    @property
+    def visits(self) -> int:
+        return self.steps if self.every else 1
 
     @property
     def shares_masks(self) -> bool:
         return not self.every and (self.start > 0 or self.steps > 1)
 
-    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        place = point.batch.place(self.site)
-        step = self.ball.length(self.step, place)
-        move = torch.zeros(place.shape, device=place.device)
+    def __call__(
+        self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
+    ) -> Iterator[tuple[float, Point]]:
+        geometry = point.batch.geometry(self.site)
+        step = self.ball.length(self.step, geometry)
+        move = torch.zeros(geometry.shape, device=geometry.device)
         if self.start > 0:
-            move = self.ball.noise(self.start, place, self.kind)
+            move = self.ball.noise(self.start, geometry, self.kind)
         masks = point.batch.shared_masks() if self.every else point.masks
         for taken in range(self.steps):
             if self.every:
                 last = taken == self.steps - 1
-                there = point.at(self.site, move, masks, climbed=not last)
+                # The backward at a point leaves the slope that the next one is found with.
+                sites = plan.slope_sites if last else plan.slope_sites | {self.site}
+                there = point.at(self.site, move, masks, replace(plan, slope_sites=sites))
                 yield 1 / self.steps, there
                 if last:
                     return
@@ -152,8 +173,8 @@ class Ascent(Perturbation):
                 # The first slope of a start at zero is the one that the starting point's own backward leaves.
                 there = point if taken == 0 and self.start == 0 and climb is None else point.at(self.site, move, masks)
             slope = there.slope(self.site, climb)
-            move = self.ball.project(move + step * self.ball.uphill(slope, place), place)
-        yield 1.0, point.at(self.site, move)
+            move = self.ball.project(move + step * self.ball.uphill(slope, geometry), geometry)
+        yield 1.0, point.at(self.site, move, plan=plan)
 
 
 @dataclass(frozen=True)
@@ -163,9 +184,12 @@ class Dropped(Perturbation):
     ball: Hamming
     site: str = LOGITS_INPUT
 
-    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        place = point.batch.place(self.site)
-        yield 1.0, point.at(self.site, -_random_units(self.ball.flips(place.shape[-1]), place))
+    def __call__(
+        self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
+    ) -> Iterator[tuple[float, Point]]:
+        geometry = point.batch.geometry(self.site)
+        move = -_random_units(self.ball.flips(geometry.shape[-1]), geometry)
+        yield 1.0, point.at(self.site, move, plan=plan)
 
 
 @dataclass(frozen=True)
@@ -190,29 +214,31 @@ class Flip(Perturbation):
         return self.start_mask != "base" or self.steps > 1
 
     @property
-    def through(self) -> str | None:
+    def also_masks(self) -> str | None:
         return self.site
 
-    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        place = point.batch.place(self.site)
+    def __call__(
+        self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
+    ) -> Iterator[tuple[float, Point]]:
+        geometry = point.batch.geometry(self.site)
         base = point.moves[self.site]
-        flips = self.ball.flips(place.shape[-1])
+        flips = self.ball.flips(geometry.shape[-1])
         count = {"one_drop": 1, "base": 0, "random": flips}[self.start_mask]
-        move = _random_units(count, place) * (-1.0 - 2.0 * base)
+        move = _random_units(count, geometry) * (-1.0 - 2.0 * base)
         for taken in range(self.steps):
             # The base itself differs from the prediction by other dropout masks only, if at all.
             masks = None if taken == 0 and self.start_mask == "base" else point.masks
             slope = point.at(self.site, move, masks).slope(self.site, climb)
             part = min(flips, max(1, flips * (taken + 1) // self.steps))
-            move = self.ball.farthest(slope, place, move, base, part)
-        yield 1.0, point.at(self.site, move)
+            move = self.ball.farthest(slope, geometry, move, base, part)
+        yield 1.0, point.at(self.site, move, plan=plan)
 
 
-def _random_units(count: int, place: Place) -> Tensor:
+def _random_units(count: int, geometry: Geometry) -> Tensor:
     """(batch, units): 1 at `count` random units of each example."""
-    chosen = torch.zeros(place.shape, device=place.device)
+    chosen = torch.zeros(geometry.shape, device=geometry.device)
     if count:
-        chosen.scatter_(-1, draw("normal", place.shape, place.device).topk(count, dim=-1).indices, 1.0)
+        chosen.scatter_(-1, draw("normal", geometry.shape, geometry.device).topk(count, dim=-1).indices, 1.0)
     return chosen
 
 
@@ -222,5 +248,7 @@ class Redrawn(Perturbation):
 
     rate: float | None = None
 
-    def __call__(self, point: Point, climb: Climb | None = None) -> Iterator[tuple[float, Point]]:
-        yield 1.0, Point(point.batch, point.moves, rate=self.rate)
+    def __call__(
+        self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
+    ) -> Iterator[tuple[float, Point]]:
+        yield 1.0, Point(point.batch, point.moves, rate=self.rate, plan=plan)

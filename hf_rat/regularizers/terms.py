@@ -4,105 +4,29 @@ A term is a frozen value. Terms add (`a + b`) and scale (`0.5 * a`); a sum has o
 that asks for most passes, and a factor scales everything but the clean task loss. Any of them answers two questions:
 
     here(point)        named losses on the passes at the point itself
-    elsewhere(point)   groups of named losses at other points
+    elsewhere(point)   groups of named losses at other points, `count_elsewhere(step)` of them
 
-`groups` turns a term into a stream of groups. A group is a function that runs passes and returns named losses that
-are final: nothing asked later needs their graph, so they can be back-propagated at once.
+`plan_of` says what a term asks of the passes at a point, and `groups` turns it into a stream of groups. A group is a
+function that runs passes and returns named losses that are final: nothing asked later needs their graph, so they can
+be back-propagated at once.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from hf_rat.passes.point import Point
+from hf_rat.passes.batch import Batch
+from hf_rat.passes.point import Plan, Point
+from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, Scaled, TaskLoss, Term
 from hf_rat.regularizers.divergences import mean_divergence
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
 
-FULL_STRENGTH = 10**12
-"""An optimizer step by which every schedule has ended."""
-
-Losses = dict[str, Tensor]
-Group = Callable[[], Losses]
-
-
-class Term:
-    """Base of everything that can be asked. See the module's docstring."""
-
-    def __add__(self, other: Term) -> Term:
-        return Sum(self, other) if isinstance(other, Term) else NotImplemented
-
-    def __rmul__(self, factor: float) -> Term:
-        return Scaled(float(factor), self) if isinstance(factor, (int, float)) else NotImplemented
-
-    __mul__ = __rmul__
-
-    def parts(self, step: int) -> Iterator[tuple[float, Term]]:
-        """The weighted terms that this one is the sum of, at optimizer step `step`."""
-        yield 1.0, self
-
-    def here(self, point: Point) -> Losses:
-        return {}
-
-    def elsewhere(self, point: Point) -> Iterator[Group]:
-        yield from ()
-
-    @property
-    def learns_here(self) -> bool:
-        """Whether `here` returns losses."""
-        return True
-
-    @property
-    def perturb(self) -> Perturbation | None:
-        return None
-
-
-@dataclass(frozen=True)
-class Sum(Term):
-    left: Term
-    right: Term
-
-    def parts(self, step: int) -> Iterator[tuple[float, Term]]:
-        yield from self.left.parts(step)
-        yield from self.right.parts(step)
-
-    def __repr__(self) -> str:
-        right = f"({self.right!r})" if isinstance(self.right, Sum) else repr(self.right)
-        return f"{self.left!r} + {right}"
-
-
-@dataclass(frozen=True)
-class Scaled(Term):
-    factor: float
-    term: Term
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor >= 0):
-            raise ValueError(f"a regularizer is scaled by {self.factor}; a factor must be finite and at least 0")
-
-    def parts(self, step: int) -> Iterator[tuple[float, Term]]:
-        for weight, term in self.term.parts(step):
-            yield (weight if isinstance(term, TaskLoss) else self.factor * weight), term
-
-    def __repr__(self) -> str:
-        inner = f"({self.term!r})" if isinstance(self.term, (Sum, Scaled)) else repr(self.term)
-        return f"{self.factor!r} * {inner}"
-
-
-@dataclass(frozen=True)
-class TaskLoss(Term):
-    """Mean task loss over `passes` passes, each with its own dropout masks; `dropouts` gives each its rate."""
-
-    passes: int = 1
-    dropouts: tuple[float, ...] | None = None
-
-    def here(self, point: Point) -> Losses:
-        return {"task": point.task}
+_TASK_LOSS = TaskLoss()
 
 
 @dataclass(frozen=True)
@@ -157,13 +81,16 @@ class Smoothness(Term):
         if self.fixed:
             yield lambda: self._there(point)
 
+    def count_elsewhere(self, step: int) -> int:
+        return int(self.fixed)
+
 
 @dataclass(frozen=True)
 class Adversarial(Term):
     """A term asked at the points that a perturbation visits: the mean over them."""
 
     at: Perturbation
-    term: Term = TaskLoss()
+    term: Term = _TASK_LOSS
 
     @property
     def learns_here(self) -> bool:
@@ -175,9 +102,12 @@ class Adversarial(Term):
 
     def elsewhere(self, point: Point) -> Iterator[Group]:
         name = "noisy" if isinstance(self.at, (Noise, Dropped)) else "adversarial"
-        for share, there in self.at(point):
-            for group in groups(self.term, there, f"{name}_"):
-                yield _weighted(share, group)
+        for share, there in self.at(point, plan=plan_of(self.term, point.batch.step)):
+            for group in groups_at(there, self.term, f"{name}_"):
+                yield _weigh(share, group)
+
+    def count_elsewhere(self, step: int) -> int:
+        return self.at.visits * count_groups(self.term, step)
 
 
 @dataclass(frozen=True)
@@ -193,11 +123,12 @@ class Proximal(Term):
     beta: float = 0.99
 
     def here(self, point: Point) -> Losses:
-        if point.batch.teacher is None:
+        teacher = point.batch.execution.teacher
+        if teacher is None:
             raise ValueError("the proximal term needs a teacher: run it through Regularization, which keeps one")
-        point.batch.forwards += 1
-        point.batch.searches += 1
-        there = point.batch.teacher(point.batch.inputs)
+        point.batch.tally.forwards += 1
+        point.batch.tally.searches += 1
+        there = teacher(point.batch.inputs)
         return {"proximal": mean_divergence(point.batch, self.divergence, there, point.logits[0])}
 
 
@@ -246,29 +177,42 @@ def compares_logits(term: Term) -> bool:
     return not all(isinstance(part, (TaskLoss, Adversarial)) for part in all_terms(term))
 
 
-def groups(term: Term, point: Point, prefix: str = "") -> Iterator[Group]:
-    """Everything `term` asks at `point`, in groups that can be back-propagated one after the other.
-
-    The stream must be advanced only after a group's backward, when `point.batch.streaming`. Names of losses get
-    `prefix`.
-    """
-    parts = [(weight, part) for weight, part in term.parts(point.batch.step) if weight > 0]
-    tasks = [part for _, part in parts if isinstance(part, TaskLoss)]
-    task = max(tasks, key=lambda part: part.passes, default=None)
-    others = [(weight, part) for weight, part in parts if not isinstance(part, TaskLoss)]
+def plan_of(term: Term, step: int) -> Plan:
+    """What `term` is going to ask of the passes at its point at optimizer step `step`."""
+    task, others = _split(term, step)
     finders = [(part, part.perturb) for _, part in others if part.perturb is not None]
-    climbed = {at.site for part, at in finders if at.site and at.rides and isinstance(part, Adversarial)}
-    learns = bool(task or climbed or any(part.learns_here for _, part in others))
-    point.expect(
-        passes=max(
-            [task.passes if task else 1] + [part.passes for _, part in others if isinstance(part, Consistency)]
-        ),
-        rates=task.dropouts if task else None,
-        climbed=climbed,
-        share_masks=any(at.shares_masks for _, at in finders),
-        through={at.through for _, at in finders if at.through},
-        graph=learns,
+    slope_sites = frozenset(
+        at.site for part, at in finders if at.site and at.uses_clean_slope and isinstance(part, Adversarial)
     )
+    compared = [part.passes for _, part in others if isinstance(part, Consistency)]
+    return Plan(
+        passes=max([task.passes if task else 1, *compared]),
+        rates=task.dropouts if task else None,
+        slope_sites=slope_sites,
+        share_masks=any(at.shares_masks for _, at in finders),
+        also_masks=frozenset(at.also_masks for _, at in finders if at.also_masks),
+        graph=bool(task or slope_sites or any(part.learns_here for _, part in others)),
+    )
+
+
+def count_groups(term: Term, step: int) -> int:
+    """How many groups `groups` yields at optimizer step `step`."""
+    elsewhere = (part.count_elsewhere(step) for _, part in _split(term, step)[1])
+    return int(plan_of(term, step).graph) + sum(elsewhere)
+
+
+def groups(term: Term, batch: Batch, prefix: str = "") -> Iterator[Group]:
+    """Everything `term` asks of a batch, in groups that can be back-propagated one after the other.
+
+    The stream must be advanced only after a group's backward, where the batch's groups are streaming. Names of losses
+    get `prefix`.
+    """
+    yield from groups_at(Point(batch, plan=plan_of(term, batch.step)), term, prefix)
+
+
+def groups_at(point: Point, term: Term, prefix: str = "") -> Iterator[Group]:
+    """The same at a point that was made with the plan of `term`."""
+    task, others = _split(term, point.batch.step)
 
     def here() -> Losses:
         losses = dict(task.here(point)) if task else {}
@@ -277,16 +221,24 @@ def groups(term: Term, point: Point, prefix: str = "") -> Iterator[Group]:
             more = part.here(point)
             alone = alone and not more
             accumulate(losses, {name: weight * value for name, value in more.items()})
-        point.settle(alone and bool(losses))
+        point.take_slopes(alone and bool(losses))
         return losses
 
-    if learns:
-        yield _weighted(1.0, here, prefix)
+    if point.plan.graph:
+        yield _weigh(1.0, here, prefix)
     for weight, part in others:
         for group in part.elsewhere(point):
-            yield _weighted(weight, group, prefix)
+            yield _weigh(weight, group, prefix)
 
 
-def _weighted(weight: float, group: Group, prefix: str = "") -> Group:
+def _split(term: Term, step: int) -> tuple[TaskLoss | None, list[tuple[float, Term]]]:
+    """The task loss of most passes that is asked for, and the other terms with their weights."""
+    parts = [(weight, part) for weight, part in term.parts(step) if weight > 0]
+    tasks = [part for _, part in parts if isinstance(part, TaskLoss)]
+    others = [(weight, part) for weight, part in parts if not isinstance(part, TaskLoss)]
+    return max(tasks, key=lambda part: part.passes, default=None), others
+
+
+def _weigh(weight: float, group: Group, prefix: str = "") -> Group:
     """The same group with every loss multiplied by `weight` and named `prefix + name`."""
     return lambda: {prefix + name: value if weight == 1 else weight * value for name, value in group().items()}

@@ -70,7 +70,7 @@ def announcement(
         cost += regularization.cost(unlabeled=True)
     said = {"regularizer": f"Regularizer {regularization.regularizer!r}: {cost} per step (plain: 1 and 1)"}
     if not regularization.is_plain:
-        whole = regularization.whole_because
+        whole = regularization.why_not_bucketed
         if whole is None:
             said |= {"price": f"{cost.price()}, before length buckets", "split": "batches split by length"}
         else:

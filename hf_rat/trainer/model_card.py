@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.modelcard import TrainingSummary
 
 from hf_rat.engine.cost import rehearse
+from hf_rat.regularizers.algebra import FULL_STRENGTH, Scaled, Sum, Term
 from hf_rat.regularizers.recipe import RECIPES, Recipe
-from hf_rat.regularizers.terms import FULL_STRENGTH, Scaled, Sum, Term
 
 
 def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str, Any]]) -> str:

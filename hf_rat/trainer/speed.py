@@ -39,7 +39,7 @@ def tokens_per_second(
     engine, model = regularization.engine, regularization.unwrapped
     if engine.steps_in_backward:
         raise ValueError("DeepSpeed steps its optimizer on every backward: steps that change nothing cannot be timed")
-    bare = Regularization(plain(), engine.called, accelerator=regularization.accelerator, run=regularization.run)
+    bare = Regularization(plain(), engine.model, accelerator=regularization.accelerator, run=regularization.run)
     on_gpu = next(model.parameters()).device.type == "cuda"
     seconds, tokens, training = [0.0, 0.0], 0, model.training
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}

@@ -14,12 +14,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_rat.engine.reading import read
 from hf_rat.engine.regularization import Regularization
 from hf_rat.engine.requirements import given_problem, require_arguments
-from hf_rat.engine.weighting import weighted
-from hf_rat.passes.batch import Pass
-from hf_rat.passes.outputs import loss_of
 from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, is_plain
@@ -29,7 +25,7 @@ from hf_rat.trainer.bookkeeping import Bookkeeping
 from hf_rat.trainer.components import Components
 from hf_rat.trainer.dropout_schedule import DropoutSchedule
 from hf_rat.trainer.fast import faster
-from hf_rat.trainer.hosts import OwnLoss, accepted, host_of
+from hf_rat.trainer.hosts import OwnLoss, host_of, select_arguments
 from hf_rat.trainer.model_card import complete_card
 from hf_rat.trainer.speed import step_price
 from hf_rat.trainer.training_args import RegularizedTrainingArguments, refuse_fields, require_one_description
@@ -81,7 +77,7 @@ class RegularizationMixin(OwnLoss):
         self._unlabeled: UnlabeledBatches | None = None
         self._regularization: Regularization | None = None
         self._resumed_from: str | None = None
-        self._items: Tensor | None = None
+        self._num_labels: Tensor | None = None
         self._components = Components()
         self._gradients_finite = True
         self._announcer = Announcer(heard=False)
@@ -113,7 +109,7 @@ class RegularizationMixin(OwnLoss):
                 self.regularizer,
                 self.model_wrapped,
                 accelerator=self.accelerator,
-                run=self._run,
+                run=self.host.run,
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
@@ -134,7 +130,7 @@ class RegularizationMixin(OwnLoss):
             return trained
         finally:
             self._close_regularization()
-            self._items, self.current_gradient_accumulation_steps = None, 1
+            self._num_labels, self.current_gradient_accumulation_steps = None, 1
             for schedule in self.callback_handler.callbacks:
                 if isinstance(schedule, DropoutSchedule):
                     schedule.restore()
@@ -160,13 +156,13 @@ class RegularizationMixin(OwnLoss):
         alone = not self.is_in_train and is_plain(self.regularizer)  # there are no other micro-batches
         if alone or not (model.training and torch.is_grad_enabled()):
             given = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
-            return self._task_loss(model, inputs, **accepted(self._task_loss, **given))
+            return self._task_loss(model, inputs, **select_arguments(self._task_loss, **given))
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
             weighting = self.regularization.weighting
             loss, outputs = self.host.task(self._task_loss, model, inputs, return_outputs)
-            weight = weighting.weight(inputs, self._items, accumulation)
-            loss = weighted({"task": weighting.mean(loss, inputs)}, weight)["task"]
+            weight = weighting.weight(inputs, self._num_labels, accumulation)
+            loss = weigh({"task": weighting.mean(loss, inputs)}, weight)["task"]
             return (loss, outputs) if return_outputs else loss
         if return_outputs:
             raise ValueError(
@@ -176,7 +172,11 @@ class RegularizationMixin(OwnLoss):
         self.host.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
-            inputs, unlabeled=unlabeled, step=self.state.global_step, accumulation=accumulation, items=self._items
+            inputs,
+            unlabeled=unlabeled,
+            step=self.state.global_step,
+            accumulation=accumulation,
+            num_labels=self._num_labels,
         )
         self._components.add(named, accumulation)
         return loss if named else loss + math.nan  # of value NaN, as the stock Trainer's; its gradient is zero
@@ -189,19 +189,10 @@ class RegularizationMixin(OwnLoss):
             weighting.problem(self._prepare_inputs(samples[0]))
         if samples and not self._announcer.has_told:
             self._announce(samples[0])
-        self._items = weighting.items(samples, across=self.args.average_tokens_across_devices)
-        if self._items is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
-            self._items = self._items * self.accelerator.gradient_accumulation_steps
+        self._num_labels = weighting.find_num_labels(samples, across=self.args.average_tokens_across_devices)
+        if self._num_labels is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
+            self._num_labels = self._num_labels * self.accelerator.gradient_accumulation_steps
         return samples, given
-
-    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
-        loss: Tensor | None
-        if self.host.has_task(inputs):
-            loss, outputs = self.host.task(self._task_loss, model, inputs)
-        else:
-            outputs = model(**inputs)
-            loss = loss_of(outputs)
-        return read(self.regularizer, outputs, loss, type(self.model).__name__)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""

@@ -179,7 +179,7 @@ def test_several_backwards_and_lean_memory_are_refused_and_batches_stay_whole(st
         Regularization(parse("rat"), engine, single_backward=False, **how)
     with pytest.raises(ValueError, match="DeepSpeed cannot"):
         Regularization(parse("rat"), engine, memory="lean", **how)
-    whole = Regularization(parse("rat"), engine, length_buckets="auto", **how).whole_because
+    whole = Regularization(parse("rat"), engine, length_buckets="auto", **how).why_not_bucketed
     assert whole == "DeepSpeed wants the same forwards on every process"
 
 

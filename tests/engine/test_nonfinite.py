@@ -92,11 +92,11 @@ class FaintLoss(nn.Module):
 
 def moves_of(regularization, batch):
     """The perturbations under which the passes of a step ran, zeros left out."""
-    site, moves = regularization._open_site(EMBEDDINGS), []
+    site, moves = regularization._sites.open(EMBEDDINGS), []
 
     def note(module, args, output):
         if site.move is not None:
-            moves.append((site.move - output if site._instead else site.move).detach())
+            moves.append((site.move - output if site._replaces else site.move).detach())
 
     site.module.register_forward_hook(note, prepend=True)
     regularization.backward(batch)

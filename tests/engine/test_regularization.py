@@ -64,9 +64,9 @@ def counted(expression, how):
     regularization = Regularization(parse(expression), model)
     seen = Counter(model, 4)
     teacher = Counter(regularization.teacher.model, 4) if regularization.teacher is not None else None
-    for site in regularization._site_names:  # looking at the model once is no pass
-        regularization._open_site(site).place(batch)
-    regularization._look(batch)
+    for site in regularization._sites.names:  # looking at the model once is no pass
+        regularization._sites.open(site).geometry(batch)
+    regularization._require_rates(batch)
     seen.forwards = 0.0
     if how == "streaming":
         regularization.backward(batch)
@@ -395,11 +395,11 @@ def test_the_unit_of_epsilon_survives_training_and_a_checkpoint():
     expected = first.backward(batch)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(10)
-    kept = first.state()
+    kept = first.state_dict()
     first.close()
     again = Regularization(regularizer, model)
-    again.load_state(kept)
-    assert kept["embedding_norms"] == again.state()["embedding_norms"]
+    again.load_state_dict(kept)
+    assert kept["embedding_norms"] == again.state_dict()["embedding_norms"]
     assert kept["regularizer"] == repr(regularizer)
     with torch.no_grad():
         model.get_input_embeddings().weight.div_(10)
@@ -409,17 +409,17 @@ def test_the_unit_of_epsilon_survives_training_and_a_checkpoint():
 def test_a_unit_that_could_not_be_measured_survives_a_checkpoint(monkeypatch):
     """A scaled table that FSDP2 shards has none."""
     monkeypatch.setattr("hf_rat.passes.sites.embeddings._mean_norm", lambda module: None)
-    kept = Regularization(fgm(), tiny_model()).state()
+    kept = Regularization(fgm(), tiny_model()).state_dict()
     again = Regularization(fgm(), tiny_model())
-    again.load_state(kept)
-    assert kept["embedding_norms"] == again.state()["embedding_norms"] == {"embeddings": None}
+    again.load_state_dict(kept)
+    assert kept["embedding_norms"] == again.state_dict()["embedding_norms"] == {"embeddings": None}
 
 
 def test_the_count_of_non_finite_steps_survives_a_checkpoint():
     regularization = Regularization(fgm(), tiny_model())
-    regularization.load_state({"nonfinite_steps": 3})
+    regularization.load_state_dict({"nonfinite_steps": 3})
     regularization.nonfinite.count(7)
-    assert regularization.state()["nonfinite_steps"] == 4
+    assert regularization.state_dict()["nonfinite_steps"] == 4
 
 
 def test_the_average_of_smart_survives_a_checkpoint(tmp_path):

@@ -177,7 +177,7 @@ def test_the_model_tells_whether_it_shifts_labels(task):
     before, weights = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
     model.dropped = torch.nn.Dropout().eval()
     assert regularization.weighting.problem(batch) == (NEXT_TOKENS if task in SHIFTED else TOKENS)
-    assert regularization.counted(batch) == len(counting(task, batch["labels"]))
+    assert regularization.count_labels(batch) == len(counting(task, batch["labels"]))
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
     assert not model.dropped.training
@@ -229,8 +229,8 @@ def assert_mean(named, expected):
 def test_items_in_a_bare_loop(task, single_backward):
     model, window = task_model(task), micro_batches(task)
     regularization = Regularization(fgm(epsilon=0.5), model, single_backward=single_backward)
-    items = sum(regularization.counted(batch) for batch in window)
-    named = [regularization.backward(batch, accumulation=len(window), items=items) for batch in window]
+    items = sum(regularization.count_labels(batch) for batch in window)
+    named = [regularization.backward(batch, accumulation=len(window), num_labels=items) for batch in window]
     expected, slopes = by_hand(task)
     assert_mean(named, expected)
     tiny.assert_same_gradients(tiny.gradients(model), slopes)
@@ -241,11 +241,11 @@ def test_items_in_an_accelerate_loop(accelerator):
     model = accelerator.prepare(task_model(task))
     regularization = Regularization(fgm(epsilon=0.5), model, accelerator=accelerator)
     window = micro_batches(task)
-    items = accelerator.reduce(sum(regularization.counted(batch) for batch in window))
+    items = accelerator.reduce(sum(regularization.count_labels(batch) for batch in window))
     named = []
     for batch in window:
         with accelerator.accumulate(model):  # accelerator.backward divides by gradient_accumulation_steps
-            named.append(regularization.backward(batch, items=items))
+            named.append(regularization.backward(batch, num_labels=items))
     expected, slopes = by_hand(task)
     assert_mean(named, expected)
     tiny.assert_same_gradients(tiny.gradients(model), slopes)
@@ -255,8 +255,8 @@ def test_items_of_losses_that_the_loop_back_propagates():
     task = "masked_lm"
     model, window = task_model(task), micro_batches(task)
     regularization = Regularization(fgm(epsilon=0.5), model)
-    items = int(sum(regularization.counted(batch) for batch in window))
-    named = [regularization.losses(batch, accumulation=2, items=items) for batch in window]
+    items = int(sum(regularization.count_labels(batch) for batch in window))
+    named = [regularization.losses(batch, accumulation=2, num_labels=items) for batch in window]
     (sum(sum(losses.values()) for losses in named) / 2).backward()
     expected, slopes = by_hand(task)
     assert_mean(named, expected)
@@ -269,7 +269,7 @@ def test_items_weigh_examples_too():
     Regularization(fgm(epsilon=0.5), whole).backward(runs.collate(rows))
     regularization = Regularization(fgm(epsilon=0.5), model)
     for part in (rows[:16], rows[16:]):
-        regularization.backward(runs.collate(part), accumulation=2, items=19)
+        regularization.backward(runs.collate(part), accumulation=2, num_labels=19)
     tiny.assert_same_gradients(tiny.gradients(model), tiny.gradients(whole))
 
 

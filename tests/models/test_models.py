@@ -71,8 +71,8 @@ class Watcher:
         self.first = True
         model.register_forward_pre_hook(self._begin)
         owner.get_input_embeddings().register_forward_hook(self._embeddings)
-        site = regularization._open_site(LOGITS_INPUT)
-        site.place(batch)
+        site = regularization._sites.open(LOGITS_INPUT)
+        site.geometry(batch)
         assert isinstance(site, LogitsInputSite)
         self.unmasked = None
         site.module.register_forward_pre_hook(self._before, prepend=True)
@@ -113,7 +113,7 @@ def test_every_recipe_on_every_model(name, family):
         assert losses.keys() == row.losses
         assert all(torch.isfinite(value) for value in losses.values())
         assert all(torch.isfinite(gradient).all() for gradient in found.values())
-        for module in (model.get_input_embeddings(), regularization._open_site(LOGITS_INPUT).module):
+        for module in (model.get_input_embeddings(), regularization._sites.open(LOGITS_INPUT).module):
             assert module.weight.grad is not None
             assert module.weight.grad.any(), "no gradient flows"
         for what in ("embeddings", "mask"):

@@ -218,7 +218,7 @@ def test_a_look_leaves_no_trace():
     seeded(1)
     before, OWN_before = RandomState(CPU), OWN.bit_generator.state
     one = Regularization(parse("rdrop"), model)
-    assert "draws 40 numbers" in str(one._first_batch.apart_because(batch))
+    assert "draws 40 numbers" in str(one._probe.why_one_by_one(batch))
     assert RandomState(CPU) == before
     assert OWN.bit_generator.state == OWN_before
     assert (model.runs, model.seen, model.training, model.hidden.training) == (0, 0, True, False)
@@ -263,7 +263,7 @@ def test_what_is_switched_on_later_is_seen_then():
 def test_what_is_drawn_once_is_drawn_once_for_all_lengths(expression, monkeypatch):
     """A batch that is split by length would drop a word in one part and keep it in another."""
     monkeypatch.setattr(regularization, "overhead", lambda model: 0.0)
-    monkeypatch.setattr(regularization, "whole_because", lambda *args: None)
+    monkeypatch.setattr(regularization, "why_not_bucketed", lambda *args: None)
     split = counted(model := Own(lambda self, hidden: F.dropout(hidden)).train())
     ours(expression, model, tiny_batch())
     assert [rows for rows, learns in split if learns][:2] in ([1, 1], [2, 2])
@@ -271,7 +271,7 @@ def test_what_is_drawn_once_is_drawn_once_for_all_lengths(expression, monkeypatc
     one = Regularization(parse(expression), model)
     one.backward(tiny_batch())
     assert {rows for rows, learns in seen if learns} == {4}
-    assert "draws 40 numbers" in str(one.whole_because)
+    assert "draws 40 numbers" in str(one.why_not_bucketed)
 
 
 # -- again -----------------------------------------------------------------------------------------------------------
@@ -397,5 +397,5 @@ def test_labels_that_are_dictionaries(memory):
     found, mine = ours("fraternal(alpha=2)", model, batch, 5, memory=memory)
     torch.testing.assert_close(found, expected)
     assert_same_gradients(mine, theirs)
-    assert "labels is a list" in str(Regularization(parse("rdrop"), model)._first_batch.apart_because(batch))
+    assert "labels is a list" in str(Regularization(parse("rdrop"), model)._probe.why_one_by_one(batch))
     assert ours("rat(epsilon=0.5)", model, batch)[0]["adversarial_task"] > 0

@@ -16,23 +16,23 @@ CPU = torch.device("cpu")
 def test_replayed_masks_are_the_same_masks(family):
     model, batch = tiny_model(family, dropout=0.3), tiny_batch()
     masks = SharedMasks(CPU)
-    with masks.replayed():
+    with masks.replay():
         first = model(**batch).logits
     assert not torch.equal(first, model(**batch).logits)
-    with masks.replayed():
+    with masks.replay():
         assert torch.equal(first, model(**batch).logits)
 
 
 def test_a_replay_leaves_the_generator_where_it_was():
     masks = SharedMasks(CPU)
-    with masks.replayed():
+    with masks.replay():
         torch.rand(7)
     torch.rand(3)
     before = torch.get_rng_state()
-    with masks.replayed():
+    with masks.replay():
         torch.rand(50)
     assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(RuntimeError, match="negative dimension"), masks.replayed():
+    with pytest.raises(RuntimeError, match="negative dimension"), masks.replay():
         torch.rand(torch.randint(5, 9, ()).item() - 10)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -42,7 +42,7 @@ def test_the_recording_pass_draws_as_if_nobody_recorded():
     expected = torch.rand(5)
     after = torch.get_rng_state()
     torch.manual_seed(3)
-    with SharedMasks(CPU).replayed():
+    with SharedMasks(CPU).replay():
         assert torch.equal(torch.rand(5), expected)
     assert torch.equal(torch.get_rng_state(), after)
 
@@ -135,14 +135,14 @@ def test_a_compiled_model_obeys_rates_and_replays_too():
     model = nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5))
     compiled = torch.compile(model, backend="aot_eager")
     x, masks = torch.randn(30, 4), SharedMasks(CPU)
-    with masks.replayed():
+    with masks.replay():
         first = compiled(x)
     for rate in (0.0, 0.9, 0.0):
         with DropoutRate(rate):
             dropped = compiled(x)
         assert float((dropped == 0).float().mean()) == pytest.approx(rate, abs=0.05)
     assert not torch.equal(compiled(x), first)
-    with masks.replayed():
+    with masks.replay():
         assert torch.equal(compiled(x), first)
 
 

@@ -164,7 +164,7 @@ def test_a_loss_of_one_number_for_each_sequence_counts_by_examples():
         counts = [regularization.counted(part) for part in (long, short)]
         items = sum(counts)
         expected[problem] = [int(count) for count in counts]
-        named = [regularization.backward(part, accumulation=2, items=items)["task"] for part in (long, short)]
+        named = [regularization.backward(part, accumulation=2, num_labels=items)["task"] for part in (long, short)]
         by_hand = sum(n * model(**part).loss for n, part in zip(counts, (long, short), strict=True)) / items
         assert float(sum(named) / 2) == pytest.approx(by_hand.item(), rel=1e-5)
     assert expected == {"crf": [3, 5], "token_classification": [18, 15]}

@@ -29,7 +29,7 @@ from hf_rat import (
 from hf_rat.engine import bucketing_policy as length_buckets
 from hf_rat.engine import regularization
 from hf_rat.models import RNNConfig, RNNForSequenceClassification
-from hf_rat.passes.length_buckets import Bucket, buckets, joined, partition
+from hf_rat.passes.length_buckets import Bucket, buckets, join, partition
 
 EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED, "rat(epsilon=0.5, scope='table')", "pgd(epsilon=0.5, scope='table')"]
 
@@ -102,9 +102,9 @@ def test_what_is_joined_was_cut():
     split = [Bucket(torch.tensor([2, 0]), 3, 5), Bucket(torch.tensor([3, 1]), 5, 5)]
     parts = [bucket.move(x) for bucket in split]
     assert [tuple(part.shape) for part in parts] == [(2, 3, 2), (2, 5, 2)]
-    assert torch.equal(joined(parts, split), x)
-    twice = [bucket.tiled(2, 4) for bucket in split]
-    assert torch.equal(joined([bucket.move(torch.cat([x, -x])) for bucket in twice], twice), torch.cat([x, -x]))
+    assert torch.equal(join(parts, split), x)
+    twice = [bucket.tile(2, 4) for bucket in split]
+    assert torch.equal(join([bucket.move(torch.cat([x, -x])) for bucket in twice], twice), torch.cat([x, -x]))
 
 
 # -- the same losses and gradients -----------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_regression_may_have_a_value_that_means_ignored_elsewhere(split):
     ],
 )
 def test_what_may_not_be_split_is_left_whole_and_says_why(model, reason):
-    assert reason in str(length_buckets.whole_because("auto", False, ["embeddings"], model(), None))
+    assert reason in str(length_buckets.why_not_bucketed("auto", False, ["embeddings"], model(), None))
 
 
 def _convbert():
@@ -248,9 +248,9 @@ def test_only_models_for_which_padding_is_nothing_are_split(family):
     assert len(split) > 2
     with torch.no_grad():
         whole = model(**inputs).logits
-        parts = joined([model(**bucket.inputs(inputs)).logits for bucket in split], split)
+        parts = join([model(**bucket.inputs(inputs)).logits for bucket in split], split)
     alike = torch.allclose(parts, whole, rtol=1e-4, atol=1e-5)
-    because = length_buckets.whole_because("auto", False, ["embeddings"], model, None)
+    because = length_buckets.why_not_bucketed("auto", False, ["embeddings"], model, None)
     assert alike == (family not in ("xlnet", "convbert"))
     assert alike or "depends on the padding" in str(because)
 
@@ -284,12 +284,12 @@ def with_a_forward(monkeypatch):
     """As a patch of an instance does it."""
     model, forward = tiny.tiny_model(), type(tiny.tiny_model()).forward
 
-    def weighted(self, labels=None, **inputs):
+    def weigh(self, labels=None, **inputs):
         outputs = forward(self, **inputs)
         outputs.loss = class_weighted(outputs.logits, labels)
         return outputs
 
-    model.forward = weighted.__get__(model)
+    model.forward = weigh.__get__(model)
     return model
 
 
@@ -325,7 +325,7 @@ def test_a_loss_that_is_not_known_to_be_a_mean_over_examples_leaves_the_batch_wh
     expected = model(**inputs).loss
     regularization = Regularization(parse("fgm(epsilon=0.5)"), model)
     assert regularization.backward(inputs)["task"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert "may give another loss than a mean over examples" in str(regularization.whole_because)
+    assert "may give another loss than a mean over examples" in str(regularization.why_not_bucketed)
 
 
 def test_autocast_of_accelerate_is_no_loss_of_ones_own():
@@ -333,20 +333,20 @@ def test_autocast_of_accelerate_is_no_loss_of_ones_own():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     try:
         prepared = accelerator.prepare(model)
-        assert Regularization(parse("rat"), prepared, accelerator=accelerator).whole_because is None
+        assert Regularization(parse("rat"), prepared, accelerator=accelerator).why_not_bucketed is None
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_it_can_be_switched_off_and_a_run_of_ones_own_switches_it_off():
     model = tiny.tiny_model()
-    assert Regularization(parse("rat"), model).whole_because is None
-    assert Regularization(parse("plain"), model).whole_because == "training is plain"
-    assert Regularization(parse("rat"), model, length_buckets="off").whole_because == "length_buckets is off"
+    assert Regularization(parse("rat"), model).why_not_bucketed is None
+    assert Regularization(parse("plain"), model).why_not_bucketed == "training is plain"
+    assert Regularization(parse("rat"), model, length_buckets="off").why_not_bucketed == "length_buckets is off"
     inside = Regularization(parse('rat(site="bert.encoder.layer.0")'), model)
-    assert inside.whole_because == "the output of bert.encoder.layer.0 may not be cut with the tokens"
+    assert inside.why_not_bucketed == "the output of bert.encoder.layer.0 may not be cut with the tokens"
     own = Regularization(parse("rat"), model, run=lambda model, inputs: (None, model(**inputs).logits))
-    assert own.whole_because == "length_buckets is off"
+    assert own.why_not_bucketed == "length_buckets is off"
     with pytest.raises(ValueError, match="length_buckets='maybe' must be one of auto, off"):
         Regularization(parse("rat"), model, length_buckets="maybe")
 
@@ -355,7 +355,7 @@ def test_the_trainer_splits_and_a_loss_function_switches_it_off(split):
     def because(**options):
         trainer = runs.trainer("rat(epsilon=0.5)", model=tiny.tiny_model(dropout=0.1), **options)
         trainer.train()
-        return trainer.regularization.whole_because
+        return trainer.regularization.why_not_bucketed
 
     assert because() is None
     assert because(length_buckets="off") == "length_buckets is off"

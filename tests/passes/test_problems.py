@@ -8,15 +8,16 @@ import torch
 from test_divergences import categorical, logits
 
 from hf_rat.passes.batch import Batch
+from hf_rat.passes.execution import Execution
 from hf_rat.passes.problems import (
     MULTIPLE_CHOICE,
     NEXT_TOKENS,
     PROBLEM_TYPES,
     QUESTION_ANSWERING,
     TOKENS,
-    counted,
+    count_labels,
 )
-from hf_rat.passes.recognition import recognized
+from hf_rat.passes.recognition import recognize
 from hf_rat.regularizers.divergences import NAMES, mean_divergence
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
@@ -55,22 +56,22 @@ class WithAdapters(SimpleNamespace):
     ids=str,
 )
 def test_the_kind_follows_the_heads_of_transformers(model, labels, expected):
-    assert recognized(model, {"input_ids": IDS, "labels": labels}).problem == expected
+    assert recognize(model, {"input_ids": IDS, "labels": labels}).problem == expected
 
 
 def test_without_labels_an_unset_problem_type_means_classes():
-    assert recognized(a_model(num_labels=3), {"input_ids": IDS}).problem == SINGLE
+    assert recognize(a_model(num_labels=3), {"input_ids": IDS}).problem == SINGLE
 
 
 def test_shifted_labels_and_answers_are_kinds_of_their_own():
-    assert recognized(a_model(), {"labels": IDS}, shifted=True).problem == NEXT_TOKENS
-    assert recognized(a_model(), {"labels": torch.tensor([0, 1])}, shifted=True).problem == SINGLE
-    assert recognized(a_model(), {"input_ids": IDS, "start_positions": IDS[:, 0]}).problem == QUESTION_ANSWERING
+    assert recognize(a_model(), {"labels": IDS}, shifted=True).problem == NEXT_TOKENS
+    assert recognize(a_model(), {"labels": torch.tensor([0, 1])}, shifted=True).problem == SINGLE
+    assert recognize(a_model(), {"input_ids": IDS, "start_positions": IDS[:, 0]}).problem == QUESTION_ANSWERING
 
 
 def test_an_unknown_problem_type_is_named():
     with pytest.raises(ValueError, match=r"config\.problem_type is 'ranking'; expected one of") as error:
-        recognized(a_model(problem_type="ranking"), {})
+        recognize(a_model(problem_type="ranking"), {})
     assert "\n" not in str(error.value)
 
 
@@ -78,7 +79,9 @@ def test_an_unknown_problem_type_is_named():
 
 
 def divergence(name, problem, inputs, z, w):
-    return float(mean_divergence(Batch({"input_ids": IDS, **inputs}, None, None, problem), name, z, w))
+    return float(
+        mean_divergence(Batch({"input_ids": IDS, **inputs}, lambda: problem, Execution(None, None)), name, z, w)
+    )
 
 
 def by_scipy(name, z, w, places):
@@ -133,7 +136,7 @@ def test_starts_and_ends_of_answers_count_half_each():
 @pytest.mark.parametrize("problem", [TOKENS, NEXT_TOKENS])
 def test_where_nothing_counts_a_divergence_is_zero(problem):
     z, w = logits(2, 3, 4, seed=1).requires_grad_(), logits(2, 3, 4, seed=2)
-    batch = Batch({"input_ids": IDS, "labels": torch.full((2, 3), -100)}, None, None, problem)
+    batch = Batch({"input_ids": IDS, "labels": torch.full((2, 3), -100)}, lambda: problem, Execution(None, None))
     value = mean_divergence(batch, "kl", z, w)
     value.backward()
     assert value == 0
@@ -160,4 +163,4 @@ def test_labels_that_do_not_fit_the_logits_are_refused():
     ids=str,
 )
 def test_labels_are_counted_as_the_task_loss_counts_them(problem, inputs, expected):
-    assert counted(problem, inputs) == expected
+    assert count_labels(problem, inputs) == expected

@@ -60,7 +60,7 @@ def test_other_recipes_reach_both_runs_of_every_batch(text):
     longer["attention_mask"] = (torch.arange(10) < 7).long().expand(4, 10)
     named = regularization.backward(longer)
     assert all(torch.isfinite(value) for value in named.values())
-    place = regularization._sites["embeddings"].place(longer)
+    place = regularization._sites.open("embeddings").geometry(longer)
     assert place.shape == (4, 14, 6)
     assert place.mask.sum(1).tolist() == [11] * 4
 

@@ -108,7 +108,7 @@ def test_a_model_without_them_is_looked_at_once(monkeypatch):
     model.register_buffer("position_ids", torch.arange(9))
     buffers = RunningBuffers(model)
     for _ in range(3):
-        with buffers.kept():
+        with buffers.keep():
             copied.append(len(buffers.copies()))
             model(**tiny_batch())
     assert copied == [1, 0, 0]
@@ -118,11 +118,11 @@ def test_a_frozen_normalisation_that_thaws_is_seen():
     model, batch = model_with(Normalized()), tiny_batch()
     norm = model.inner[1].eval()
     buffers = RunningBuffers(model)
-    with buffers.updated():
+    with buffers.update():
         model(**batch)
     norm.train()
     before = norm.running_mean.clone()
-    with buffers.kept():
+    with buffers.keep():
         model(**batch)
     assert torch.equal(norm.running_mean, before)
     with buffers.at_rate(0.0):
@@ -134,7 +134,7 @@ def test_buffers_come_back_after_an_error():
     average = model.inner[1].average
     buffers = RunningBuffers(model)
     model.register_forward_hook(lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError), buffers.kept():
+    with pytest.raises(ZeroDivisionError), buffers.keep():
         model(**tiny_batch())
     assert model.inner[1].average is average
     assert not average.any()
@@ -145,7 +145,7 @@ def test_a_buffer_that_two_modules_share_is_one():
     other._buffers["running_mean"] = one.running_mean
     model = model_with(one, other)
     before = one.running_mean.clone()
-    with RunningBuffers(model).kept():
+    with RunningBuffers(model).keep():
         assert one.running_mean is other.running_mean
         model(**tiny_batch())
     assert one.running_mean is other.running_mean

@@ -28,9 +28,9 @@ def test_a_zero_move_is_the_clean_model_bit_for_bit(family, length):
     model, batch = tiny_model(family), tiny_batch(size=4, length=length)
     clean = logits(model, batch)
     site = EmbeddingSite(model)
-    place = site.place(batch)
+    place = site.geometry(batch)
     assert place.shape[:2] == (4, length)
-    with site.entered(torch.zeros(place.shape)):
+    with site.perturbed(torch.zeros(place.shape)):
         assert torch.equal(logits(model, batch), clean)
     assert site.fired
     assert torch.equal(logits(model, batch), clean)
@@ -42,7 +42,7 @@ def test_a_move_is_added_to_the_word_embedding_of_its_example_and_token(family, 
     """Moving a token's embedding by the difference of two rows of the table is exchanging the token."""
     model, batch = tiny_model(family), tiny_batch(size=4, length=length)
     site = EmbeddingSite(model)
-    site.place(batch)
+    site.geometry(batch)
     if family in ("t5", "bart"):  # else the exchanged token would reach the decoder's inputs too
         batch["decoder_input_ids"] = batch["input_ids"]
     other = {**batch, "input_ids": batch["input_ids"].clone()}
@@ -52,7 +52,7 @@ def test_a_move_is_added_to_the_word_embedding_of_its_example_and_token(family, 
     assert not torch.allclose(expected[1], logits(model, batch)[1], atol=1e-4)
     table = site.module.weight.detach()
     move = table[other["input_ids"]] - table[batch["input_ids"]]
-    with site.entered(move):
+    with site.perturbed(move):
         torch.testing.assert_close(logits(model, batch), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -60,11 +60,11 @@ def test_a_move_is_added_to_the_word_embedding_of_its_example_and_token(family, 
 def test_the_slope_at_the_move_agrees_with_finite_differences(family):
     model, batch = tiny_model(family).double(), tiny_batch()
     site = EmbeddingSite(model)
-    shape = site.place(batch).shape
+    shape = site.geometry(batch).shape
     direction = torch.randn(shape, dtype=torch.float64)
 
     def loss(move):
-        with site.entered(move):
+        with site.perturbed(move):
             return model(**batch).loss
 
     leaf = torch.zeros(shape, requires_grad=True)
@@ -78,10 +78,10 @@ def test_the_slope_at_the_move_agrees_with_finite_differences(family):
 def test_the_batch_axis_of_xlnet_is_found_also_where_time_and_batch_are_as_long():
     for size, length in ((3, 7), (5, 5)):
         site = EmbeddingSite(tiny_model("xlnet"))
-        assert site.place(tiny_batch(size, length)).shape == (size, length, 16)
+        assert site.geometry(tiny_batch(size, length)).shape == (size, length, 16)
         assert site._time_first
     site = EmbeddingSite(tiny_model("bert"))
-    site.place(tiny_batch(5, 5))
+    site.geometry(tiny_batch(5, 5))
     assert not site._time_first
 
 
@@ -89,7 +89,7 @@ def test_the_batch_axis_of_xlnet_is_found_also_where_time_and_batch_are_as_long(
 def test_encoder_decoders_are_moved_in_the_encoder_alone(family):
     model, batch = tiny_model(family), tiny_batch()
     site = EmbeddingSite(model)
-    place = site.place(batch)
+    place = site.geometry(batch)
     seen = {}
 
     def remember(name):
@@ -103,7 +103,7 @@ def test_encoder_decoders_are_moved_in_the_encoder_alone(family):
         block.register_forward_pre_hook(remember(name), with_kwargs=True)
     logits(model, batch)
     clean = dict(seen)
-    with site.entered(torch.ones(place.shape)):
+    with site.perturbed(torch.ones(place.shape)):
         logits(model, batch)
     assert not torch.allclose(seen["encoder"], clean["encoder"])
     assert torch.equal(seen["decoder"], clean["decoder"])
@@ -127,19 +127,19 @@ def test_an_embedding_that_runs_again_for_no_input_is_refused():
 
     model, batch = Shared(), tiny_batch(kind="none")
     site = EmbeddingSite(model)
-    move = torch.ones(site.place(batch).shape)
-    with pytest.raises(RuntimeError, match="Embedding of Shared runs more often in a pass"), site.entered(move):
+    move = torch.ones(site.geometry(batch).shape)
+    with pytest.raises(RuntimeError, match="Embedding of Shared runs more often in a pass"), site.perturbed(move):
         model(**batch)
 
 
 def test_a_perturbation_of_bf16_embeddings_is_added_in_fp32():
     model, batch = tiny_model().bfloat16(), tiny_batch()
     site = EmbeddingSite(model)
-    place = site.place(batch)
+    place = site.geometry(batch)
     seen = []
     site.module.register_forward_hook(lambda module, args, output: seen.append(output))
     move = torch.full(place.shape, 3e-3)
-    with site.entered(move):
+    with site.perturbed(move):
         logits(model, batch)
     table = site.module.weight.detach()
     expected = (table[batch["input_ids"]].float() + move).bfloat16()
@@ -262,16 +262,16 @@ def test_no_flip_is_the_clean_model_and_a_flip_is_a_unit_gone(family):
     model, batch = tiny_model(family), tiny_batch()
     clean = logits(model, batch)
     site = LogitsInputSite(model)
-    place = site.place(batch)
+    place = site.geometry(batch)
     assert place.shape == (4, site.module.in_features)
-    with site.entered(torch.zeros(place.shape)):
+    with site.perturbed(torch.zeros(place.shape)):
         assert torch.equal(logits(model, batch), clean)
     move = torch.zeros(place.shape)
     move[1, 3] = -1.0
     seen = []
     site.module.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     logits(model, batch)
-    with site.entered(move):
+    with site.perturbed(move):
         moved = logits(model, batch)
     units = place.shape[1]
     gone = 1.0 + move
@@ -287,8 +287,8 @@ def test_finding_the_output_layer_changes_no_mode_and_draws_no_numbers():
     model.bert.embeddings.eval()  # as someone does who freezes a part
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    LogitsInputSite(model).place(batch)
-    EmbeddingSite(model).place(batch)
+    LogitsInputSite(model).geometry(batch)
+    EmbeddingSite(model).geometry(batch)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -428,7 +428,7 @@ def test_a_batch_without_an_attention_mask_has_no_padding():
     model, batch = tiny_model(), tiny_batch()
     del batch["attention_mask"]
     site = EmbeddingSite(model)
-    place = site.place(batch)
+    place = site.geometry(batch)
     assert place.mask is None
     assert place.entries().flatten().tolist() == [7 * 16] * 4
     losses = Regularization(fgm(epsilon=0.5) + r3f(), model).backward(batch)

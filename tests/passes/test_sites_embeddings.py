@@ -112,15 +112,15 @@ def test_the_decoders_padding_begins_after_its_last_scored_position():
     site = DecoderEmbeddingSite(model)
     expected = torch.ones(3, 5, dtype=torch.bool)
     expected[1, 3:] = False
-    assert torch.equal(site.place(batch).mask, expected)
+    assert torch.equal(site.geometry(batch).mask, expected)
     given = torch.tensor([[1, 1, 1, 1, 0]] * 3)
-    assert torch.equal(site.place({**batch, "decoder_attention_mask": given}).mask, given.bool())
+    assert torch.equal(site.geometry({**batch, "decoder_attention_mask": given}).mask, given.bool())
 
 
 def test_the_decoders_ids_are_those_of_the_batch_if_it_has_them():
     model, batch = seq2seq("bart"), seq2seq_batch()
     ids = torch.randint(FIRST, VOCABULARY, (3, 4))
-    place = DecoderEmbeddingSite(model).place({**batch, "decoder_input_ids": ids, "labels": batch["labels"][:, :4]})
+    place = DecoderEmbeddingSite(model).geometry({**batch, "decoder_input_ids": ids, "labels": batch["labels"][:, :4]})
     assert torch.equal(place.ids, ids)
     assert place.shape == (3, 4, 16)
 
@@ -168,11 +168,11 @@ class SharedModule(nn.Module):
 def test_one_module_on_both_sides_is_moved_on_the_side_that_is_meant(opened, moved):
     model, batch = SharedModule(), seq2seq_batch()
     site = opened(model)
-    shape = site.place(batch).shape
+    shape = site.geometry(batch).shape
     ids = {"encoder": batch["input_ids"], "decoder": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
     assert shape == (*ids[moved].shape, 8)
     for _ in range(2):
-        with site.entered(torch.ones(shape)):
+        with site.perturbed(torch.ones(shape)):
             model(**batch)
         for side in ("encoder", "decoder"):
             expected = model.encoder.embedding.weight[ids[side]] + (side == moved)

@@ -154,7 +154,7 @@ def test_noise_on_every_axis_has_the_size_that_the_recipe_says():
 
 def test_a_hidden_layer_of_a_text_model_keeps_its_padding_still():
     model, batch = tiny_model(), tiny_batch()
-    place = ModuleSite(model, "bert.encoder.layer.0").place(batch)
+    place = ModuleSite(model, "bert.encoder.layer.0").geometry(batch)
     assert place.shape == (4, 7, 16)
     assert torch.equal(place.mask, batch["attention_mask"].bool())
     word_embeddings = Regularization(fgm(epsilon=0.5, site="bert.embeddings.word_embeddings"), tiny_model())
@@ -177,7 +177,7 @@ def test_shapes_are_looked_up_anew_when_inputs_of_another_shape_come():
     site = ModuleSite(model.train(), "wav2vec2.feature_projection.projection")
     for length, positions, looks in ((64, 14, 2), (64, 14, 2), (40, 8, 4), (64, 14, 4)):
         batch = {"input_values": torch.randn(3, length), "labels": LABELS}
-        assert site.place(batch).shape == (3, positions, 16)
+        assert site.geometry(batch).shape == (3, positions, 16)
         assert len(runs) == looks
 
 
@@ -186,7 +186,7 @@ def test_looking_for_the_shape_leaves_running_statistics_modes_and_random_number
     model.train().resnet.encoder.stages[0].eval()
     before = {name: value.clone() for name, value in model.named_buffers()}
     modes, state = [module.training for module in model.modules()], torch.get_rng_state()
-    ModuleSite(model, "resnet.encoder.stages.1").place(batch)
+    ModuleSite(model, "resnet.encoder.stages.1").geometry(batch)
     for name, value in model.named_buffers():
         assert torch.equal(value, before[name]), name
     assert [module.training for module in model.modules()] == modes

@@ -7,8 +7,8 @@ from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_rat import Regularization, parse
-from hf_rat.passes import vocabularies
-from hf_rat.passes.vocabularies import wide
+from hf_rat.passes import copies
+from hf_rat.passes.copies import is_wide
 
 benchmark = load("vocabulary")
 
@@ -37,7 +37,7 @@ def test_r_drop_fits_into_a_quarter_more_than_two_plain_passes(dtype):
 def test_one_by_one_the_passes_are_those_of_the_doubled_batch(expression, monkeypatch):
     batch, found = random_batch(60, length=7), []
     for threshold in (2**14, 60):
-        monkeypatch.setattr(vocabularies, "WIDE", threshold)
+        monkeypatch.setattr(copies, "WIDE", threshold)
         torch.manual_seed(0)
         model = tiny_llama(60)
         torch.manual_seed(0)
@@ -51,14 +51,14 @@ def test_one_by_one_the_passes_are_those_of_the_doubled_batch(expression, monkey
 
 
 def test_only_language_models_over_large_vocabularies_run_one_by_one():
-    assert wide(tiny_llama(2**14))
-    assert not wide(tiny_llama(2**14 - 1))
-    assert not wide(tiny_model())
-    assert not wide(torch.nn.Linear(3, 2**15))
+    assert is_wide(tiny_llama(2**14))
+    assert not is_wide(tiny_llama(2**14 - 1))
+    assert not is_wide(tiny_model())
+    assert not is_wide(torch.nn.Linear(3, 2**15))
 
 
 def test_each_pass_has_its_own_dropout_masks(monkeypatch):
-    monkeypatch.setattr(vocabularies, "WIDE", 60)
+    monkeypatch.setattr(copies, "WIDE", 60)
     losses = Regularization(parse("rdrop"), tiny_llama(60, dropout=0.5)).backward(
         tiny_batch(kind="none") | {"labels": tiny_batch()["input_ids"]}
     )

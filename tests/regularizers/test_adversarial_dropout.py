@@ -73,7 +73,7 @@ def classifier(cell="LSTM", wide=3.0, kind=Classifier, **options):
 
 
 class Seen:
-    """The masks and the outputs of the recurrent layer of a model, pass by pass."""
+    """The masks and the outputs of the recurrent layer of a model, pass by pass; a look, without a graph, is none."""
 
     def __init__(self, model):
         self.masks, self.outputs = [], []
@@ -82,10 +82,12 @@ class Seen:
 
     def _before(self, module, args, kwargs):
         mask = kwargs.get("recurrent_mask")
-        self.masks.append(None if mask is None else mask.detach().clone())
+        if torch.is_grad_enabled():
+            self.masks.append(None if mask is None else mask.detach().clone())
 
     def _after(self, module, args, output):
-        self.outputs.append(output[0].detach())
+        if torch.is_grad_enabled():
+            self.outputs.append(output[0].detach())
 
 
 def backward(regularizer, model, batch, seed=3, **settings):

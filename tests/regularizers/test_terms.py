@@ -5,17 +5,21 @@ import torch
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 
 from hf_rat import Regularization, fgm, freelb, parse, plain, rat, rdrop, vat
+from hf_rat.engine.cost import rehearse
 from hf_rat.regularizers import (
     L2,
     RECIPES,
     Adversarial,
+    Ascent,
     Consistency,
     Gradient,
     Linf,
     Noise,
     Smoothness,
     TaskLoss,
+    Term,
 )
+from hf_rat.regularizers.terms import count_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no dropout")
 
@@ -71,6 +75,80 @@ def combined(a, one, b, other):
 
 
 # -- streaming -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "step", "expected"),
+    [
+        ("plain", 0, 1),
+        ("fgm", 0, 2),  # the clean task loss, and the one there
+        ("rdrop", 0, 1),
+        ("rat", 0, 2),
+        ("rat(begin=3)", 2, 1),
+        ("rat(begin=3)", 3, 2),
+        ("freelb(steps=4)", 0, 4),  # every point it visits, and no clean one
+        ("pgd(steps=4)", 0, 2),
+        ("vat", 0, 2),  # the clean task loss, and the smoothness there, whose reference is fixed
+        ("plain + freelb(steps=4)", 0, 5),
+        ("freelb(steps=4) + fgm + vat", 0, 7),
+        ("fgm + 0.0 * freelb", 0, 2),
+    ],
+)
+def test_how_many_groups_there_are_is_arithmetic(expression, step, expected):
+    assert count_groups(parse(expression), step) == expected
+    assert rehearse(parse(expression), step).groups == expected
+
+
+def test_what_is_asked_at_every_point_is_asked_as_often_as_it_visits_points():
+    every = Ascent(L2(1.0), step=0.1, steps=3, every=True)
+    twice = Adversarial(every, fgm())
+    assert count_groups(twice, 0) == rehearse(twice, 0).groups == 6
+    assert count_groups(Adversarial(every, Consistency("kl")), 0) == 3
+
+
+def test_a_term_that_does_not_say_how_many_groups_it_has_is_refused():
+    with pytest.raises(TypeError, match="Silent defines elsewhere and not count_elsewhere"):
+
+        class Silent(Term):
+            def elsewhere(self, point):
+                yield lambda: {"silent": point.task}
+
+
+def test_a_term_that_says_another_number_of_groups_is_told():
+    class Wrong(Term):
+        learns_here = False
+
+        def elsewhere(self, point):
+            yield lambda: {"one": point.task}
+
+        def count_elsewhere(self, step):
+            return 2
+
+    with pytest.raises(RuntimeError, match="has 1 groups of losses, and its count_elsewhere or visits say 2"):
+        rehearse(Wrong(), 0)
+
+
+class Own(Term):
+    """Of a user: the task loss at a point found with the slope of the task loss, and once more."""
+
+    def elsewhere(self, point):
+        move = point.slope("embeddings").sign()
+        yield lambda: {"own": point.at("embeddings", 0.1 * move).task}
+        yield lambda: {"own_too": point.at("embeddings", -0.1 * move).task}
+
+    def count_elsewhere(self, step):
+        return 2
+
+    @property
+    def learns_here(self):
+        return False
+
+
+def test_a_term_of_ones_own_is_one_group_of_losses_after_the_other():
+    losses, found = step(plain() + Own(), dropout=0.0)
+    assert losses.keys() == {"task", "own", "own_too"}
+    assert losses["own_too"] < losses["task"] < losses["own"]
+    same((losses, found), step(plain() + Own(), dropout=0.0, how="losses"))
 
 
 @pytest.mark.parametrize("expression", EVERYTHING)

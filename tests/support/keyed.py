@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from hf_rat import RegularizedTrainer
-from hf_rat.engine.first_batch import FirstBatch
+from hf_rat.engine.probes import PassProbe
 from hf_rat.passes.draws import Draws
 from hf_rat.passes.point import Point
 from hf_rat.regularizers import balls, perturbations
@@ -96,7 +96,7 @@ def noise():
     """Dropout and noise are keyed inside."""
     with pytest.MonkeyPatch.context() as patch:
         # A key is drawn for the whole batch, but each example and each copy of it has numbers of its own.
-        patch.setattr(FirstBatch, "_draws", lambda self, inputs: Draws(None, None))
+        patch.setattr(PassProbe, "_draws", lambda self, inputs: Draws(None, None))
         patch.setattr(torch.nn.functional, "dropout", dropout)
         patch.setattr(balls, "draw", draw)
         patch.setattr(perturbations, "draw", draw)
@@ -106,7 +106,7 @@ def noise():
 @contextlib.contextmanager
 def by_bucket():
     """The buckets of one forward take the same keys, each for its own examples. Inside of `noise()`."""
-    forward, moved, start = Point._forward, Point._moved, []
+    forward, moved, start = Point._forward, Point._forward_perturbed, []
 
     def whole_forward(self, *args, **kwargs):
         start[:] = [torch.get_rng_state()]
@@ -125,7 +125,7 @@ def by_bucket():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Point, "_forward", whole_forward)
-        patch.setattr(Point, "_moved", bucket_forward)
+        patch.setattr(Point, "_forward_perturbed", bucket_forward)
         yield
 
 

@@ -128,7 +128,7 @@ def lean() -> str:
 
 def whole() -> str | None:
     """Why batches are not split by length."""
-    return Regularization(parse("rat"), sharded(), length_buckets="auto").whole_because
+    return Regularization(parse("rat"), sharded(), length_buckets="auto").why_not_bucketed
 
 
 def fsdp1() -> str:

@@ -52,7 +52,7 @@ class CountExchanges(TrainerCallback):
 class BadPass:
     """Hook on the classifier: the logits of training pass `number` (from 1) of this process become NaN.
 
-    `gradient`: its gradient does, while the logits stay as they are.
+    `gradient`: its gradient does, while the logits stay as they are. A look at the model, without a graph, is no pass.
     """
 
     def __init__(self, model: nn.Module, number: int, gradient: bool = False) -> None:
@@ -60,8 +60,9 @@ class BadPass:
         model.classifier.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        self.passes += module.training
-        if not module.training or self.passes != self.number:
+        trains = module.training and torch.is_grad_enabled()
+        self.passes += trains
+        if not trains or self.passes != self.number:
             return None
         if self.gradient:
             output.register_hook(lambda slope: slope * math.nan)

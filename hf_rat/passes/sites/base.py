@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rat.passes.dropout import without_trace
-from hf_rat.passes.sites.geometry import Place
+from hf_rat.passes.sites.geometry import Geometry
 
 
 class Site:
@@ -25,17 +25,18 @@ class Site:
         self.model = model
         self.move: Tensor | None = None
         self.fired = False
+        self.module: Any = None
 
     def close(self) -> None:
         """Take the hook off."""
         raise NotImplementedError
 
-    def place(self, inputs: Mapping[str, Any]) -> Place:
+    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         """The geometry of a batch."""
         raise NotImplementedError
 
-    def looked_up(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """What a move is added to, shaped as `place`, if that is looked up in a table that learns; else None."""
+    def table_ids(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """(batch, time) int64, what `module` looks up in a table that learns; None where this is no such look-up."""
         return None
 
     @property
@@ -44,10 +45,10 @@ class Site:
         raise NotImplementedError
 
     @contextmanager
-    def entered(self, move: Tensor | None, instead: bool = False) -> Iterator[None]:
-        """Forwards inside run perturbed by `move`, of the shape of `place`; None leaves them alone.
+    def perturbed(self, move: Tensor | None, replaces: bool = False) -> Iterator[None]:
+        """Forwards inside run perturbed by `move`, of the shape of `geometry`; None leaves them alone.
 
-        With `instead`, `move` is what takes the output's place (`looked_up`, perturbed).
+        With `replaces`, `move` is what takes the place of the whole output, as TableGradient makes it.
         """
         self.move, self.fired = move, False
         try:
@@ -76,8 +77,8 @@ class OutputSite(Site):
         self.module = module
         self._run = run
         self._runs = 0
-        self._instead = False
-        self._looking = False
+        self._replaces = False
+        self._probing = False
         self._every = False
         self._found: list[tuple[Any, Any]] = []
         self._time_first = False
@@ -95,16 +96,16 @@ class OutputSite(Site):
         )
 
     @contextmanager
-    def entered(self, move: Tensor | None, instead: bool = False) -> Iterator[None]:
-        self._runs, self._instead = 0, instead
-        with super().entered(move, instead):
+    def perturbed(self, move: Tensor | None, replaces: bool = False) -> Iterator[None]:
+        self._runs, self._replaces = 0, replaces
+        with super().perturbed(move, replaces):
             yield
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.move is None and not self._looking:
+        if self.move is None and not self._probing:
             return None
         self._runs += 1
-        if self._looking:
+        if self._probing:
             self._found.append((args[0] if args else None, output[0] if isinstance(output, tuple) else output))
             if self._runs == self._run + 1 and not self._every:
                 raise _Seen
@@ -120,9 +121,9 @@ class OutputSite(Site):
         first = output[0] if isinstance(output, tuple) else output
         # The move is fp32, hence the sum too: 1e-5 of noise vanishes in a half precision sum.
         move = move.reshape(first.shape)
-        moved = (move if self._instead else first + move).to(first.dtype)
+        moved = (move if self._replaces else first + move).to(first.dtype)
         if first.dtype in (torch.float16, torch.bfloat16) and not self._measured:
-            asked = (move - first if self._instead else move).detach()
+            asked = (move - first if self._replaces else move).detach()
             if asked.any():
                 self._measured = True
                 self._tell_what_is_lost(asked, (moved.float() - first.float()).detach())
@@ -139,16 +140,16 @@ class OutputSite(Site):
                 stacklevel=2,
             )
 
-    def look(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:
+    def probe(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:
         """Run the model up to this site: (first positional argument, output) of the module; None if it did not run."""
-        found = self._looked(inputs, first)
+        found = self._probe(inputs, first)
         return found[self._run] if len(found) > self._run else None
 
     def runs(self, inputs: Mapping[str, Any], first: Tensor) -> list[tuple[Any, Any]]:
         """Run the model once: (first positional argument, output) of the module in each of its runs."""
         self._every = True
         try:
-            return self._looked(inputs, first)
+            return self._probe(inputs, first)
         except Exception:
             if not self._found:  # what fails behind this site, a loss of training for instance, does not matter here
                 raise
@@ -156,11 +157,11 @@ class OutputSite(Site):
         finally:
             self._every = False
 
-    def _looked(self, inputs: Mapping[str, Any], first: Tensor) -> list[tuple[Any, Any]]:
-        self._looking, self._runs, self._found = True, 0, []
+    def _probe(self, inputs: Mapping[str, Any], first: Tensor) -> list[tuple[Any, Any]]:
+        self._probing, self._runs, self._found = True, 0, []
         try:
             with suppress(_Seen), without_trace(self.model, first.device):
                 self.model(**inputs)
         finally:
-            self._looking = False
+            self._probing = False
         return self._found

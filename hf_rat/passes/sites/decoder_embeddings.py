@@ -56,9 +56,9 @@ class DecoderEmbeddingSite(EmbeddingSite):
             return (labels != IGNORED).flip(1).int().cummax(1).values.flip(1).bool()
         return given
 
-    def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
-        width = super()._first_look(inputs, ids)
-        seen, _ = self.look(inputs, ids) or (None, None)
+    def _first_probe(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
+        width = super()._first_probe(inputs, ids)
+        seen, _ = self.probe(inputs, ids) or (None, None)
         if not (isinstance(seen, Tensor) and torch.equal(seen.view(ids.shape), ids)):
             raise ValueError(
                 f"{type(self.model).__name__} looks up other ids in its decoder than those it prepares from labels; "

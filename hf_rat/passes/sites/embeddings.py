@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hf_rat.passes.dropout import RandomState
 from hf_rat.passes.sites.base import OutputSite
-from hf_rat.passes.sites.geometry import Place
+from hf_rat.passes.sites.geometry import Geometry
 
 EMBEDDINGS = "embeddings"
 
@@ -46,36 +45,20 @@ class EmbeddingSite(OutputSite):
         # get_input_embeddings() of BART and T5 classifiers names a module that never runs.
         return input_embeddings(model, model.get_encoder() if has_two_sides(model) else model), 0  # type: ignore
 
-    def looked_up(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def table_ids(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if self._texts or not (isinstance(self.module, nn.Embedding) and self.module.weight.requires_grad):
             return None
-        ids = self.ids(inputs).flatten(1)
-        before = RandomState(ids.device)
-        found: Tensor = self.module(ids)
-        if RandomState(ids.device) == before:
-            return found
-        # Word dropout, or the Trainer's NEFTune: every run of the module puts out something else.
-        before.restore()
-        return None
+        return self.ids(inputs).flatten(1)
 
-    def owed(self, inputs: Mapping[str, Any], slope: Tensor) -> Tensor:
-        """A scalar of value zero whose backward gives the embeddings the gradient `slope` that a pass withheld.
-
-        The table's gradient is as large as the table. Withheld in the clean pass and given back together with the last
-        one, it does not take up memory while the adversarial passes hold their activations.
-        """
-        product = (self.module(self.ids(inputs).flatten(1)).float() * slope).sum().nan_to_num(0.0, 0.0, 0.0)
-        return product - product.detach()
-
-    def place(self, inputs: Mapping[str, Any]) -> Place:
+    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         """The geometry of a batch. The first call looks at the model to learn its batch axis and the width."""
         if self._width is None:
             self._learn_runs(inputs)
-            self._width = self._first_look(inputs, self.ids(inputs))
+            self._width = self._first_probe(inputs, self.ids(inputs))
         ids = self.ids(inputs)
         mask = self.mask(inputs, ids)
         ids = ids.flatten(1)
-        return Place(
+        return Geometry(
             shape=(*ids.shape, self._width),
             device=ids.device,
             mask=None if mask is None else mask.flatten(1),
@@ -151,9 +134,9 @@ class EmbeddingSite(OutputSite):
         self._texts = [name for name in names if name is not None]
 
     @contextmanager
-    def entered(self, move: Tensor | None, instead: bool = False) -> Iterator[None]:
+    def perturbed(self, move: Tensor | None, replaces: bool = False) -> Iterator[None]:
         self._taken = 0
-        with super().entered(move, instead):
+        with super().perturbed(move, replaces):
             yield
 
     @property
@@ -166,7 +149,7 @@ class EmbeddingSite(OutputSite):
         return super().unreached
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.move is None or self._looking:
+        if self.move is None or self._probing:
             return super()._hook(module, args, output)
         if self._runs >= self._expected:
             raise RuntimeError(
@@ -196,7 +179,7 @@ class EmbeddingSite(OutputSite):
         if move.dim() == first.dim() and first.shape[axis] > time and not self._texts:
             self._require_padding(self._looked_up_ids, time)
             rest = first.narrow(axis, time, first.shape[axis] - time)
-            move = torch.cat([move, rest if self._instead else torch.zeros_like(rest, dtype=move.dtype)], axis)
+            move = torch.cat([move, rest if self._replaces else torch.zeros_like(rest, dtype=move.dtype)], axis)
         return super()._added(move, output)
 
     def _require_padding(self, ids: Any, time: int) -> None:
@@ -209,11 +192,11 @@ class EmbeddingSite(OutputSite):
             'length_buckets="off"'
         )
 
-    def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
+    def _first_probe(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
         """Learn whether the embeddings run at all, where their batch axis is, and their width."""
         if self._texts:
             ids = inputs[self._texts[0]]
-        found = self.look(inputs, ids)
+        found = self.probe(inputs, ids)
         if found is None:
             raise ValueError(
                 f"{type(self.model).__name__} does not run the {type(self.module).__name__} that "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass
-class Place:
+class Geometry:
     """What the geometry must know of a batch at a site.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_rat.passes.adapters import without_adapters
 from hf_rat.passes.sites.base import OutputSite
-from hf_rat.passes.sites.geometry import Place
+from hf_rat.passes.sites.geometry import Geometry
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -46,7 +46,7 @@ class ModuleSite(OutputSite):
     def unreached(self) -> str:
         return f"the perturbation never reached {type(self.model).__name__}: its {self.name} did not run"
 
-    def place(self, inputs: Mapping[str, Any]) -> Place:
+    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         """The geometry of a batch. Looks at the model when inputs of these shapes come for the first time."""
         tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.dim() > 0}
         first = next(iter(tensors.values()))
@@ -65,10 +65,10 @@ class ModuleSite(OutputSite):
         mask = None
         if isinstance(attention, Tensor) and len(shape) == 3 and attention.shape == shape[:2]:
             mask = attention.bool()
-        return Place(shape=shape, device=first.device, mask=mask, embedding_norm=None)
+        return Geometry(shape=shape, device=first.device, mask=mask, embedding_norm=None)
 
     def _shape(self, inputs: Mapping[str, Any], device: Tensor) -> tuple[int, ...]:
-        found = self.look(inputs, device)
+        found = self.probe(inputs, device)
         if found is None:
             raise ValueError(f"{type(self.model).__name__} does not run its {self.name}, so it cannot be perturbed")
         output = found[1]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_rat.passes.sites.base import Site
-from hf_rat.passes.sites.geometry import Place
+from hf_rat.passes.sites.geometry import Geometry
 
 RECURRENT = "recurrent state"
 
@@ -67,9 +67,9 @@ class RecurrentSite(Site):
             f"{type(self.module).__name__} did not run"
         )
 
-    def place(self, inputs: Mapping[str, Any]) -> Place:
+    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
-        return Place(shape=(first.shape[0], self._units), device=first.device)
+        return Geometry(shape=(first.shape[0], self._units), device=first.device)
 
 
 def _last_recurrent(model: nn.Module) -> nn.Module:

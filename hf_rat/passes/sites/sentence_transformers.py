@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hf_rat.passes.sites.base import OutputSite
 from hf_rat.passes.sites.embeddings import EmbeddingSite
-from hf_rat.passes.sites.geometry import Place
+from hf_rat.passes.sites.geometry import Geometry
 
 _IDS = "_input_ids"
 
@@ -38,12 +38,12 @@ class ColumnsSite(EmbeddingSite):
         self._columns: list[Tensor] = []
         self._next = 0
 
-    def looked_up(self, inputs: Mapping[str, Any]) -> None:
+    def table_ids(self, inputs: Mapping[str, Any]) -> None:
         """A column may be padded to the width of another, with words that no look-up here has."""
 
-    def place(self, inputs: Mapping[str, Any]) -> Place:
+    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         self._columns = self._all(inputs)
-        return super().place(inputs)
+        return super().geometry(inputs)
 
     def ids(self, inputs: Mapping[str, Any]) -> Tensor:
         return torch.cat(self._all(inputs), dim=1)
@@ -59,9 +59,9 @@ class ColumnsSite(EmbeddingSite):
         return torch.cat(known, dim=1).bool() if len(known) == len(masks) else None
 
     @contextmanager
-    def entered(self, move: Tensor | None, instead: bool = False) -> Iterator[None]:
+    def perturbed(self, move: Tensor | None, replaces: bool = False) -> Iterator[None]:
         self._next = 0
-        with super().entered(move, instead):
+        with super().perturbed(move, replaces):
             yield
 
     @property
@@ -80,13 +80,13 @@ class ColumnsSite(EmbeddingSite):
     def _learn_runs(self, inputs: Mapping[str, Any]) -> None:
         """The columns are known by their names."""
 
-    def _first_look(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
+    def _first_probe(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
         name = self._names(inputs)[0]
         features = {"input_ids": inputs[f"{name}{_IDS}"], "attention_mask": inputs.get(f"{name}_attention_mask")}
-        return super()._first_look(features, features["input_ids"])
+        return super()._first_probe(features, features["input_ids"])
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.move is None or self._looking:
+        if self.move is None or self._probing:
             return OutputSite._hook(self, module, args, output)
         ids = args[0]
         rows, width = ids.shape

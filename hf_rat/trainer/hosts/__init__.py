@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from hf_rat.trainer.hosts.base import Host, accepted
+from hf_rat.trainer.hosts.base import Host, select_arguments
 from hf_rat.trainer.hosts.own_loss import OwnLoss
 from hf_rat.trainer.hosts.sentence_transformers import SentenceHost
 from hf_rat.trainer.hosts.trl import SFTHost
 
-__all__ = ["Host", "OwnLoss", "accepted", "host_of"]
+__all__ = ["Host", "OwnLoss", "host_of", "select_arguments"]
 
 
 def host_of(trainer: Any) -> Host:

@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_rat.engine.reading import read
+from hf_rat.passes.execution import Pass
+from hf_rat.passes.outputs import loss_of
 from hf_rat.passes.problems import LABELS
 from hf_rat.regularizers.terms import Term, compares_logits, is_plain
 
@@ -58,6 +61,16 @@ class Host:
         # A loss in a method may need no labels; but then it cannot be told from a batch that has none on purpose.
         return self.trainer._overrides_loss and self.trainer._unlabeled_dataset is None
 
+    def run(self, model: nn.Module, inputs: dict[str, Any]) -> Pass:
+        """(task loss, or None for a batch without labels; logits) of one pass."""
+        trainer, loss = self.trainer, None
+        if self.has_task(inputs):
+            loss, outputs = self.task(trainer._task_loss, model, inputs)
+        else:
+            outputs = model(**inputs)
+            loss = loss_of(outputs)
+        return read(trainer.regularizer, outputs, loss, type(trainer.model).__name__)
+
     def task(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any], with_outputs: bool = False
     ) -> tuple[Tensor, Any]:
@@ -91,7 +104,7 @@ class Host:
     ) -> tuple[Tensor, Any]:
         labels, compares = inputs.get("labels"), with_outputs or compares_logits(self.trainer.regularizer)
         count = self._count_labels(inputs) if isinstance(labels, Tensor) else None
-        asked = accepted(compute_loss, return_outputs=compares, num_items_in_batch=count)
+        asked = select_arguments(compute_loss, return_outputs=compares, num_items_in_batch=count)
         seen: list[Any] = []
         listening = compares and not self._returns_outputs  # where a hook would be for nothing
         handle = model.register_forward_hook(lambda *args: seen.append(args[-1])) if listening else None
@@ -123,11 +136,11 @@ class Host:
         return (loss, outputs) if return_outputs else loss
 
     def _count_labels(self, inputs: Mapping[str, Any]) -> Tensor:
-        counted: Tensor = self.trainer.regularization.counted(inputs)
+        counted: Tensor = self.trainer.regularization.count_labels(inputs)
         return counted.clamp(min=1)
 
 
-def accepted(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+def select_arguments(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     """Those of the keyword arguments that `function` takes."""
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -82,5 +82,5 @@ class OwnLoss(_Base):
 
     @property
     def _has_own_loss(self) -> bool:
-        """Whether the task loss is the user's: weighted by classes, or a contrast between examples, for instance."""
+        """Whether the task loss is the user's: weigh by classes, or a contrast between examples, for instance."""
         return self.compute_loss_func is not None or self._overrides_loss
