@@ -7,7 +7,7 @@ A ball is a frozen value. Given a slope (the gradient, at the perturbation, of w
     project(move, geometry)     the nearest point inside the ball
     noise(size, geometry)       a random point
 
-`geometry` holds the shapes, the padding and the token ids of a site (see passes/sites/geometry.py). Everything is fp32.
+`geometry` holds the shapes, the padding and the token ids of a site (passes/sites/geometry.py). Everything is fp32.
 An example whose slope is zero or has an entry that is not finite does not move, and no move is NaN. A norm is taken
 after division by the largest entry, so that the tiny gradients of saturated losses neither underflow nor overflow.
 """

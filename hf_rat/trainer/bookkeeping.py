@@ -26,7 +26,7 @@ class Bookkeeping(TrainerCallback):
         self._trainer._begin_run()
         saved = state.stateful_callbacks.get(STATE_KEY)
         if self._trainer._resumed_from is not None and isinstance(saved, dict):
-            self._trainer.regularization.load_state(saved["attributes"])
+            self._trainer.regularization.load_state_dict(saved["attributes"])
             if self._trainer._unlabeled is not None:
                 self._trainer._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))
         self._store(state)
@@ -48,7 +48,7 @@ class Bookkeeping(TrainerCallback):
         self._in_first_step = False
 
     def _store(self, state: Any) -> None:
-        kept = self._trainer.regularization.state()
+        kept = self._trainer.regularization.state_dict()
         if self._trainer._unlabeled is not None:
             kept["unlabeled_batches"] = self._trainer._unlabeled.made
         # Handed over as a list of callbacks, kept as a dict of their states.

@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rat.engine.regularization import Regularization
 from hf_rat.engine.requirements import given_problem, require_arguments
+from hf_rat.engine.weighting import weigh
 from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, is_plain

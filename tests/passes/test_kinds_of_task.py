@@ -161,7 +161,7 @@ def test_a_loss_of_one_number_for_each_sequence_counts_by_examples():
     expected = {}
     for problem in ("crf", "token_classification"):
         regularization = Regularization(plain(), model, problem=problem)
-        counts = [regularization.counted(part) for part in (long, short)]
+        counts = [regularization.count_labels(part) for part in (long, short)]
         items = sum(counts)
         expected[problem] = [int(count) for count in counts]
         named = [regularization.backward(part, accumulation=2, num_labels=items)["task"] for part in (long, short)]
