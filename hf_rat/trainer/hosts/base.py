@@ -69,7 +69,7 @@ class Host:
         else:
             outputs = model(**inputs)
             loss = loss_of(outputs)
-        return read(trainer.regularizer, outputs, loss, type(trainer.model).__name__)
+        return read(trainer.regularization.regularizer, outputs, loss, type(trainer.model).__name__)
 
     def task(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any], with_outputs: bool = False
