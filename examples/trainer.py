@@ -99,6 +99,7 @@ def main(max_steps: int) -> None:
             learning_rate=1e-3,
             per_device_train_batch_size=16,
             per_device_eval_batch_size=128,
+            logging_first_step=True,
             logging_steps=50,
             save_strategy="no",
             report_to="none",
