@@ -37,6 +37,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
@@ -198,7 +199,7 @@ def checks(arguments: argparse.Namespace) -> None:
     for expression in expressions:
         if clock.allows(20, f"CPU = {device}: {expression}"):
             with checked(f"CPU = {device}: {expression}") as row:
-                compare(row, *(gradients_of(expression, where) for where in (device, "cpu")), 2e-4)
+                compare(row, gradients_of(expression, device), gradients_of(expression, "cpu"), 2e-4)
     precisions: list[tuple[str, Row, float]] = [("fp32", {}, 1e-4), ("bf16", {"bf16": True}, 3e-2)]
     precisions += [("fp16", {"fp16": True}, 2e-2)] if device == "cuda" else []
     whole = {"per_device_train_batch_size": 16, "count": 16, "use_cpu": device == "cpu"}
@@ -209,8 +210,10 @@ def checks(arguments: argparse.Namespace) -> None:
             if not clock.allows(20, name):
                 continue
             with checked(name) as row, keyed.noise():
-                ways = (runs.run(expression, keyed.KeyedTrainer, **way, **more).logs[0] for way in (cut, whole))
-                compare(row, *ways, bound)
+                ours, theirs = (
+                    runs.run(expression, keyed.KeyedTrainer, **way, **more).logs[0] for way in (cut, whole)
+                )
+                compare(row, ours, theirs, bound)
     if clock.allows(30, "compiled = eager"):
         compiled(device)
     launched(device, clock)
@@ -469,8 +472,18 @@ def measure_steps(arguments: argparse.Namespace, sizes: Row, shapes: list[tuple[
 # -- comparison ------------------------------------------------------------------------------------------------------
 
 
-MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-SMALLEST = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+MINILM: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+SMALLEST: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 
 
 def comparison(arguments: argparse.Namespace) -> None:
@@ -499,14 +512,7 @@ def comparison(arguments: argparse.Namespace) -> None:
             if weights:
                 model: Any = BertForSequenceClassification.from_pretrained(weights, num_labels=2)
             else:
-                sizes = {
-                    "hidden_size": 384,
-                    "num_hidden_layers": 6,
-                    "num_attention_heads": 12,
-                    "intermediate_size": 1536,
-                }
-                small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-                model = BertForSequenceClassification(BertConfig(**(small if arguments.tiny else sizes)))
+                model = BertForSequenceClassification(BertConfig(**(SMALLEST if arguments.tiny else MINILM)))
             with tempfile.TemporaryDirectory() as folder:
                 args = RegularizedTrainingArguments(
                     output_dir=folder,
@@ -606,12 +612,14 @@ def recurrent(arguments: argparse.Namespace) -> None:
             batch, steps, width, size = (int(number) for number in shape.split("x"))
             x = torch.randn(batch, steps, width, device=device, requires_grad=True)
             twin = getattr(torch.nn, cell)(width, size, batch_first=True).to(device)
-            layers = {f"torch.nn.{cell}": (lambda twin=twin, x=x: twin(x)[0], [x, *twin.parameters()])}
+            layers: dict[str, tuple[Callable[[], Any], list[Any]]] = {
+                f"torch.nn.{cell}": (lambda twin=twin, x=x: twin(x)[0], [x, *twin.parameters()])  # type: ignore[misc]
+            }
             for name, rates in kinds_of(cell, names).items():
                 layer = CELLS[cell](width, size, dropout=rates).to(device)
-                layers[name] = (lambda layer=layer, x=x: layer(x)[0], [x, *layer.parameters()])
+                layers[name] = (lambda layer=layer, x=x: layer(x)[0], [x, *layer.parameters()])  # type: ignore[misc]
             unit = getattr(torch.nn, f"{cell}Cell")(width, size).to(device)
-            layers[LOOP] = (lambda unit=unit, x=x, size=size: loop(unit, size, x), [x, *unit.parameters()])
+            layers[LOOP] = (partial(loop, unit, size, x), [x, *unit.parameters()])
             seconds: dict[str, list[float]] = {name: [] for name in layers}
             for number in range(3 if arguments.tiny else 8):
                 if clock.left() < 3:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,12 @@ class Weighting:
             frames: Tensor = shorten(logits.shape[1], mask)
             return frames.bool()
         return select_outputs(CTC, inputs, logits)
+
+    @overload
+    def mean(self, loss: Tensor, inputs: Mapping[str, Any]) -> Tensor: ...
+
+    @overload
+    def mean(self, loss: None, inputs: Mapping[str, Any]) -> None: ...
 
     def mean(self, loss: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
         """The task loss as a mean, also where the model makes a sum over the examples."""

@@ -102,7 +102,10 @@ class Host:
     def _of_a_method(
         self, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], with_outputs: bool
     ) -> tuple[Tensor, Any]:
-        labels, compares = inputs.get("labels"), with_outputs or compares_logits(self.trainer.regularization.regularizer)
+        labels, compares = (
+            inputs.get("labels"),
+            with_outputs or compares_logits(self.trainer.regularization.regularizer),
+        )
         count = self._count_labels(inputs) if isinstance(labels, Tensor) else None
         asked = select_arguments(compute_loss, return_outputs=compares, num_items_in_batch=count)
         seen: list[Any] = []
