@@ -17,7 +17,7 @@ from hf_rat.data.generated import GENERATED, generated_config, generated_pairs, 
 from hf_rat.data.loading import load_task
 from hf_rat.data.tasks import Task, find
 from hf_rat.finetuning.blame import reported
-from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
+from hf_rat.finetuning.example import DEFAULTS, Example, run_example
 from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, given_flags, read_flags
 from hf_rat.finetuning.folder import in_its_folder, prepare_folder
@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     if not any(given.get(name) for name in ("model_name_or_path", *SOURCES)):
         flags = read_flags(given, _EXAMPLE)
         with in_its_folder(flags):
-            return run_embedded(flags, "glue", EXAMPLE)
+            return run_example(flags, "glue", EXAMPLE)
     flags = read_flags(given)
     with in_its_folder(flags):
         return _run(flags, given)

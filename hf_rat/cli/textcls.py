@@ -18,7 +18,7 @@ from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
 from hf_rat.data.tasks import CLUE, TEXTS, Task
 from hf_rat.finetuning.blame import reported
-from hf_rat.finetuning.example import DEFAULTS, Example, run_embedded
+from hf_rat.finetuning.example import DEFAULTS, Example, run_example
 from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags
 from hf_rat.finetuning.folder import in_its_folder, prepare_folder
@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     given = given_flags(argv, PROGRAM, (WordModelArguments,))
     words = build(WordModelArguments, given)
     if not any(given.get(name) for name in ("model_name_or_path", *SOURCES)):
-        return _embedded(given, words)
+        return _run_example(given, words)
     own = given.get("model_name_or_path") is None
     flags = read_flags(given, _defaults(given, own))
     with in_its_folder(flags):
@@ -179,7 +179,7 @@ def _add_callbacks(job: Job, words: WordModelArguments) -> None:
         job.callbacks.append(EarlyStoppingCallback(words.early_stopping_patience))
 
 
-def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, float]:
+def _run_example(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, float]:
     for name in ("word_vectors", "semi_supervised", "dropout_schedule", "early_stopping_patience"):
         if getattr(words, name):
             raise ValueError(f"--{name} needs a data set: give --dataset_name or --train_file")
@@ -201,4 +201,4 @@ def _embedded(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, 
         rat="rat(epsilon=1.0, warmup=150)",
     )
     with in_its_folder(flags):
-        return run_embedded(flags, "textcls", example)
+        return run_example(flags, "textcls", example)

@@ -71,7 +71,7 @@ class Example(NamedTuple):
     rat: str
 
 
-def run_embedded(flags: Flags, stem: str, example: Example) -> dict[str, float]:
+def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     """Train the small model plainly, with the chosen regularizer, and plainly with what held-back rows choose.
 
     Args:

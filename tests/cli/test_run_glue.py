@@ -73,7 +73,7 @@ def _error(argv, capsys):
     return lines[-1]
 
 
-def test_the_embedded_run(tmp_path, capsys, caplog):
+def test_the_example_run(tmp_path, capsys, caplog):
     caplog.set_level("INFO", "hf_rat")
     out = tmp_path / "out"
     words = ["--reg", "rdrop(alpha=1.0)", "--num_train_epochs", "2", "--output_dir", str(out)]
@@ -118,7 +118,7 @@ def test_the_embedded_run(tmp_path, capsys, caplog):
     assert logits.shape == (1, 2)
 
 
-def test_the_embedded_rule_is_learned(tmp_path, monkeypatch):
+def test_the_example_rule_is_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = glue.run([])
     assert results["eval_accuracy"] > 0.7  # the labels are balanced: guessing is 0.5
@@ -126,7 +126,7 @@ def test_the_embedded_rule_is_learned(tmp_path, monkeypatch):
 
 
 def test_plain_and_the_regularizer_start_from_the_same_weights_and_data(tmp_path):
-    """With a regularizer of weight zero the two models of the embedded run are one."""
+    """With a regularizer of weight zero the two models of the example are one."""
     out = tmp_path / "out"
     glue.run(["--reg", "vat(alpha=0)", "--max_steps", "5", "--output_dir", str(out)])
     one, other = load_file(out / "model.safetensors"), load_file(out / "plain" / "model.safetensors")

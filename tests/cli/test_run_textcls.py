@@ -252,7 +252,7 @@ def test_labels_that_differ_between_splits(common, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_embedded_run_of_the_script(tmp_path):
+def test_the_example_run_of_the_script(tmp_path):
     words = [sys.executable, str(ROOT / "run_textcls.py"), "--reg", "rat", "--output_dir", str(tmp_path), "--use_cpu"]
     done = subprocess.run([*words, "--num_train_epochs", "2"], capture_output=True, text=True, check=True)
     assert any(line.startswith("plain  ") for line in done.stdout.splitlines())

@@ -161,7 +161,7 @@ def test_arguments():
     methods, seeds, output, base = parse(line)
     assert ([m.entry for m in methods], seeds, str(output)) == (["plain", "rat --lr 1"], [3, 4], "out")
     assert base == ["glue", "--fp16"]
-    assert parse(line[:-3])[3] == ["glue"], "without -- it is the embedded task"
+    assert parse(line[:-3])[3] == ["glue"], "without -- it is the built-in example"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_bad_arguments_are_one_line(line, message, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_embedded_task_for_real(tmp_path):
+def test_the_example_for_real(tmp_path):
     line = f"--methods plain fgm --seeds 1 --output_dir {tmp_path} -- glue --max_steps 2"
     assert main(line.split()) == 0, "\n".join(log.read_text() for log in tmp_path.glob("*/seed-1.log"))
     plain, fgm = json.loads((tmp_path / "results.json").read_text())["methods"]
