@@ -4,8 +4,8 @@
         -- glue --task_name rte --model_name_or_path some/model --num_train_epochs 3
 
 What follows ``--`` is the `hf-rat` command that every run makes (default: ``glue``, the built-in example); each run
-adds ``--reg METHOD --seed N --output_dir OUTPUT/<method>/seed-<n>``, and the flags that its method carries. Every run is a
-process of its own. What lies in OUTPUT afterwards:
+adds ``--reg METHOD --seed N --output_dir OUTPUT/<method>/seed-<n>``, and the flags that its method carries. Every run
+is a process of its own. What lies in OUTPUT afterwards:
 
     <method>/seed-<n>/       what the run wrote, with its all_results.json
     <method>/seed-<n>.log    what it printed
