@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> tuple[list[Method], list[int], Path, list[str]
         epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.".replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shape = 'as for --reg, each with flags of its own if need be: plain "rat --learning_rate 2e-5"'
+    shape = 'as for --reg, each with flags of its own if need be, as "rat --learning_rate 2e-5"'
     parser.add_argument("--methods", nargs="+", required=True, type=Method, help=shape)
     parser.add_argument("--seeds", nargs="+", required=True, type=int, help="seeds that every method runs with")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the runs and of the table")

@@ -250,6 +250,8 @@ def _look(running: RunningBuffers, device: torch.device) -> Iterator[None]:
 
 def _distance(one: Tensor, other: Tensor) -> float:
     """The largest difference in shares of the largest logit; what is infinite in both does not differ."""
+    if one.numel() == 0:  # texts without a word, and labels by position
+        return 0.0
     apart = torch.where(one == other, 0.0, (one - other).abs())
     largest = torch.where(one.isfinite(), one.abs(), 0.0).max().clamp(min=1e-12)
     return float(apart.max() / largest)

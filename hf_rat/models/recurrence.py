@@ -102,12 +102,15 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_hs: Tensor | None, d_cs: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return Recurrence._gradients(ctx, d_hs, d_cs)
+        saved = ctx.saved_tensors  # once: under activation checkpointing they can be had only once
+        with torch.autocast(saved[0].device.type, enabled=False):
+            return Recurrence._gradients(ctx, saved, d_hs, d_cs)
 
     @staticmethod
-    def _gradients(ctx: Any, d_hs: Tensor | None, d_cs: Tensor | None) -> tuple[Tensor | None, ...]:
-        w, h0, c0, act, hs, inner, cs, extra, *masks = ctx.saved_tensors
+    def _gradients(
+        ctx: Any, saved: tuple[Any, ...], d_hs: Tensor | None, d_cs: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        w, h0, c0, act, hs, inner, cs, extra, *masks = saved
         m, rows, mode = Masks(*masks), ctx.rows, ctx.mode
         needs = ctx.needs_input_grad[2:]
         sizes, size = rows.sizes, w.size(1)

@@ -133,16 +133,16 @@ def test_plain_and_the_regularizer_start_from_the_same_weights_and_data(tmp_path
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_example_says_what_rat_stands_for_and_own_arguments_win(tmp_path, capsys):
+def test_the_example_says_what_rat_stands_for_and_own_arguments_win(tmp_path, capsys, caplog):
     words = ["--num_train_epochs", "1", "--max_steps", "2", "--max_train_samples", "40", "--max_eval_samples", "20"]
     glue.run(["--reg", "rat", *words, "--output_dir", str(tmp_path / "bare")])
     said = capsys.readouterr().out
     assert f"--reg rat stands for {glue.EXAMPLE.rat} in this example" in said
-    assert f"Regularizer {glue.EXAMPLE.rat[:-1].split(',')[0]}," in said
+    assert f"Regularizer {glue.EXAMPLE.rat[:-1].split(',')[0]}," in caplog.text
     glue.run(["--reg", "rat", "--reg_epsilon", "0.25", *words, "--output_dir", str(tmp_path / "own")])
     said = capsys.readouterr().out
     assert "stands for" not in said
-    assert "Regularizer rat(epsilon=0.25, alpha=0.5" in said
+    assert "Regularizer rat(epsilon=0.25, alpha=0.5" in caplog.text
 
 
 def test_another_seed_draws_other_rows(tmp_path):

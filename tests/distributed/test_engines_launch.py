@@ -14,7 +14,7 @@ from accelerate.commands import launch
 
 from hf_rat import RegularizedTrainer
 
-CONFIGS = launches.HERE.parent / "configs" / "accelerate"
+CONFIGS = launches.ROOT / "configs" / "accelerate"
 SPREAD = {"cpu_1": (1, 1), "two_hosts": (1, 2)}
 """File -> processes on each machine, and machines; the others are (2, 1)."""
 PRECISION = {"fsdp2": "bf16", "multi_gpu_bf16": "bf16", "multi_gpu_fp16": "fp16"}
@@ -47,7 +47,7 @@ def started(monkeypatch):
     for name in ("deepspeed", "deepspeed.launcher"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "deepspeed.launcher.runner", runner)
-    monkeypatch.chdir(launches.HERE.parent)  # the DeepSpeed files name their .json from here
+    monkeypatch.chdir(launches.ROOT)  # the DeepSpeed files name their .json from here
 
     def start(name, *words):
         command = ["--config_file", str(CONFIGS / f"{name}.yaml"), *words, "run_glue.py", "--reg", "rat"]

@@ -104,7 +104,7 @@ def test_the_labels_that_count_are_those_that_transformers_and_the_package_count
     assert regularization.count_labels(batch) == len(places)
     # Dropout is off: the sum of two halves, weighted by what they count, is the task loss of the whole batch.
     halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 1), slice(1, 3))]
-    sums = [regularization.losses(half, items=len(places), accumulation=1)["task"] for half in halves]
+    sums = [regularization.losses(half, num_labels=len(places), accumulation=1)["task"] for half in halves]
     torch.testing.assert_close(sum(sums), outputs.loss)
 
 

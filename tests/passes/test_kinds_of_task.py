@@ -323,8 +323,12 @@ def test_the_first_line_says_how_it_was_found(caplog):
     with caplog.at_level(logging.INFO, "hf_rat"):
         runs.run("rdrop", model=Scorer(bce), options=options, log_level="info", **STEP)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("hf_rat.trainer.announcement")]
-    assert "kind of task: multi_label_classification (the task loss is the binary cross-entropy" in lines[0]
-    assert len(lines) == 1
+    assert lines[0].startswith("Regularizer rdrop(")
+    # Only a pass can tell, and the price is told before it.
+    assert lines[1].startswith(
+        "After the first batch; kind of task: multi_label_classification (the task loss is the bin"
+    )
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize(

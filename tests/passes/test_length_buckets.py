@@ -329,6 +329,7 @@ def test_a_loss_that_is_not_known_to_be_a_mean_over_examples_leaves_the_batch_wh
 
 
 def test_autocast_of_accelerate_is_no_loss_of_ones_own():
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of a test before
     model = tiny.tiny_model(dropout=0.1)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     try:

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from transformers.integrations.neftune import activate_neftune
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_rat import Regularization, adversarial_dropout, fgm, freelb, pgd, plain, r3f
+from hf_rat import Regularization, adversarial_dropout, fgm, freelb, parse, pgd, plain, r3f
 from hf_rat.passes.sites import EmbeddingSite, LogitsInputSite
 
 
@@ -387,7 +387,7 @@ def test_a_model_without_logits_is_named():
         def forward(self, input_ids, **inputs):
             return {"loss": torch.zeros(())}
 
-    refused(plain(), Headless(), tiny_batch(), "Headless returned dict without a `logits` tensor")
+    refused(parse("rdrop"), Headless(), tiny_batch(), "Headless returned dict without a `logits` tensor")
 
 
 def test_an_exception_in_the_model_leaves_no_move_behind():

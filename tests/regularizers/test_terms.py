@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 
-from hf_rat import Regularization, fgm, freelb, parse, plain, rat, rdrop, vat
+from hf_rat import Point, Regularization, fgm, freelb, parse, plain, rat, rdrop, vat
 from hf_rat.engine.cost import rehearse
 from hf_rat.regularizers import (
     L2,
@@ -119,7 +119,7 @@ def test_a_term_that_says_another_number_of_groups_is_told():
         learns_here = False
 
         def elsewhere(self, point):
-            yield lambda: {"one": point.task}
+            yield lambda: {"one": Point(point.batch).task}
 
         def count_elsewhere(self, step):
             return 2

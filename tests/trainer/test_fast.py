@@ -101,10 +101,10 @@ def test_a_rate_of_a_pass_reaches_them(masks):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masks_are_replayed(family, masks):
     model, batch, shared = tiny_model(family, dropout=0.3), tiny_batch(), SharedMasks(torch.device("cpu"))
-    with shared.replayed():
+    with shared.replay():
         first = model(**batch).logits
     assert not torch.equal(first, model(**batch).logits)
-    with shared.replayed():
+    with shared.replay():
         assert torch.equal(first, model(**batch).logits)
 
 

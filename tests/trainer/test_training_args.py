@@ -67,7 +67,7 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
         ({"reg": "rat(epsilom=1)"}, "'epsilom'.*epsilon"),
         ({"reg": "rat("}, "rat\\("),
         ({"reg": "__import__('os')"}, "__import__"),
-        ({"reg": ""}, "--reg ''"),
+        ({"reg": ""}, "reg=''"),
         ({"reg": "plain", "reg_epsilon": 0.1}, "reg_epsilon=0.1"),
         ({"reg": "rdrop", "reg_scope": "table"}, "reg_scope='table'"),
         ({"reg": "rat(epsilon=0.1)", "reg_epsilon": 0.2}, "epsilon=0.1.*reg_epsilon=0.2"),
