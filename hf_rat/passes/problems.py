@@ -129,7 +129,9 @@ def _targets(problem: str, inputs: Mapping[str, Any]) -> Tensor:
     if inputs.get("shift_labels") is not None:
         return inputs["shift_labels"]
     labels = inputs["labels"]
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORED) if problem == NEXT_TOKENS else labels
+    if problem == NEXT_TOKENS and labels.shape[1] > 0:  # texts that are all empty have none to shift
+        return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return labels
 
 
 def _tokens(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
