@@ -200,7 +200,7 @@ def test_a_classifier_with_its_own_order_of_labels_is_scored_and_submitted_in_th
     for names in (["not_equivalent", "equivalent"], ["equivalent", "not_equivalent"]):
         own = AutoModelForSequenceClassification.from_pretrained(model)
         with torch.no_grad():
-            own.classifier.weight.normal_(generator=torch.Generator().manual_seed(4), std=3.0)
+            own.classifier.weight.normal_(generator=torch.Generator().manual_seed(1), std=3.0)
             if names[0] == "equivalent":
                 own.classifier.weight.copy_(own.classifier.weight.flip(0))
         own.config.id2label = dict(enumerate(names))
