@@ -106,7 +106,8 @@ def main() -> None:
             report["accuracy"] = {name: {"mean": mean(all_), "sd": stdev(all_)} for name, all_ in accuracies.items()}
             report["rat against plain"] = paired(accuracies["rat"], accuracies["plain"])
             report["rat against plain, tuned"] = paired(accuracies["rat"], accuracies["plain, tuned"])
-        arguments.output.write_text(json.dumps({**report, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+        report["runs"] = runs
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if len(runs) > 1:
         arguments.output.with_name("table.md").write_text(table(report), encoding="utf-8")
         print(table(report))

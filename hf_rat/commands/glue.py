@@ -113,7 +113,7 @@ def _test_rows(flags: Flags, task: Task) -> DatasetDict | None:
 def _small_bert(
     task: Task, labels: Labels, rows: DatasetDict, dropout: float
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
-    tokenizer = generated_tokenizer()
+    tokenizer = generated_tokenizer(asides=True)
     config = generated_config(tokenizer, hidden_size=32, layers=1, dropout=dropout)
     # Small weights: the model begins with averages of words, learns the rule in three epochs, and then overfits.
     config.initializer_range = 0.05

@@ -100,12 +100,15 @@ def generated_pairs(
     return DatasetDict(train=_split(train, noise, asides, rng), validation=_split(validation, 0.0, asides, rng))
 
 
-def generated_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer with one token per word of the generator, and BERT's special tokens."""
+def generated_tokenizer(asides: bool = False) -> PreTrainedTokenizerFast:
+    """A fast tokenizer with one token per word of the generator, and BERT's special tokens.
+
+    Args:
+        asides: whether the words of the asides are among them.
+    """
     adjectives = [adjective for row in _ADJECTIVES.values() for adjective in row]
-    words = sorted(
-        {"the", "was", "and", "day", "room", ",", ":", *_FOOD, *_HOUSE, *adjectives, *_TOWNS, *_DAYS, *_ROOMS}
-    )
+    aside = ("day", "room", ",", ":", *_TOWNS, *_DAYS, *_ROOMS) if asides else ()
+    words = sorted({"the", "was", "and", *_FOOD, *_HOUSE, *adjectives, *aside})
     vocabulary = {word: number for number, word in enumerate((*_SPECIAL, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = Lowercase()
