@@ -2,8 +2,8 @@
 
     python benchmarks/defaults.py --output results/defaults/raw.json
 
-The task is the embedded default's (a small BERT whose word vectors have norm 1, few pairs, a fifth of their labels
-flipped) drawn anew with another seed, so that the pairs on which `run_glue.py` reports take no part in the choice.
+The task is the generator's pairs without asides (a small BERT whose word vectors have norm 1, few pairs, a fifth of
+their labels flipped), another one than that on which `run_glue.py` reports.
 Prints accuracy and loss on clean pairs, mean over the seeds, for each expression.
 """
 

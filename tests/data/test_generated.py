@@ -66,7 +66,7 @@ def test_both_answers_occur_about_equally_often():
 
 @pytest.mark.parametrize("asides", [False, True])
 def test_the_tokenizer_knows_every_word_and_marks_the_two_sentences(asides):
-    tokenizer, rows = generated_tokenizer(), generated_pairs(asides=asides)
+    tokenizer, rows = generated_tokenizer(asides), generated_pairs(asides=asides)
     encoded = tokenizer(rows["train"]["sentence1"][:], rows["train"]["sentence2"][:])
     assert all(tokenizer.unk_token_id not in ids for ids in encoded["input_ids"])
     one = tokenizer("the soup was bland", "the room was fine")
