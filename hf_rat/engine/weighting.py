@@ -255,10 +255,9 @@ class Weighting:
             self._shifts = seen == 0
 
     def _looked_at(self, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor]:
-        eager = torch.compiler.set_stance("force_eager")  # nothing is compiled for this
         self._asking = True
         try:
-            with without_trace(self._engine.model, inputs["labels"].device), eager:
+            with without_trace(self._engine.model, inputs["labels"].device):
                 loss, logits = self.run(self._engine.model, dict(inputs))
         except Exception as error:
             raise ValueError(

@@ -128,12 +128,14 @@ class RNNModel(RNNPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if use_cache is None:
             use_cache = self.config.use_cache
+        outputs = [drop_locked(x, p.output, self.training), *(seen if output_hidden_states else ())]
+        outputs = [permute_steps(each, back) for each in outputs]
+        if steps == 0:
+            outputs = [each[:, :0] for each in outputs]
         return RNNModelOutput(
-            last_hidden_state=permute_steps(drop_locked(x, p.output, self.training), back)[:, :steps],
+            last_hidden_state=outputs[0],
             state=tuple(last) if use_cache else None,
-            hidden_states=tuple(permute_steps(each, back)[:, :steps] for each in seen)
-            if output_hidden_states
-            else None,
+            hidden_states=tuple(outputs[1:]) if output_hidden_states else None,
         )
 
 

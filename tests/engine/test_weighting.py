@@ -339,3 +339,17 @@ def test_seq2seq_trainer_generates_in_evaluation(task, tmp_path):
     stock.model_accepts_loss_kwargs = False
     mine, theirs = one.evaluate(), stock.evaluate()
     assert (mine["eval_loss"], mine["eval_tokens"]) == (theirs["eval_loss"], theirs["eval_tokens"])
+
+
+@pytest.mark.parametrize("expression", ["rdrop", "expectation_linear", "vat"])
+def test_what_looks_at_a_model_leaves_the_compiler_as_it_was(expression):
+    compiled = []
+
+    def backend(graph, examples):
+        compiled.append(graph)
+        return graph.forward
+
+    Regularization(parse(expression), task_model("causal_lm")).backward(collate(task_rows("causal_lm", 4)))
+    torch._dynamo.reset()
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert compiled, "torch.compile is switched off for what comes after"

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PLACES = [str(ROOT), *(str(HERE.parent / room) for room in ("support", "regularizers", "passes", "engine", "trainer"))]
+ROOMS = ("support", "regularizers", "passes", "engine", "trainer", "models")
+PLACES = [str(ROOT), *(str(HERE.parent / room) for room in ROOMS)]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
