@@ -31,6 +31,7 @@ class OpenSites:
         perturbations = [term.perturb for term in all_terms(regularizer) if term.perturb is not None]
         self.names = sorted({at.site for at in perturbations if at.site})
         self._sites: dict[str, Site] = {}
+        self._probed: set[str] = set()
         for name in self.names:
             self.open(name)
         embeddings = [site.module for site in self._sites.values() if isinstance(site, EmbeddingSite)]
@@ -48,7 +49,10 @@ class OpenSites:
     def probe(self, geometry: Callable[[str], Geometry]) -> None:
         """Let each site look at the model, before a compiled forward is traced."""
         for name in self.names:
-            warn_of_no_flips(self._regularizer, name, geometry(name))
+            found = geometry(name)
+            if name not in self._probed:  # how wide a mask is does not change
+                self._probed.add(name)
+                warn_of_no_flips(self._regularizer, name, found)
 
     @property
     def embedding_norms(self) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hf_rat.engine.engine import Engine
 from hf_rat.passes.copies import find_coupling, find_uneven, is_wide
 from hf_rat.passes.draws import Draws, find_draws
-from hf_rat.passes.dropout import DropoutRate, RandomState
+from hf_rat.passes.dropout import DropoutRate, RandomState, without_trace
 from hf_rat.passes.execution import Pass
 from hf_rat.passes.running_buffers import RunningBuffers
 from hf_rat.regularizers.perturbations import Redrawn
@@ -180,7 +180,8 @@ class RateProbe:
         if not rates:
             return
         name, asked = type(self._model).__name__, repr(self._regularizer)
-        with _look(self._running, next(self._model.parameters()).device):
+        device = next(self._model.parameters()).device
+        with without_trace(self._model, device, evaluation=False), self._running.keep():
             evaluated, apart = self._passes(inputs, lambda: self._running.at_rate(0.0))
             if apart > ROUNDING:
                 raise ValueError(
@@ -233,19 +234,6 @@ def _rates_of_passes(regularizer: Term) -> set[float]:
     rates = {rate for term in terms if isinstance(term, TaskLoss) for rate in term.dropouts or ()}
     redrawn = [term.perturb for term in terms if isinstance(term.perturb, Redrawn)]
     return rates | {at.rate for at in redrawn if at.rate is not None}
-
-
-@contextmanager
-def _look(running: RunningBuffers, device: torch.device) -> Iterator[None]:
-    """Forwards inside change neither the random numbers of the run nor the buffers, and nothing is compiled."""
-    state = RandomState(device)
-    try:
-        with torch.no_grad(), running.keep(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        state.restore()
-        # Autocast keeps the weights that it has cast, here without a graph.
-        torch.clear_autocast_cache()
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
