@@ -17,7 +17,7 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "finetuning": {"passes", "regularizers", "engine", "trainer", "models", "data"},
-    "experiments": {"finetuning"},
+    "experiments": {"finetuning", "data", "engine", "regularizers"},
     "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer"},
     "public": {"passes", "regularizers", "engine", "trainer", "models"},
     "": {"public"},  # hf_rat/__init__.py
