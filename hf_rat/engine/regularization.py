@@ -2,10 +2,7 @@
 
 `Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
 back-propagates each group as soon as it is final: R-AT has three forwards and backwards, and one group's graphs at a
-time. Trainers and plain Accelerate loops use the same object:
-
-    regularization = Regularization(rat(epsilon=0.1), model, accelerator=accelerator)
-    losses = regularization.backward(batch, step=step)      # {"task": ..., "adversarial_task": ...}, detached
+time. Trainers and plain Accelerate loops use the same object.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_rat.engine.adaptive_epsilon import AdaptiveEpsilon
 from hf_rat.engine.averaged_model import proximal_average
 from hf_rat.engine.bucketing_policy import overhead, why_not_bucketed
 from hf_rat.engine.cost import Cost, rehearse
@@ -31,6 +29,7 @@ from hf_rat.engine.open_sites import OpenSites
 from hf_rat.engine.probes import PassProbe, RateProbe
 from hf_rat.engine.reading import call
 from hf_rat.engine.requirements import require, require_memory
+from hf_rat.engine.schedule import Schedule
 from hf_rat.engine.weighting import Weighting, weigh
 from hf_rat.engine.zero_gains import ZeroGains
 from hf_rat.passes.batch import Batch
@@ -48,22 +47,22 @@ class Regularization:
 
     Args:
         regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`, or its text.
-        model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
-            Open the regularization before the first forward of a compiled model.
+        model: the model that is trained, as the loop calls it; a compiled one before its first forward.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
         run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
         single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
-        length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
-            over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
+        length_buckets: "auto" splits batches by length where that is faster, and exact if the task loss is a mean over
+            examples; "off" leaves them whole. None is "auto", but "off" with a `run`, whose loss may be another.
         memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
             numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
         keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
             one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
+        total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
 
     Raises:
-        ValueError: the model cannot carry the regularizer; the message says why.
+        ValueError: the model cannot carry the regularizer; a schedule asks for total_steps, or is never on within.
     """
 
     def __init__(
@@ -78,14 +77,14 @@ class Regularization:
         memory: str = "fast",
         keep: Sequence[str] = (),
         problem: str | None = None,
+        total_steps: int | None = None,
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
+        self.schedule = Schedule(regularizer, total_steps)
         self.accelerator = accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
-        self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
-        if self.engine.steps_in_backward and not self.single_backward:
-            raise ValueError("single_backward is False, and DeepSpeed makes a step on every backward; use None")
+        self.single_backward = self.engine.has_single_backward(single_backward)
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
         self._running = RunningBuffers(self.unwrapped)
         self._gains = ZeroGains(regularizer, self.unwrapped)
@@ -95,13 +94,13 @@ class Regularization:
         self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
-        asked = length_buckets or ("auto" if run is None else "off")
         self._bucket_overhead = overhead(self.unwrapped)
         self.teacher = proximal_average(regularizer, self.unwrapped)
+        self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
         self._sites = OpenSites(regularizer, self.unwrapped)
-        self.why_not_bucketed = why_not_bucketed(
-            asked, self.is_plain, self._sites.names, self.unwrapped, accelerator
-        ) or ("outputs are kept" if keep else None)
+        asked = length_buckets or ("auto" if run is None else "off")
+        because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
+        self.why_not_bucketed = because or ("outputs are kept" if keep else None)
         self._keeper = KeptOutputs(keep, self.unwrapped)
         self.kept = self._keeper.values
         execution = self.engine.execution(
@@ -110,6 +109,7 @@ class Regularization:
             streaming=not self.single_backward,
             lean=memory == "lean",
             teacher=None if self.teacher is None else self.teacher.logits,
+            share_of=self.adaptive.share_of,
             frames=self.weighting.frames,
             why_one_by_one=self._probe.why_one_by_one,
             require_repeatable=self._probe.require_repeatable,
@@ -122,8 +122,6 @@ class Regularization:
     def is_plain(self) -> bool:
         """Whether training is plain at every step."""
         return is_plain(self.regularizer)
-
-    # -- what a loop calls -------------------------------------------------------------------------------------------
 
     def backward(
         self,
@@ -143,7 +141,7 @@ class Regularization:
             inputs: keyword arguments of the model, labels included.
             unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
                 adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
-            step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
+            step: optimizer steps made so far; recipes with a schedule read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
             num_labels: `count_labels`, summed over the step and all processes: labels count alike. Default:
                 micro-batches do.
@@ -215,10 +213,7 @@ class Regularization:
                 # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
                 # comes when that group's activations are gone.
                 if batch.table_gradient.is_owed:
-                    # A leaf's gradient is that of a loss that was divided and scaled as the returned one will be.
-                    divided = accumulation * self.engine.accumulation
-                    scale = self.engine.scale(torch.ones((), device=batch.device))
-                    owed = owed + batch.table_gradient.give_back(divided / scale)
+                    owed = owed + batch.table_gradient.give_back(self.engine.undo(accumulation, batch.device))
         assert pending is not None
         self._gains.see(named, accumulation)
         return pending + owed + (0.0 if done is None else done), named
@@ -231,15 +226,15 @@ class Regularization:
         """What one step costs, found by rehearsing the regularizer on a tiny model.
 
         Args:
-            step: the optimizer step (schedules start late); None asks for the full price.
+            step: the optimizer step; None asks for the full price, of a step in which every schedule is on.
             unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
         """
-        step = FULL_STRENGTH if step is None else step
-        term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
-        return rehearse(term, step, self._stream)
+        term = Unlabeled(self.schedule.term) if unlabeled else self.schedule.term
+        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream)
 
     def after_step(self) -> None:
-        """Call after each optimizer step: moves the average that `smart` stays near."""
+        """Call after each optimizer step: moves the average that `smart` stays near, and the epsilon of `target=`."""
+        self.adaptive.update(finite=self.nonfinite.end_step())
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)
 
@@ -249,12 +244,16 @@ class Regularization:
             "regularizer": repr(self.regularizer),
             "embedding_norms": self._sites.embedding_norms,
             "nonfinite_steps": self.nonfinite.steps,
+            "adaptive_epsilon": self.adaptive.state_dict(),
+            "total_steps": self.schedule.total,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`: epsilon keeps the unit that the run began with."""
         self._sites.load_embedding_norms(state.get("embedding_norms", {}))
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
+        self.adaptive.load_state_dict(state.get("adaptive_epsilon", {}))
+        self.schedule.tell_of_another_length(state.get("total_steps"))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -268,13 +267,13 @@ class Regularization:
         self._gains.begin()
         self._require_rates(batch.inputs)
         self._sites.probe(batch.geometry)
-        stream = groups(self.regularizer, batch)
-        count = labelled = count_groups(self.regularizer, batch.step)
+        stream = groups(self.schedule.term, batch)
+        count = labelled = count_groups(self.schedule.term, batch.step)
         if unlabeled is not None:
             # The kind of task is that of the labelled batch: without labels it can be unknown.
             inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
             beside = Batch(inputs, batch.find_problem, batch.execution, batch.step, self._split(inputs), updated=True)
-            asked = Unlabeled(self.regularizer)
+            asked = Unlabeled(self.schedule.term)
             stream = chain(stream, groups(asked, beside, "unlabeled_"))
             count += count_groups(asked, batch.step)
         for index in range(count):
@@ -286,6 +285,7 @@ class Regularization:
             if losses and not finite:
                 batch.skip_group()
             yield last, finite, losses
+        self.adaptive.add(batch.rises, weight, batch.step)
 
     def _batch(self, inputs: Mapping[str, Any], step: int, execution: Execution) -> Batch:
         self._keeper.begin()

@@ -50,6 +50,7 @@ class Batch:
         tally: passes so far.
         table_gradient: what passes withhold from the embeddings.
         awaited: perturbations whose slopes the next backward leaves in their `grad`.
+        rises: (perturbation, its task losses) that `Adaptive` has seen.
     """
 
     inputs: dict[str, Any]
@@ -60,6 +61,7 @@ class Batch:
     updated: bool = False
     tally: Tally = field(default_factory=Tally, init=False)
     awaited: list[Tensor] = field(default_factory=list, init=False)
+    rises: list[tuple[Any, Tensor]] = field(default_factory=list, init=False)
 
     @cached_property
     def size(self) -> int:

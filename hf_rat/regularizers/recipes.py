@@ -6,13 +6,19 @@ An argument means the same in every recipe:
   start.
 - `alpha`: weight of the regularizing part. `rate`: fraction of units flipped. `passes`: how many dropout passes.
 - `scope`: what a norm is taken over. `unit`: what epsilon, step and start are measured in, "absolute", as in the
-  papers, or "embedding", which multiplies them by the mean norm of the model's embeddings.
+  papers; "embedding", which multiplies them by the mean norm of the model's embeddings; or "relative", by the length
+  of the example's own tensor at the site, all its tokens together and no padding.
+- `target`: epsilon is found. It begins at a hundredth of what is given, which it never exceeds, and moves slowly, once
+  per optimizer step, to where the task loss rises by this share on average: 0.3 means L(x + r) = 1.3 L(x). step and
+  start move with it. With unit="relative".
 - `divergence`: how two predictions are compared, the name of one of `divergences.NAMES`.
 - `site`: where the perturbation enters: "embeddings" (the word embeddings, in an encoder-decoder those of the
   encoder), "decoder_embeddings", or the name of a module, whose output then moves, for instance "vit.embeddings".
   adversarial_dropout has sites of its own.
 - `begin`: training is plain before this optimizer step. `warmup`: over so many steps after `begin` the regularizing
-  part grows linearly to its full weight. Recipes without a clean task loss have no `warmup`, `plain` has neither.
+  part grows linearly to its full weight. `end`: training is plain from this step on. Each is a whole number of steps,
+  or a fraction below 1, a share of all steps of the run. `every`: it is on in one of so many steps, from `begin` on.
+  Recipes without a clean task loss have no `warmup`, `plain` has none of these.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card converts the alpha of the paper and of the official code. A card states the cost in
@@ -23,6 +29,7 @@ perturbation only.
 from __future__ import annotations
 
 from hf_rat.passes.sites import EMBEDDINGS, MASKS
+from hf_rat.regularizers.adaptive import adaptive
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Redrawn
 from hf_rat.regularizers.recipe import recipe, require_positive
@@ -67,8 +74,11 @@ def fgm(
     scope: str = "example",
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Fast gradient method, the adversarial training of Miyato et al.
 
@@ -88,12 +98,19 @@ def fgm(
         scope: "example" is the paper. "table" is the FGM of the snippets and of the R-AT authors, one norm over the
             micro-batch's gradient of the embedding table.
     """
-    return TaskLoss() + Adversarial(Gradient(L2(epsilon, scope, unit), site=site), TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(Gradient(L2(epsilon, scope, unit), site=site), target), TaskLoss())
 
 
 @recipe
 def fgsm(
-    epsilon: float = 0.01, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0, warmup: int = 0
+    epsilon: float = 0.01,
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Fast gradient sign method.
 
@@ -107,7 +124,7 @@ def fgsm(
     Args:
         epsilon: largest change of an entry of a word vector.
     """
-    return TaskLoss() + Adversarial(Gradient(Linf(epsilon, unit), site=site), TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(Gradient(Linf(epsilon, unit), site=site), target), TaskLoss())
 
 
 @recipe
@@ -119,8 +136,11 @@ def pgd(
     scope: str = "example",
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Projected gradient descent: K ascents, trained at the last point.
 
@@ -138,7 +158,7 @@ def pgd(
         step: half of epsilon.
     """
     ascent = Ascent(L2(epsilon, scope, unit), step=step, steps=steps, start=start, site=site)
-    return TaskLoss() + Adversarial(ascent, TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(ascent, target), TaskLoss())
 
 
 @recipe
@@ -149,7 +169,9 @@ def freelb(
     start: float = 0.2,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Free large-batch adversarial training: the mean of the task loss over the points of an ascent.
 
@@ -178,7 +200,14 @@ def freelb(
 
 
 @recipe
-def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0) -> Term:
+def neftune(
+    epsilon: float = 5.0,
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Noisy embedding fine-tuning.
 
     L = L(x + u),  u = U(-1, 1) epsilon / sqrt(tokens * dim).
@@ -199,7 +228,15 @@ def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS
 
 
 @recipe
-def rdrop(alpha: float = 0.5, passes: int = 2, divergence: str = "bi_kl", begin: int = 0, warmup: int = 0) -> Term:
+def rdrop(
+    alpha: float = 0.5,
+    passes: int = 2,
+    divergence: str = "bi_kl",
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """R-Drop: two dropout passes of one input must agree.
 
     L = 1/2 [L_1(x) + L_2(x)] + alpha 1/2 [KL(p_1 || p_2) + KL(p_2 || p_1)].
@@ -230,8 +267,11 @@ def rat(
     dropouts: tuple[float, ...] | None = None,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """R-AT, regularized adversarial training: dropout passes at the adversarial point must be right and agree.
 
@@ -264,13 +304,19 @@ def rat(
             raise ValueError(f"rat({name}={values!r}): {name} must have one value per pass, and passes={passes}")
     radius = epsilon if epsilons is None else epsilons
     return TaskLoss() + Adversarial(
-        Gradient(L2(radius, scope, unit), site=site),
+        adaptive(Gradient(L2(radius, scope, unit), site=site), target),
         TaskLoss(passes, dropouts) + alpha * Consistency(divergence, passes),
     )
 
 
 @recipe
-def fraternal(alpha: float = 0.15, begin: int = 0, warmup: int = 0) -> Term:
+def fraternal(
+    alpha: float = 0.15,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Fraternal dropout: two dropout passes must give the same logits.
 
     L = 1/2 [L_1(x) + L_2(x)] + alpha 1/m ||z_1 - z_2||^2, z the logits, m how many.
@@ -286,7 +332,13 @@ def fraternal(alpha: float = 0.15, begin: int = 0, warmup: int = 0) -> Term:
 
 
 @recipe
-def pi_model(alpha: float = 1.0, begin: int = 0, warmup: int = 0) -> Term:
+def pi_model(
+    alpha: float = 1.0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Pi-model: the task loss of one dropout pass, and a second one that must give the same probabilities.
 
     L = L_1(x) + alpha 1/C sum_c (p_1c - p_2c)^2.
@@ -304,7 +356,13 @@ def pi_model(alpha: float = 1.0, begin: int = 0, warmup: int = 0) -> Term:
 
 
 @recipe
-def expectation_linear(alpha: float = 0.25, begin: int = 0, warmup: int = 0) -> Term:
+def expectation_linear(
+    alpha: float = 0.25,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Expectation-linear dropout: a dropout pass must agree with the network without dropout.
 
     L = L(x, dropout) + alpha 1/m ||z(x, dropout) - z(x, no dropout)||^2.
@@ -330,8 +388,10 @@ def vat(
     steps: int = 1,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Virtual adversarial training: the prediction must not change along its most sensitive direction.
 
@@ -366,8 +426,10 @@ def smart(
     beta: float = 0.99,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """SMART: smoothness in a box, and a step that stays near an average of the model.
 
@@ -402,8 +464,10 @@ def r3f(
     alpha: float = 1.0,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """R3F: the prediction must not change under parametric noise.
 
@@ -438,8 +502,10 @@ def adversarial_dropout(
     divergence: str = "kl",
     base: str = "ones",
     fixed: bool = False,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Adversarial dropout: the prediction must survive the worst dropout mask near the full network.
 

@@ -115,8 +115,15 @@ class RegularizationMixin(OwnLoss):
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
                 problem=self._problem,
+                total_steps=self._total_steps,
             )
         return self._regularization
+
+    @property
+    def _total_steps(self) -> int | None:
+        """Optimizer steps of the run, known once it has begun, before that if `max_steps` says so."""
+        steps = self.state.max_steps if self.is_in_train else self.args.max_steps
+        return steps if steps > 0 else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
@@ -196,11 +203,12 @@ class RegularizationMixin(OwnLoss):
         return samples, given
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""
+        """The Trainer's; adds `loss_<component>`, averaged as `loss` is, `nonfinite_steps` and `reg_epsilon`."""
         if "loss" in logs and self._regularization is not None:
             logs = {**logs, **self._components.take(self.state.global_step, self.accelerator)}
             if not self._regularization.is_plain or self._regularization.nonfinite.steps:
                 logs["nonfinite_steps"] = self._regularization.nonfinite.steps
+            logs |= self._regularization.adaptive.logs()
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
