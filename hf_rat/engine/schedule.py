@@ -43,7 +43,7 @@ class Schedule:
         """
         if before is not None and before != self.total and has_shares(self._regularizer):
             warnings.warn(
-                f"the checkpoint is of a run of {before} steps, and this one has {self.total}: the shares of all steps in "
+                f"the checkpoint is of a run of {before} steps, and this one has {self.total}: the shares in "
                 f"{self._regularizer!r} are other steps now",
                 stacklevel=3,
             )
