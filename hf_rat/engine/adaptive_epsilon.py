@@ -91,7 +91,7 @@ class AdaptiveEpsilon:
             self._shares[at] = min(1.0, max(LEAST, self._shares[at] * math.exp(move)))
 
     def logs(self) -> dict[str, float]:
-        """What is logged of the last step: `reg_epsilon` and `reg_rise`, of a second one `reg_epsilon_2` and so on."""
+        """`reg_epsilon`, and `reg_rise` in the last step that had one; of a second one `reg_epsilon_2` and so on."""
         logged = {}
         for number, (at, share) in enumerate(self._shares.items(), 1):
             end = "" if number == 1 else f"_{number}"
@@ -101,15 +101,17 @@ class AdaptiveEpsilon:
                 logged[f"reg_rise{end}"] = self._rises[at]
         return logged
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, dict[str, float | None]]:
         """What a checkpoint must keep."""
-        return {repr(at): share for at, share in self._shares.items()}
+        return {repr(at): {"share": share, "rise": self._rises.get(at)} for at, share in self._shares.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; what it does not have begins small, and that is told."""
         for at in self._shares:
-            if repr(at) in state:
-                self._shares[at] = float(state[repr(at)])
+            kept = state.get(repr(at))
+            if kept is not None:
+                self._shares[at] = float(kept["share"])
+                self._rises |= {} if kept["rise"] is None else {at: float(kept["rise"])}
             else:
                 warnings.warn(
                     f"the checkpoint has no epsilon for target={at.target!r}: it begins at {FIRST:g} times what is "

@@ -41,6 +41,7 @@ COMPOSED = [
     "rat(epsilons=(0.5, 0.2, 0.1), passes=3, dropouts=(0.1, 0.2, 0.3))",
     "rdrop(passes=3) + 0.5 * vat(epsilon=0.5, start=0.5)",
     "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', begin=1)",
+    "fgsm(epsilon=0.5, unit='relative') + rat(epsilon=0.9, unit='relative', target=0.3)",
 ]
 
 BY_POSITION = ["plain", SETTINGS["rat"], "vat(epsilon=0.5, start=0.5) + adversarial_dropout(rate=0.2)"]
@@ -123,7 +124,7 @@ def run(*args: Any, **kwargs: Any) -> Ran:
 
 def ran(one: Trainer) -> Ran:
     logs = [
-        {name: value for name, value in log.items() if name.startswith(("loss", "grad_norm", "nonfinite"))}
+        {name: value for name, value in log.items() if name.startswith(("loss", "grad_norm", "nonfinite", "reg_"))}
         for log in one.state.log_history
         if "loss" in log
     ]
