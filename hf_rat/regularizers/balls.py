@@ -117,11 +117,11 @@ class L2:
 
         The norm is then about size / sqrt(3) for "uniform", and about size for "normal".
         """
-        size = self.length(size, geometry)
+        length = self.length(size, geometry)
         if self.scope == "table":
             rows = draw(kind, geometry.rows_shape, geometry.device)
-            return geometry.masked(geometry.spread_rows(rows * (size / math.sqrt(geometry.row_entries()))))
-        return geometry.masked(draw(kind, geometry.shape, geometry.device)) * (size / geometry.entries().sqrt())
+            return geometry.masked(geometry.spread_rows(rows * (length / math.sqrt(geometry.row_entries()))))
+        return geometry.masked(draw(kind, geometry.shape, geometry.device)) * (length / geometry.entries().sqrt())
 
     def length(self, size: float, geometry: Geometry) -> float | Tensor:
         """`size`, which is in the ball's unit, in absolute terms."""
@@ -164,7 +164,7 @@ class Linf:
 
     def project(self, move: Tensor, geometry: Geometry) -> Tensor:
         radius = self.length(self.radius, geometry)
-        return move.clamp(-radius, radius)
+        return move.clamp(-radius, radius)  # type: ignore[arg-type]
 
     def noise(self, size: float, geometry: Geometry, kind: str = "uniform") -> Tensor:
         """Entries `size` times U(-1, 1) or N(0, 1); zero on padding."""

@@ -113,7 +113,7 @@ def phases(term: Term, total: int) -> list[tuple[int, int]]:
     return sorted(zip(first.tolist(), count.tolist(), strict=True))
 
 
-def _steps(name: str, place: float, total: int | None, of: Term) -> int:
+def _steps(name: str, place: int | float, total: int | None, of: Term) -> int:
     if not isinstance(place, float):
         return place
     if total is None:

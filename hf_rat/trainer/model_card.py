@@ -16,6 +16,7 @@ from transformers.modelcard import TrainingSummary
 from hf_rat.engine.cost import rehearse
 from hf_rat.regularizers.algebra import FULL_STRENGTH, Scaled, Sum, Term
 from hf_rat.regularizers.recipe import RECIPES, Recipe
+from hf_rat.regularizers.schedules import schedules
 
 
 def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str, Any]]) -> str:
@@ -32,7 +33,8 @@ def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str,
         "",
         f"    {regularizer!r}",
         "",
-        f"One training step makes {rehearse(regularizer, FULL_STRENGTH)} over the batch (plain training: 1 and 1).",
+        f"One training step{'' if not any(schedules(regularizer)) else ', while all of it is on,'} makes "
+        f"{rehearse(regularizer, FULL_STRENGTH)} over the batch (plain training: 1 and 1).",
         "",
     ]
     for name in dict.fromkeys(_recipes(regularizer)):
