@@ -29,6 +29,7 @@ from hf_rat.finetuning.processes import on_main, say
 from hf_rat.finetuning.run import run_job
 from hf_rat.finetuning.summary import read_results, table
 from hf_rat.finetuning.whole_splits import build_trainer
+from hf_rat.regularizers.algebra import FULL_STRENGTH
 from hf_rat.regularizers.recipe import Recipe
 
 # What every example's defaults begin with.
@@ -102,7 +103,9 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         say(f"--reg rat stands for {example.rat} in this example; with arguments of your own it is what you say.")
     regularizer = training.regularizer()
     job = _job(flags, example, rows, example.dropout)
-    Regularization(regularizer, job.model).close()  # what this model cannot carry is said before `plain` is trained
+    # What this model or this run cannot carry is said before `plain` is trained. The Trainer counts steps of epochs.
+    steps = training.max_steps if training.max_steps > 0 else FULL_STRENGTH
+    Regularization(regularizer, job.model, total_steps=steps).close()
     changes: dict[str, Any] = {f"reg_{name}": None for name in training.reg_overrides()}
     changes |= {"reg": "plain", "save_strategy": "no", "push_to_hub": False}
     plain_flags = dataclasses.replace(flags, training=dataclasses.replace(training, **changes))

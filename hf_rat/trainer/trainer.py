@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rat.engine.regularization import Regularization
 from hf_rat.engine.requirements import given_problem, require_arguments
+from hf_rat.engine.schedule import Schedule
 from hf_rat.engine.weighting import weigh
 from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.recipes import plain
@@ -259,6 +260,8 @@ class RegularizationMixin(OwnLoss):
         """What the regularizer cannot be right under."""
         if self._unlabeled_dataset is not None:
             Unlabeled(regularizer)
+        if self.args.max_steps > 0:
+            Schedule(regularizer, self.args.max_steps)
         require_arguments(regularizer, self.args)
         self.host.require(regularizer)
 

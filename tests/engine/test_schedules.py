@@ -140,8 +140,10 @@ def test_a_schedule_that_cannot_be(expression, total, said):
 
 
 def test_a_trainer_says_so_before_the_first_step():
-    one = runs.trainer("fgm(begin=10)", max_steps=3)
     with pytest.raises(ValueError, match="begins at step 10, and the run has 3 of them"):
+        runs.trainer("fgm(begin=10)", max_steps=3)
+    one = runs.trainer("fgm(begin=10)")  # an epoch of six steps
+    with pytest.raises(ValueError, match="begins at step 10, and the run has 6 of them"):
         one.train()
     assert one.state.global_step == 0
 

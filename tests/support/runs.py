@@ -40,7 +40,7 @@ COMPOSED = [
     "pgd(epsilon=0.5, step=0.2, steps=2, start=0.1)",
     "rat(epsilons=(0.5, 0.2, 0.1), passes=3, dropouts=(0.1, 0.2, 0.3))",
     "rdrop(passes=3) + 0.5 * vat(epsilon=0.5, start=0.5)",
-    "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', begin=1)",
+    "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', every=3)",
     "fgsm(epsilon=0.5, unit='relative') + rat(epsilon=0.9, unit='relative', target=0.3)",
 ]
 
@@ -137,7 +137,9 @@ def assert_same_logs(ours: list[dict[str, float]], theirs: list[dict[str, float]
         assert mine.keys() == other.keys()
         for name, value in other.items():
             apart = abs(mine[name] - value)
-            assert apart <= relative * max(abs(value), 1e-2), f"step {step}, {name}: {mine[name]} and {value}"
+            # A rise is a difference of losses, in shares of one: it is as exact as they are.
+            scale = 1.0 if name.startswith("reg_rise") else max(abs(value), 1e-2)
+            assert apart <= relative * scale, f"step {step}, {name}: {mine[name]} and {value}"
 
 
 def assert_same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
