@@ -142,8 +142,8 @@ def _middle(runs: Sequence[np.ndarray], confidence: float, seed: int) -> Middle:
     """Interquartile mean of the gains, by data set, and its interval.
 
     Its standard error comes from drawing the seeds of each data set again. Among n seeds the variance of what is drawn
-    is too small by (n - 1) / n, so the runs are stretched about their mean. With few seeds quantiles of the drawn means
-    would be too narrow still: Student's t, with n - 1 degrees of freedom for each data set.
+    is too small by (n - 1) / n, so the runs are stretched about their mean. With few seeds quantiles of the drawn
+    means would be too narrow still: Student's t, with n - 1 degrees of freedom for each data set.
     """
     mean = float(stats.trim_mean(np.concatenate(runs), _CUT))
     if min(map(len, runs)) == 1:

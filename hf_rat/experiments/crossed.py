@@ -8,7 +8,8 @@ Every seed met every example: the differences d[seed, example] are a two-way tab
 d = mean + seed + example + rest. The mean squares of a table of n seeds and m examples estimate the variance of its
 mean in two parts: MS(seed) / nm, which is what the seeds' means show by themselves, and (MS(example) - MS(rest)) / nm,
 what other examples would add; a negative part counts as none. Student's t has the degrees of freedom that
-Satterthwaite's formula gives to the sum. How often such intervals hold the truth, and what else was tried: results/verdicts.
+Satterthwaite's formula gives to the sum. How often such intervals hold the truth, and what else was tried, is in
+results/verdicts.
 """
 
 from __future__ import annotations
