@@ -198,7 +198,9 @@ def _records(folder: Path, name: str) -> list[Record]:
         if own:
             break
     else:
-        hint = f"; there are runs in {', '.join(sorted({str(path.parents[1]) for path in below})[:3])}" if below else ""
+        hint = (
+            f"; there are runs in {', '.join(sorted({str(path.parents[1]) for path in below})[:3])}" if below else ""
+        )
         raise ValueError(f"{folder} holds no run of hf-rat compare{hint}")
     [before] = former([folder]) or [{}]
     order = list(dict.fromkeys(row["method"] for row in before.get("methods", ())))

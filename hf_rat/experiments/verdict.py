@@ -213,7 +213,10 @@ def _cost(runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> float |
     """Mean ratio of training seconds to those of the baseline with the same seed."""
     ratios = []
     for seed, record in runs.items():
-        own, other = record.number("train_runtime"), baseline[seed].number("train_runtime") if seed in baseline else None
+        own, other = (
+            record.number("train_runtime"),
+            baseline[seed].number("train_runtime") if seed in baseline else None,
+        )
         if own and other:
             ratios.append(own / other)
     return geometric_mean(ratios) if ratios else None
@@ -245,7 +248,9 @@ def _crossed(
             return None
         expected = kept[0][1] if answers is None else answers
         if any(not np.array_equal(one[1], expected) for one in kept):
-            notes.append(f"{side[shared[0]].method}: its runs answered other examples than the rest; no second interval")
+            notes.append(
+                f"{side[shared[0]].method}: its runs answered other examples than the rest; no second interval"
+            )
             return None
         answers = expected
         predicted = np.stack([one[0] for one in kept])
