@@ -9,8 +9,6 @@ from hf_rat.experiments.paired import Difference
 from hf_rat.experiments.records import bare, metric_of
 from hf_rat.experiments.verdict import Cell, Row
 
-FEWEST_PAIRS = 6  # with fewer the smallest two-sided p of all changes of sign, 2 / 2^n, is above .05
-
 OVER_SEEDS = (
     "Intervals of a gain are of the mean difference over all seeds that could be drawn, for this very test set "
     "(Student's t over the seeds that both have)."
@@ -108,6 +106,8 @@ def code(text: str) -> str:
 def lacks(row: Row) -> str:
     """Which seeds of a method do not count, and why; empty where all do."""
     parts = []
+    if len(row.failed) == len(row.records):
+        return "all seeds failed"
     for seeds, why in ((row.failed, "failed"), (row.missing, "not run"), (row.unscored, "without this score")):
         if seeds:
             parts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {why}")
@@ -121,9 +121,9 @@ def _found(cell: Cell, row: Row, gain: Difference, name: str, baseline: str) -> 
     verb, to = ("gains", "over") if gain.low > 0 else ("loses", "against")
     amount = f"{_plain(low, cell)} to {_plain(high, cell)}{_unit(cell)}"
     methods = sum(other.corrected is not None for other in cell.rows)
-    family = f"; it is one of {methods} comparisons, each with a false alarm in 20" if methods > 1 else ""
-    if gain.n < FEWEST_PAIRS:
-        doubt = f" (over {gain.n} seeds, too few for a permutation test to confirm it{family})"
+    if methods * gain.smallest_p >= 0.05:
+        family = f" of {methods} methods" if methods > 1 else ""
+        doubt = f" (alone; {gain.n} seeds are too few for a permutation test{family} to confirm it)"
         return f"**{name} {verb}** {amount} {to} {baseline} with 95 % confidence{doubt}."
     p = f"p is {row.corrected:.2g}" + (f" after correction for {methods} methods" if methods > 1 else "")
     if row.corrected is not None and row.corrected < 0.05:

@@ -6,10 +6,10 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from string import ascii_uppercase
+from typing import Any
 
 from hf_rat.experiments.across import Across
 from hf_rat.experiments.sentences import (
-    FEWEST_PAIRS,
     OVER_CELLS,
     OVER_EXAMPLES,
     OVER_SEEDS,
@@ -19,7 +19,7 @@ from hf_rat.experiments.sentences import (
     sentence,
     sentences_across,
 )
-from hf_rat.experiments.verdict import Cell, Row, Verdict
+from hf_rat.experiments.verdict import Cell, Row, Verdict, all_scores
 
 WIDTH = 80
 _LONGEST = (28, 20, 12, 1)  # of a method's name that stands in a table; longer ones become letters
@@ -34,15 +34,14 @@ def markdown(verdict: Verdict, tables: bool = True) -> str:
         verdict: any.
         tables: False leaves out those of the cells where there are several cells.
     """
-    lines: list[str] = []
+    blocks: list[Sequence[str]] = []
     for cell in verdict.cells:
-        if cell.name:
-            lines += [f"## {cell.name}", ""]
-        lines += _cell(cell, tables or len(verdict.cells) == 1)
+        blocks += [[f"## {cell.name}"]] if cell.name else []
+        blocks += _cell(cell, tables or len(verdict.cells) == 1)
     if verdict.across is not None:
-        lines += [f"## Over {len(verdict.across.cells)} cells", "", *_across(verdict)]
-    lines += _estimands(verdict)
-    return "\n".join(lines).rstrip("\n") + "\n"
+        blocks += [[f"## Over {len(verdict.across.cells)} cells"], *_across(verdict)]
+    blocks.append([_estimands(verdict)])
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
 def wrapped(text: str) -> str:
@@ -61,30 +60,21 @@ def columns(text: str) -> int:
     )
 
 
-def _cell(cell: Cell, tables: bool) -> Iterator[str]:
+def _cell(cell: Cell, tables: bool) -> Iterator[Sequence[str]]:
+    """Blocks of lines: what is scored, letters, sentences, what does not count, tables."""
     called, made = _fitting([row.method for row in cell.rows], lambda names: _tables(cell, names))
-    yield from (f"{score_of(cell)[0].upper()}{score_of(cell)[1:]}.", "")
-    for row in cell.rows:
-        if row.method != cell.baseline:
-            yield f"- {sentence(cell, row, called[row.method], called[cell.baseline])}"
-    yield ""
-    yield from _legend(called)
-    for row in cell.rows:
-        if lacks(row):
-            yield f"- {called[row.method]}: {lacks(row)}."
-    yield from (f"- {note}." for note in cell.notes)
-    yield ""
-    if tables:
-        for table, below in made:
-            yield from (*_drawn(table), "")
-            yield from ([below, ""] if below else [])
+    yield [f"{score_of(cell)[0].upper()}{score_of(cell)[1:]}."]
+    yield _legend(called)
+    others = [row for row in cell.rows if row.method != cell.baseline]
+    yield [f"- {sentence(cell, row, called[row.method], called[cell.baseline])}" for row in others]
+    yield [f"- {called[row.method]}: {lacks(row)}." for row in cell.rows if lacks(row)]
+    yield [f"- {note}." for note in cell.notes]
+    for table, below in made if tables else ():
+        yield from (_drawn(table), [below] if below else [])
 
 
-def _legend(called: Mapping[str, str]) -> Iterator[str]:
-    letters = {name: method for method, name in called.items() if name != code(method)}
-    if letters:
-        yield from (f"- {letter} is {code(method)}" for letter, method in letters.items())
-        yield ""
+def _legend(called: Mapping[str, str]) -> list[str]:
+    return [f"- {name} is {code(method)}" for method, name in called.items() if name != code(method)]
 
 
 def _fitting(methods: Sequence[str], build) -> tuple[dict[str, str], list[tuple[Table, str]]]:
@@ -124,12 +114,11 @@ def _tables(cell: Cell, called: Mapping[str, str]) -> list[tuple[Table, str]]:
         if r.gain is not None and r.gain.n > 1
     ]
     if tests:
-        pairs = min(r.gain.n for r in others if r.gain is not None and r.gain.n > 1)
-        cannot = f" With {pairs} pairs it cannot reach .05: its smallest is {2 / 2**pairs:.2g}."
         below = (
             "p is that of all changes of sign of the paired differences, Holm's is corrected for all methods."
-            f'{cannot if pairs < FEWEST_PAIRS else ""} These seeds detect a gain as large as "could see", and it takes'
-            ' "needs" of them to detect the gain that was seen, both with 80 % power at .05.'
+            f"{_reach(others)}"
+            ' These seeds detect a gain as large as "could see", and it takes "needs" of them to detect the gain that'
+            " was seen, both with 80 % power at .05."
         )
         made.append(((("method", "p", "Holm", "could see", "needs"), tests), below))
     wider = [
@@ -149,21 +138,50 @@ def _tables(cell: Cell, called: Mapping[str, str]) -> list[tuple[Table, str]]:
         header = ("method", "trials", "held back", "final", "gap")
         below = "Trials chose each method's arguments on held-back training data; the gap is what was lost from there."
         made.append(((header, trials), below))
-    return made
+    return [*made, *_all_scores(cell, called)]
 
 
-def _across(verdict: Verdict) -> Iterator[str]:
+def _reach(rows: Sequence[Row]) -> str:
+    """Which p cannot reach .05, however large the gains."""
+    tested = [row.gain for row in rows if row.gain is not None and row.gain.n > 1]
+    smallest = max(gain.smallest_p for gain in tested)
+    if smallest > 0.05:
+        return f" With {min(gain.n for gain in tested)} pairs p cannot reach .05: its smallest is {smallest:.2g}."
+    if smallest * len(tested) > 0.05:
+        return f" For {len(tested)} methods Holm's cannot reach .05: its smallest is {smallest * len(tested):.2g}."
+    return ""
+
+
+def _all_scores(cell: Cell, called: Mapping[str, str]) -> Iterator[tuple[Table, str]]:
+    """Mean and standard deviation of every score as the runs have it, a few to a table."""
+    found = {row.method: all_scores(row) for row in cell.rows}
+    names = list(dict.fromkeys(name for scores in found.values() for name in scores))
+    room = WIDTH - 4 - max(map(columns, called.values()))
+    while names:
+        few = names[:1]
+        while names[len(few) :] and sum(max(len(name), 15) + 3 for name in [*few, names[len(few)]]) <= room:
+            few.append(names[len(few)])
+        names = names[len(few) :]
+        rows = [[called[m], *(_mean_and_sd(scores.get(name)) for name in few)] for m, scores in found.items()]
+        yield (("method", *few), rows), "" if names else "Mean ± sample standard deviation of every score of the runs."
+
+
+def _mean_and_sd(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['mean']:.4f}" + ("" if score["std"] is None else f" ± {score['std']:.4f}")
+
+
+def _across(verdict: Verdict) -> Iterator[Sequence[str]]:
     across = verdict.across
     assert across is not None
     percent = all(cell.scale == 100 for cell in verdict.cells)
     methods = [*across.gains, verdict.baseline]
     called, made = _fitting(methods, lambda names: _tables_across(across, names, verdict.baseline, percent))
-    for told in sentences_across(across, called, verdict.baseline, percent):
-        yield f"- {told}"
-    yield ""
-    yield from _legend(called)
+    yield _legend(called)
+    yield [f"- {told}" for told in sentences_across(across, called, verdict.baseline, percent)]
     for table, below in made:
-        yield from (*_drawn(table), "", below, "")
+        yield from (_drawn(table), [below])
 
 
 def _tables_across(across: Across, called: Mapping[str, str], baseline: str, percent: bool) -> list[tuple[Table, str]]:
@@ -195,9 +213,9 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
     return made
 
 
-def _estimands(verdict: Verdict) -> Iterator[str]:
+def _estimands(verdict: Verdict) -> str:
     wider = any(row.gain_on_tests_like_it is not None for cell in verdict.cells for row in cell.rows)
-    yield " ".join([OVER_SEEDS, *([OVER_EXAMPLES] if wider else []), *([OVER_CELLS] if verdict.across else [])])
+    return " ".join([OVER_SEEDS, *([OVER_EXAMPLES] if wider else []), *([OVER_CELLS] if verdict.across else [])])
 
 
 def _drawn(table: Table) -> list[str]:
