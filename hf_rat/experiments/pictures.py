@@ -111,21 +111,20 @@ def _draw_seeds(panel: Axes, cell: Cell) -> None:
 def _draw_cost(panel: Axes, cell: Cell, looks: dict[str, tuple[str, str]]) -> None:
     baseline = cell.row(cell.baseline)
     centre = baseline.mean if baseline is not None else None
-    shown = [row for row in cell.rows if row.mean is not None and row.seconds is not None]
-    for row in shown:
-        assert row.mean is not None
+    shown = [(row, row.seconds, row.mean) for row in cell.rows if row.mean is not None and row.seconds is not None]
+    for row, seconds, mean in shown:
         colour, mark = looks[row.method]
-        panel.plot([row.seconds], [cell.scale * row.mean], mark, color=colour, markersize=8, zorder=3)
+        panel.plot([seconds], [cell.scale * mean], mark, color=colour, markersize=8, zorder=3)
         bar = _interval(cell, row, centre)
         if bar is not None:
-            panel.plot([row.seconds] * 2, bar, color=colour, linewidth=1.4, alpha=0.6)
+            panel.plot([seconds] * 2, bar, color=colour, linewidth=1.4, alpha=0.6)
     if not shown:
         panel.text(0.5, 0.5, "no run tells its training time", transform=panel.transAxes, ha="center")
         return
-    means = [cell.scale * row.mean for row in shown if row.mean is not None]
+    means = [cell.scale * mean for _, _, mean in shown]
     spread = max(means) - min(means) or abs(means[0]) / 20 or 1.0
     panel.set_ylim(min(means) - 0.9 * spread, max(means) + 0.9 * spread)
-    panel.set_xlim(0, 1.12 * max(row.seconds for row in shown if row.seconds is not None))
+    panel.set_xlim(0, 1.12 * max(seconds for _, seconds, _ in shown))
     if centre is not None:
         panel.axhline(cell.scale * centre, color="#444444", linestyle="--", linewidth=1)
     panel.set_xlabel("seconds of training, mean of the seeds", fontsize=9)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_rat.experiments.across import Across
+from hf_rat.experiments.crossed import CrossedDifference
+from hf_rat.experiments.paired import Difference
 from hf_rat.experiments.sentences import (
     OVER_CELLS,
     OVER_EXAMPLES,
@@ -19,12 +21,19 @@ from hf_rat.experiments.sentences import (
     sentence,
     sentences_across,
 )
-from hf_rat.experiments.verdict import Cell, Row, Verdict, all_scores
+from hf_rat.experiments.verdict import Cell, Verdict, all_scores
 
 WIDTH = 80
 _LONGEST = (28, 20, 12, 1)  # of a method's name that stands in a table; longer ones become letters
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows; the first column is the method
 _TAUS = (-1.0, 0.0, 1.0, 2.0, 3.0)  # of the performance profile that is printed
+
+
+class Table(NamedTuple):
+    """Header and rows, whose first cell is the method, and the paragraph below."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    below: str
 
 
 def markdown(verdict: Verdict, tables: bool = True) -> str:
@@ -69,90 +78,120 @@ def _cell(cell: Cell, tables: bool) -> Iterator[Sequence[str]]:
     yield [f"- {sentence(cell, row, called[row.method], called[cell.baseline])}" for row in others]
     yield [f"- {called[row.method]}: {lacks(row)}." for row in cell.rows if lacks(row)]
     yield [f"- {note}." for note in cell.notes]
-    for table, below in made if tables else ():
-        yield from (_drawn(table), [below] if below else [])
+    for table in made if tables else ():
+        yield from (_drawn(table), [table.below] if table.below else [])
 
 
 def _legend(called: Mapping[str, str]) -> list[str]:
     return [f"- {name} is {code(method)}" for method, name in called.items() if name != code(method)]
 
 
-def _fitting(methods: Sequence[str], build) -> tuple[dict[str, str], list[tuple[Table, str]]]:
+def _fitting(
+    methods: Sequence[str], build: Callable[[Mapping[str, str]], list[Table]]
+) -> tuple[dict[str, str], list[Table]]:
     """Names of the methods, the long ones as letters, so that what is built with them fits; and what is built."""
     for longest in _LONGEST:
-        letters = (
-            letter for letter in (*ascii_uppercase, *(f"{a}{b}" for a in ascii_uppercase for b in ascii_uppercase))
-        )
+        letters = (f"{first}{second}" for first in ("", *ascii_uppercase) for second in ascii_uppercase)
         called = {m: code(m) if columns(m) <= longest and "|" not in m else next(letters) for m in methods}
         made = build(called)
-        if all(columns(line) <= WIDTH for table, _ in made for line in _drawn(table)):
+        if all(columns(line) <= WIDTH for table in made for line in _drawn(table)):
             break
     return called, made
 
 
-def _tables(cell: Cell, called: Mapping[str, str]) -> list[tuple[Table, str]]:
-    """Every table of a cell, and what stands below it."""
-    rows, others = cell.rows, [row for row in cell.rows if row.method != cell.baseline]
-    baseline = called[cell.baseline]
-    scores = [[called[r.method], str(len(r.values)), *_shown(cell, r.mean, r.sd), *_cost(r)] for r in rows]
-    made = [
-        (
-            (("method", "n", "mean", "SD", "seconds", "cost"), scores),
-            f"Seconds are those of training; cost is their ratio to those of {baseline} with the same seed.",
-        )
-    ]
-    gains = [
-        [called[r.method], *_gain(cell, r), f"{r.gain.wins} of {r.gain.n}" + _ties(r.gain.ties)]
-        for r in others
-        if r.gain is not None
-    ]
-    if gains:
-        made.append(((("method", "gain", "95 % interval", "wins"), gains), f"Gains are over {baseline}."))
-    tests = [
-        [called[r.method], f"{r.gain.p:.2g}", _short(r.corrected, ".2g"), *_power(cell, r)]
-        for r in others
-        if r.gain is not None and r.gain.n > 1
-    ]
-    if tests:
-        below = (
-            "p is that of all changes of sign of the paired differences, Holm's is corrected for all methods."
-            f"{_reach(others)}"
-            ' These seeds detect a gain as large as "could see", and it takes "needs" of them to detect the gain that'
-            " was seen, both with 80 % power at .05."
-        )
-        made.append(((("method", "p", "Holm", "could see", "needs"), tests), below))
-    wider = [
-        [called[r.method], *_interval(cell, r.gain_on_tests_like_it), str(r.gain_on_tests_like_it.units)]
-        for r in others
-        if r.gain_on_tests_like_it is not None
-    ]
-    if wider:
-        header = ("method", "gain", "95 % interval", "examples")
-        made.append(((header, wider), "The same gains for test sets like this one: over seeds and examples."))
-    trials = [
-        [called[r.method], str(r.trials), *_shown(cell, r.held_back, r.mean), _signed(cell, r.gap)]
-        for r in rows
-        if r.trials is not None
-    ]
-    if trials:
-        header = ("method", "trials", "held back", "final", "gap")
-        below = "Trials chose each method's arguments on held-back training data; the gap is what was lost from there."
-        made.append(((header, trials), below))
-    return [*made, *_all_scores(cell, called)]
+def _tables(cell: Cell, called: Mapping[str, str]) -> list[Table]:
+    made = [_scores(cell, called), _gains(cell, called), _tests(cell, called), _wider(cell, called)]
+    return [table for table in [*made, _trials(cell, called), *_all_scores(cell, called)] if table.rows]
 
 
-def _reach(rows: Sequence[Row]) -> str:
+def _scores(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = [
+        [
+            called[row.method],
+            str(len(row.values)),
+            _number(cell, row.mean),
+            _number(cell, row.sd),
+            _short(row.seconds, ".0f"),
+            "-" if row.cost is None else f"{row.cost:.2f}x",
+        ]
+        for row in cell.rows
+    ]
+    below = (
+        f"Seconds are those of training; cost is their ratio to those of {called[cell.baseline]} with the same seed."
+    )
+    return Table(("method", "n", "mean", "SD", "seconds", "cost"), rows, below)
+
+
+def _gains(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = []
+    for method, gain in _compared(cell).items():
+        wins = f"{gain.wins} of {gain.n}" + (f", {gain.ties} tied" if gain.ties else "")
+        rows.append([called[method], _signed(cell, gain.mean), _interval(cell, gain), wins])
+    return Table(("method", "gain", "95 % interval", "wins"), rows, f"Gains are over {called[cell.baseline]}.")
+
+
+def _tests(cell: Cell, called: Mapping[str, str]) -> Table:
+    tested = {method: gain for method, gain in _compared(cell).items() if gain.n > 1}
+    rows = [
+        [
+            called[row.method],
+            f"{tested[row.method].p:.2g}",
+            _short(row.corrected, ".2g"),
+            _number(cell, tested[row.method].detectable),
+            _short(tested[row.method].seeds_needed, ","),
+        ]
+        for row in cell.rows
+        if row.method in tested
+    ]
+    below = (
+        f"p is that of all changes of sign of the paired differences, Holm's is corrected for all methods."
+        f'{_reach(list(tested.values()))} These seeds detect a gain as large as "could see", and it takes "needs" of'
+        " them to detect the gain that was seen, both with 80 % power at .05."
+    )
+    return Table(("method", "p", "Holm", "could see", "needs"), rows, below)
+
+
+def _wider(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = [
+        [called[row.method], _signed(cell, gain.mean), _interval(cell, gain), str(gain.units)]
+        for row in cell.rows
+        if (gain := row.gain_on_tests_like_it) is not None
+    ]
+    below = "The same gains for test sets like this one: over seeds and examples."
+    return Table(("method", "gain", "95 % interval", "examples"), rows, below)
+
+
+def _trials(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = [
+        [
+            called[row.method],
+            str(row.trials),
+            _number(cell, row.held_back),
+            _number(cell, row.mean),
+            _signed(cell, row.gap),
+        ]
+        for row in cell.rows
+        if row.trials is not None
+    ]
+    below = "Trials chose each method's arguments on held-back training data; the gap is what was lost from there."
+    return Table(("method", "trials", "held back", "final", "gap"), rows, below)
+
+
+def _compared(cell: Cell) -> dict[str, Difference]:
+    return {row.method: row.gain for row in cell.rows if row.gain is not None}
+
+
+def _reach(gains: Sequence[Difference]) -> str:
     """Which p cannot reach .05, however large the gains."""
-    tested = [row.gain for row in rows if row.gain is not None and row.gain.n > 1]
-    smallest = max(gain.smallest_p for gain in tested)
+    smallest = max((gain.smallest_p for gain in gains), default=0.0)
     if smallest > 0.05:
-        return f" With {min(gain.n for gain in tested)} pairs p cannot reach .05: its smallest is {smallest:.2g}."
-    if smallest * len(tested) > 0.05:
-        return f" For {len(tested)} methods Holm's cannot reach .05: its smallest is {smallest * len(tested):.2g}."
+        return f" With {min(gain.n for gain in gains)} pairs p cannot reach .05: its smallest is {smallest:.2g}."
+    if smallest * len(gains) > 0.05:
+        return f" For {len(gains)} methods Holm's cannot reach .05: its smallest is {smallest * len(gains):.2g}."
     return ""
 
 
-def _all_scores(cell: Cell, called: Mapping[str, str]) -> Iterator[tuple[Table, str]]:
+def _all_scores(cell: Cell, called: Mapping[str, str]) -> Iterator[Table]:
     """Mean and standard deviation of every score as the runs have it, a few to a table."""
     found = {row.method: all_scores(row) for row in cell.rows}
     names = list(dict.fromkeys(name for scores in found.values() for name in scores))
@@ -163,7 +202,9 @@ def _all_scores(cell: Cell, called: Mapping[str, str]) -> Iterator[tuple[Table, 
             few.append(names[len(few)])
         names = names[len(few) :]
         rows = [[called[m], *(_mean_and_sd(scores.get(name)) for name in few)] for m, scores in found.items()]
-        yield (("method", *few), rows), "" if names else "Mean ± sample standard deviation of every score of the runs."
+        yield Table(
+            ("method", *few), rows, "" if names else "Mean ± sample standard deviation of every score of the runs."
+        )
 
 
 def _mean_and_sd(score: Mapping[str, Any] | None) -> str:
@@ -180,11 +221,11 @@ def _across(verdict: Verdict) -> Iterator[Sequence[str]]:
     called, made = _fitting(methods, lambda names: _tables_across(across, names, verdict.baseline, percent))
     yield _legend(called)
     yield [f"- {told}" for told in sentences_across(across, called, verdict.baseline, percent)]
-    for table, below in made:
-        yield from (_drawn(table), [below])
+    for table in made:
+        yield from (_drawn(table), [table.below])
 
 
-def _tables_across(across: Across, called: Mapping[str, str], baseline: str, percent: bool) -> list[tuple[Table, str]]:
+def _tables_across(across: Across, called: Mapping[str, str], baseline: str, percent: bool) -> list[Table]:
     digits = 2 if percent else 4
     gains = []
     for method, name in called.items():
@@ -200,7 +241,7 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
         f"Interquartile mean of the gains over {called[baseline]}; the probability that a run is better than one of"
     )
     below += f" {called[baseline]}; mean rank, 1 is best.{friedman}"
-    made: list[tuple[Table, str]] = [((("method", "gain", "95 % interval", "better", "rank"), gains), below)]
+    made = [Table(("method", "gain", "95 % interval", "better", "rank"), gains, below)]
     scaled = {method: one for method, one in across.gains.items() if one.profile is not None}
     if scaled:
         at = [across.grid.index(tau) for tau in _TAUS if tau in across.grid]
@@ -209,7 +250,7 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
             [called[m], *(f"{one.profile[index]:.2f}" for index in at)] for m, one in scaled.items() if one.profile
         ]
         below = f"Share of runs that gain more than so many standard deviations of {called[baseline]} over seeds."
-        made.append(((header, shares), below))
+        made.append(Table(header, shares, below))
     return made
 
 
@@ -219,7 +260,7 @@ def _estimands(verdict: Verdict) -> str:
 
 
 def _drawn(table: Table) -> list[str]:
-    header, rows = table
+    header, rows = table.header, table.rows
     wide = [max(columns(row[index]) for row in (header, *rows)) for index in range(len(header))]
     lines = [
         "| " + " | ".join(_filled(text, wide[i], i) for i, text in enumerate(row)) + " |" for row in (header, *rows)
@@ -241,33 +282,9 @@ def _number(cell: Cell, value: float | None) -> str:
     return _short(None if value is None else cell.scale * value, ".2f" if cell.scale == 100 else ".4f")
 
 
-def _shown(cell: Cell, *values: float | None) -> list[str]:
-    return [_number(cell, value) for value in values]
-
-
 def _signed(cell: Cell, value: float | None) -> str:
     return _short(None if value is None else cell.scale * value, "+.2f" if cell.scale == 100 else "+.4f")
 
 
-def _interval(cell: Cell, gain) -> list[str]:
-    between = "-" if gain.low is None else f"{_signed(cell, gain.low)} to {_signed(cell, gain.high)}"
-    return [_signed(cell, gain.mean), between]
-
-
-def _gain(cell: Cell, row: Row) -> list[str]:
-    assert row.gain is not None
-    return _interval(cell, row.gain)
-
-
-def _ties(ties: int) -> str:
-    return f", {ties} tied" if ties else ""
-
-
-def _cost(row: Row) -> list[str]:
-    return [_short(row.seconds, ".0f"), "-" if row.cost is None else f"{row.cost:.2f}x"]
-
-
-def _power(cell: Cell, row: Row) -> list[str]:
-    assert row.gain is not None
-    needed = row.gain.seeds_needed
-    return [_number(cell, row.gain.detectable), "-" if needed is None else f"{needed:,}"]
+def _interval(cell: Cell, gain: Difference | CrossedDifference) -> str:
+    return "-" if gain.low is None else f"{_signed(cell, gain.low)} to {_signed(cell, gain.high)}"

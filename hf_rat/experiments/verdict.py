@@ -171,6 +171,7 @@ def _cell(name: str, methods: Mapping[str, Mapping[int, Record]], baseline: str,
         failed = [seed for seed, record in runs.items() if not record.finished]
         average = mean(own.values()) if own else None
         trials, held_back = _search(runs, score)
+        wider = gain_over_examples(runs, methods[baseline], score, notes) if method in gains else None
         rows.append(
             Row(
                 method=method,
@@ -185,9 +186,7 @@ def _cell(name: str, methods: Mapping[str, Mapping[int, Record]], baseline: str,
                 cost=_cost(runs, methods[baseline]),
                 gain=gains.get(method),
                 corrected=corrected.get(method),
-                gain_on_tests_like_it=gain_over_examples(runs, methods[baseline], score, notes)
-                if method in gains
-                else None,
+                gain_on_tests_like_it=wider,
                 trials=trials,
                 held_back=held_back,
                 gap=None if held_back is None or average is None else held_back - average,
