@@ -151,7 +151,7 @@ def _latex_lines(verdict: Verdict) -> Iterator[str]:
         rows = [[escaped(verdict.baseline), "", "", "", f"{across.mean_ranks[verdict.baseline]:.1f}"]]
         for method, gains in across.gains.items():
             middle, rank = gains.points, across.mean_ranks[method]
-            interval = f"$[{middle.low:+.2f}, {middle.high:+.2f}]$"
+            interval = "" if middle.low is None else f"$[{middle.low:+.2f}, {middle.high:+.2f}]$"
             rows.append(
                 [escaped(method), f"${middle.mean:+.2f}$", interval, f"{gains.improvement:.2f}", f"{rank:.1f}"]
             )

@@ -19,8 +19,7 @@ OVER_EXAMPLES = (
 )
 OVER_CELLS = (
     "Intervals over cells are of the interquartile mean of all runs' gains, over all seeds that could be drawn, for "
-    "these very data sets and models. They resample the seeds of each cell: with few of them they are somewhat too "
-    "narrow."
+    "these very data sets and models (Student's t, its error from drawing the seeds of each cell again)."
 )
 
 
@@ -77,8 +76,10 @@ def sentences_across(across: Across, called: Mapping[str, str], baseline: str, p
     told = []
     for method, gains in across.gains.items():
         middle, name = gains.points, called[method]
-        low, high = sorted((abs(middle.low), abs(middle.high)))
-        if middle.low > 0 or middle.high < 0:
+        if middle.low is None or middle.high is None:
+            found = f"Nothing is settled for {name}: {middle.mean:+.{digits}f}{unit}, from one seed in some cell"
+        elif middle.low > 0 or middle.high < 0:
+            low, high = sorted((abs(middle.low), abs(middle.high)))
             verb, to = ("gains", "over") if middle.low > 0 else ("loses", "against")
             found = (
                 f"**{name} {verb}** {low:.{digits}f} to {high:.{digits}f}{unit} {to} {baseline} with 95 % confidence"

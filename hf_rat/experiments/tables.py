@@ -234,7 +234,8 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
             gains.append([name, "", "", "", rank])
         else:
             one = across.gains[method]
-            interval = f"{one.points.low:+.{digits}f} to {one.points.high:+.{digits}f}"
+            low, high = one.points.low, one.points.high
+            interval = "-" if low is None else f"{low:+.{digits}f} to {high:+.{digits}f}"
             gains.append([name, f"{one.points.mean:+.{digits}f}", interval, f"{one.improvement:.2f}", rank])
     friedman = "" if across.friedman_p is None else f" All alike: p is {across.friedman_p:.2g} (Friedman)."
     below = (
@@ -249,7 +250,9 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
         shares = [
             [called[m], *(f"{one.profile[index]:.2f}" for index in at)] for m, one in scaled.items() if one.profile
         ]
-        below = f"Share of runs that gain more than so many standard deviations of {called[baseline]} over seeds."
+        below = (
+            "Share of runs that gain more than so many standard deviations over seeds (of the cell's median method)."
+        )
         made.append(Table(header, shares, below))
     return made
 
