@@ -39,7 +39,7 @@ def picture_of_seeds(verdict: Verdict) -> bytes:
 
 
 def picture_of_cost(verdict: Verdict) -> bytes:
-    """PNG: a panel for each cell, in it each method's mean score against its mean seconds of training."""
+    """PNG: a panel for each cell, in it each method's mean score against its median seconds of training."""
     methods = list(dict.fromkeys(row.method for cell in verdict.cells for row in cell.rows))
     names = [_name(method) for method in methods]
     columns = min(len(methods), 2 * min(_ACROSS, len(verdict.cells)))
@@ -127,7 +127,7 @@ def _draw_cost(panel: Axes, cell: Cell, looks: dict[str, tuple[str, str]]) -> No
     panel.set_xlim(0, 1.12 * max(seconds for _, seconds, _ in shown))
     if centre is not None:
         panel.axhline(cell.scale * centre, color="#444444", linestyle="--", linewidth=1)
-    panel.set_xlabel("seconds of training, mean of the seeds", fontsize=9)
+    panel.set_xlabel("seconds of training, median of the seeds", fontsize=9)
     panel.set_ylabel("\n".join(textwrap.wrap(score_of(cell).partition(",")[0].partition(";")[0], 48)), fontsize=9)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hf_rat.experiments.across import Across
 from hf_rat.experiments.paired import Difference
-from hf_rat.experiments.records import bare, metric_of
+from hf_rat.experiments.records import bare
 from hf_rat.experiments.verdict import Cell, Row
 
 OVER_SEEDS = (
@@ -119,17 +119,21 @@ def _found(cell: Cell, row: Row, gain: Difference, name: str, baseline: str) -> 
     assert gain.low is not None
     assert gain.high is not None
     low, high = sorted((abs(gain.low), abs(gain.high)))
-    verb, to = ("gains", "over") if gain.low > 0 else ("loses", "against")
-    amount = f"{_plain(low, cell)} to {_plain(high, cell)}{_unit(cell)}"
+    amount = f"{_plain(low, cell)} to {_plain(high, cell)}"
+    if cell.lower_is_better:
+        verb, rest = "lowers" if gain.low > 0 else "raises", f"the {bare(cell.score)} by {amount} against {baseline}"
+    else:
+        verb, to = ("gains", "over") if gain.low > 0 else ("loses", "against")
+        rest = f"{amount}{_unit(cell)} {to} {baseline}"
     methods = sum(other.corrected is not None for other in cell.rows)
+    family = f" of {methods} methods" if methods > 1 else ""
     if methods * gain.smallest_p >= 0.05:
-        family = f" of {methods} methods" if methods > 1 else ""
-        doubt = f" (alone; {gain.n} seeds are too few for a permutation test{family} to confirm it)"
-        return f"**{name} {verb}** {amount} {to} {baseline} with 95 % confidence{doubt}."
+        doubt = f"alone; {gain.n} seeds are too few for a permutation test{family} to confirm it"
+        return f"**{name} {verb}** {rest} with 95 % confidence ({doubt})."
     p = f"p is {row.corrected:.2g}" + (f" after correction for {methods} methods" if methods > 1 else "")
     if row.corrected is not None and row.corrected < 0.05:
-        return f"**{name} {verb}** {amount} {to} {baseline} with 95 % confidence ({p})."
-    return f"Nothing is settled for {name}: alone it {verb} {amount} {to} {baseline} with 95 % confidence, but {p}."
+        return f"**{name} {verb}** {rest} with 95 % confidence ({p})."
+    return f"Nothing is settled for {name}: alone it {verb} {rest} with 95 % confidence, but {p}."
 
 
 def _on_tests_like_it(cell: Cell, row: Row) -> str:
@@ -147,7 +151,7 @@ def _needed(gain: Difference) -> str:
 
 
 def _unit(cell: Cell) -> str:
-    return " points" if cell.scale == 100 else f" of {metric_of(cell.score)[0]}"
+    return " points" if cell.scale == 100 else ""
 
 
 def _digits(cell: Cell, *values: float) -> int:

@@ -202,9 +202,7 @@ def _all_scores(cell: Cell, called: Mapping[str, str]) -> Iterator[Table]:
             few.append(names[len(few)])
         names = names[len(few) :]
         rows = [[called[m], *(_mean_and_sd(scores.get(name)) for name in few)] for m, scores in found.items()]
-        yield Table(
-            ("method", *few), rows, "" if names else "Mean ± sample standard deviation of every score of the runs."
-        )
+        yield Table(("method", *few), rows, "" if names else "Mean ± sample standard deviation of every score.")
 
 
 def _mean_and_sd(score: Mapping[str, Any] | None) -> str:
@@ -219,6 +217,8 @@ def _across(verdict: Verdict) -> Iterator[Sequence[str]]:
     percent = all(cell.scale == 100 for cell in verdict.cells)
     methods = [*across.gains, verdict.baseline]
     called, made = _fitting(methods, lambda names: _tables_across(across, names, verdict.baseline, percent))
+    scores = dict.fromkeys(score_of(cell) for cell in verdict.cells)
+    yield [f"{'; '.join(scores)}."]
     yield _legend(called)
     yield [f"- {told}" for told in sentences_across(across, called, verdict.baseline, percent)]
     for table in made:

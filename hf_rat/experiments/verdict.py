@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import geometric_mean, mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from hf_rat.data.metrics import METRICS
@@ -35,8 +35,8 @@ class Row:
         missing: seeds that other methods of the cell have and this one has not.
         unscored: seeds whose run finished without this score, or with one that is no finite number.
         mean, sd: of `values`; None without any, and sd of one.
-        seconds: of training, the mean over seeds; None where no run says it.
-        cost: geometric mean of the ratios of these seconds to the baseline's, over seeds that both have.
+        seconds: of training, the median over seeds, which a busy hour does not move; None where no run says it.
+        cost: median of the ratios of these seconds to the baseline's, over seeds that both have.
         gain: over the baseline for this very test set; None for the baseline itself and where no seed is shared.
         corrected: p of the gain after Holm's correction for all methods of the cell; None without two pairs.
         gain_on_tests_like_it: the gain over seeds and examples; None where predictions were not kept.
@@ -218,11 +218,11 @@ def _values(runs: Mapping[int, Record], score: str) -> dict[int, float]:
 def _seconds(runs: Mapping[int, Record]) -> float | None:
     told = [record.number("train_runtime") for record in runs.values()]
     known = [seconds for seconds in told if seconds is not None]
-    return mean(known) if known else None
+    return median(known) if known else None
 
 
 def _cost(runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> float | None:
-    """Mean ratio of training seconds to those of the baseline with the same seed."""
+    """Median ratio of training seconds to those of the baseline with the same seed."""
     ratios = []
     for seed, record in runs.items():
         own, other = (
@@ -231,7 +231,7 @@ def _cost(runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> float |
         )
         if own and other:
             ratios.append(own / other)
-    return geometric_mean(ratios) if ratios else None
+    return median(ratios) if ratios else None
 
 
 def _search(runs: Mapping[int, Record], score: str) -> tuple[int | None, float | None]:

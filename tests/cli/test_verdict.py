@@ -58,7 +58,7 @@ def test_baseline_and_score(comparison, capsys):
     assert main(["verdict", str(comparison / "a"), "--baseline", "fgm(epsilon=0)", "--score", "loss"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Loss of the validation split; lower is better, and a gain is what it falls." in said
-    assert "**`plain` loses** 0.0090 to 0.0377 of loss against `fgm(epsilon=0)`" in said
+    assert "**`plain` raises** the loss by 0.0090 to 0.0377 against `fgm(epsilon=0)`" in said
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def test_the_numbers_of_the_tables(tmp_path):
     text = markdown(judge(read([tmp_path])))
     scores, gains, tests, all_scores = drawn(text)
     assert scores[1:] == [
-        ["`plain`", "3", "72.00", "2.00", "13", "1.00x"],
-        ["`rat`", "3", "75.00", "2.65", "33", "2.29x"],
+        ["`plain`", "3", "72.00", "2.00", "10", "1.00x"],
+        ["`rat`", "3", "75.00", "2.65", "20", "2.00x"],
     ]
     assert gains[1:] == [["`rat`", "+3.00", "+0.52 to +5.48", "3 of 3"]]
     assert tests[1][:3] == ["`rat`", "0.25", "0.25"]
