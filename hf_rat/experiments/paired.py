@@ -9,6 +9,7 @@ mean gets Student's t interval, and a permutation test that flips their signs.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from statsmodels.stats.power import TTestPower
 
 LEVEL, POWER = 0.05, 0.8  # of the test whose power is told
 MOST_SEEDS = 1_000_000  # more than these are never "needed": the difference is as good as none
+# The test is two-sided, but to call a gain a loss is no detection. (And where effects are large, the noncentral t
+# distribution's other tail comes out as not a number.)
+_ON_ITS_SIDE = {"alpha": LEVEL / 2, "alternative": "larger"}
 EXACT_PAIRS = 14  # up to here every assignment of signs is counted, beyond it RESAMPLES random ones are
 RESAMPLES = 19_999
 
@@ -120,24 +124,24 @@ def detectable_difference(sd: float, n: int) -> float | None:
     """The smallest mean of n differences with standard deviation `sd` that a t test finds with 80 % power at .05."""
     if sd == 0:
         return 0.0
-    return sd * float(TTestPower().solve_power(nobs=n, alpha=LEVEL, power=POWER))
+    return sd * float(TTestPower().solve_power(nobs=n, power=POWER, **_ON_ITS_SIDE))
 
 
 def seeds_needed(mean: float, sd: float) -> int | None:
     """The fewest pairs with which a t test finds a mean difference with 80 % power at .05; None as in `Difference`."""
     if mean == 0 or sd == 0:
         return None
-    effect, power = abs(mean) / sd, TTestPower().power
+    effect = abs(mean) / sd
+
+    def suffice(n: int) -> bool:
+        return bool(TTestPower().power(effect, n, **_ON_ITS_SIDE) >= POWER)
+
     enough = 2
-    while not power(effect, enough, LEVEL) >= POWER:
+    while not suffice(enough):
         enough *= 2
         if enough > MOST_SEEDS:
             return None
-    few = enough // 2
-    while few + 1 < enough:
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if power(effect, middle, LEVEL) >= POWER else (middle, enough)
-    return enough
+    return bisect_left(range(enough), True, lo=max(2, enough // 2), key=suffice)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
