@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _BRACES = re.compile(r"\{[^{}]*\}")
-_SPAN = re.compile(r"\s*(\S+?)\s*\.\.\s*(\S+)((?:\s+\w+)*)\s*")
+_SPAN = re.compile(r"\s*(\S+?)\s*\.\.\s*([^\s,]+)((?:\s+\w+)*)\s*")
 
 
 @dataclass(frozen=True)
