@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import hf_rat
-
 PACKAGES = ("hf-rat", "torch", "transformers", "accelerate", "datasets")
 
 
@@ -23,7 +21,7 @@ def versions() -> dict[str, str]:
 @functools.cache
 def git_state() -> dict[str, Any] | None:
     """The commit of the checkout that this package lies in, and whether files differ from it; None outside of one."""
-    source = Path(str(hf_rat.__file__)).resolve()
+    source = Path(__file__).resolve()
     try:
         # An installed copy may lie in the checkout of something else, which does not track it.
         _git(source.parent, "ls-files", "--error-unmatch", source.name)
