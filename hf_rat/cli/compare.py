@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from hf_rat.cli._commands import commands, methods, require_methods
-from hf_rat.experiments.compare import Method, compare
+from hf_rat.experiments.compare import compare
+from hf_rat.experiments.experiment import Experiment
+from hf_rat.experiments.method import Method
+from hf_rat.experiments.processes import Processes
 from hf_rat.finetuning.blame import reported
 
 # Flags that every run is given by this command, and that may therefore not stand after `--`.
@@ -27,8 +30,10 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         ValueError: bad input, or some runs failed.
     """
-    chosen, seeds, output, base = parse(argv)
-    compare(chosen, seeds, output, base, shlex.join(["hf-rat", "compare", *argv]))
+    experiment = parse(argv)
+    command = commands()[experiment.base[0]]
+    processes = Processes("hf_rat.cli.main", (command.module, "matplotlib.figure"), experiment.jobs)
+    compare(experiment, shlex.join(["hf-rat", "compare", *argv]), processes)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,8 +41,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def parse(argv: Sequence[str]) -> tuple[list[Method], list[int], Path, list[str]]:
-    """Methods, seeds, output folder and the command of every run.
+def parse(argv: Sequence[str]) -> Experiment:
+    """What the command line asks for.
 
     Raises:
         ValueError: something is missing or repeats, or a flag of ours stands after `--`.
@@ -81,4 +86,4 @@ def parse(argv: Sequence[str]) -> tuple[list[Method], list[int], Path, list[str]
         raise ValueError(f"-- takes {trains}, it was given {base[0]!r}")
     for words in (base[1:], *(method.flags for method in arguments.methods)):
         command.check(words)
-    return arguments.methods, arguments.seeds, arguments.output_dir, base
+    return Experiment(tuple(arguments.methods), tuple(arguments.seeds), arguments.output_dir, tuple(base))
