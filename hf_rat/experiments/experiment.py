@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_rat.experiments.method import Method
@@ -33,6 +34,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """The words of a method's runs in a cell.
+
+    Args:
+        words: the `hf-rat` command with the flags that all share, then those of the cell and of the method.
+        expression: for --reg.
+    """
+
+    words: tuple[str, ...]
+    expression: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Methods x cells x seeds.
 
@@ -45,6 +59,8 @@ class Experiment:
         baseline: entry of the method that others are compared with; None is plain, else the first.
         score: name of the score that counts, without eval_ or test_; None is the first of a run.
         jobs: runs at a time.
+        chosen: the words of runs, where they are not those that were typed but have values in place of ranges. If
+            there are any, a method without them in a cell has no runs there.
     """
 
     methods: tuple[Method, ...]
@@ -55,6 +71,7 @@ class Experiment:
     baseline: str | None = None
     score: str | None = None
     jobs: int = 1
+    chosen: Mapping[tuple[Cell, Method], Setting] = field(default_factory=dict)
 
     @property
     def reference(self) -> Method:
@@ -62,17 +79,23 @@ class Experiment:
         wanted = self.baseline or "plain"
         return next((method for method in self.methods if method.entry == wanted), self.methods[0])
 
+    def setting(self, method: Method, cell: Cell) -> Setting:
+        """The words of a method's runs in a cell."""
+        typed = Setting((*self.base, *cell.flags, *method.flags), method.expression)
+        return self.chosen.get((cell, method), typed)
+
     def run(self, method: Method, cell: Cell, seed: int) -> Run:
         """One run."""
+        setting = self.setting(method, cell)
         folder = cell.folder(self.output) / method.slug / f"seed-{seed}"
-        words = [*self.base, *cell.flags, *method.flags]
+        words = [*setting.words]
         # What a run of many has no use for: trainings beside it, and the time of a plain step.
         words += [] if value_of(words, "alone") else ["--alone"]
         words += [] if value_of(words, "no_price") else ["--no_price"]
         if value_of(words, "report_to") not in (None, "none") and value_of(words, "run_name") is None:
             parts = (cell.dataset, cell.model, method.shown, f"seed-{seed}")
             words += ["--run_name", " ".join(part for part in parts if part)]
-        words += ["--reg", method.expression, "--seed", str(seed), "--output_dir", str(folder)]
+        words += ["--reg", setting.expression, "--seed", str(seed), "--output_dir", str(folder)]
         return Run(method, seed, folder, tuple(words), cell.dataset, cell.model)
 
     def plan(self) -> list[Run]:

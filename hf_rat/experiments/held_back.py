@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import itertools
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
 
-from hf_rat.experiments.experiment import Experiment
+from hf_rat.experiments.experiment import Experiment, Setting
+from hf_rat.experiments.records import Record, bare, metric_of
 from hf_rat.experiments.run import Run
-from hf_rat.experiments.words import value_of
+from hf_rat.experiments.verdict import LOWER_IS_BETTER
+from hf_rat.experiments.words import value_of, without
 
 SHARE = "0.2"  # of the training rows, where --validation_from_train does not say another
 _DATA = ("task_name", "dataset_name", "train_file")
-_FOR_ONE = ("submission_dir",)
 
 
 def require_training_rows(experiment: Experiment, what: str) -> None:
@@ -31,10 +34,16 @@ def require_training_rows(experiment: Experiment, what: str) -> None:
     """
     for run in experiment.plan():
         if all(given(run.command, name) is None for name in _DATA):
-            raise ValueError(f"{what} holds back training rows, and the built-in example has none to spare: name a data set")
-        for name in _FOR_ONE:
-            if given(run.command, name) is not None:
-                raise ValueError(f"{what}: --{name} is for a single run; build the files afterwards with hf-rat submit")
+            raise ValueError(f"{what} holds back training rows, which the built-in example cannot: name a data set")
+        if given(run.command, "submission_dir") is not None:
+            raise ValueError(f"{what}: --submission_dir is of one run; leave it out, and use hf-rat submit afterwards")
+        setting = for_report(Setting(run.command, ""))
+        if given(setting.words, "validation_from_train") is not None and not _is_true(
+            given(run.command, "do_predict")
+        ):
+            raise ValueError(
+                f"{what}: give --validation_from_train in words, not in {run.command[1]}: it is for choosing"
+            )
 
 
 def on_held_back(run: Run, folder: Path) -> Run:
@@ -54,6 +63,20 @@ def on_held_back(run: Run, folder: Path) -> Run:
     return dataclasses.replace(run, folder=folder, command=(*words, *own, "--output_dir", str(folder)))
 
 
+def for_report(setting: Setting) -> Setting:
+    """The words of the runs that report, after others have chosen on held-back rows: those hold back nothing.
+
+    Unless they predict a test split: then what they train and evaluate on is the user's affair.
+    """
+    if given(setting.words, "validation_from_train") is None or _is_true(given(setting.words, "do_predict")):
+        return setting
+    return Setting(tuple(without(setting.words, ["validation_from_train"])), setting.expression)
+
+
+def _is_true(value: Any) -> bool:
+    return str(value).lower() in ("true", "t", "yes", "y", "1")
+
+
 def given(words: Sequence[str], name: str) -> Any:
     """What a command says for a flag, in its words or in the file of flags that it begins with; None for nothing.
 
@@ -68,3 +91,56 @@ def given(words: Sequence[str], name: str) -> Any:
             raise ValueError(f"argument file {words[1]!r} cannot be read ({' '.join(str(error).split())})") from None
         return flags.get(name) if isinstance(flags, Mapping) else None
     return found
+
+
+def fresh_seeds(experiment: Experiment) -> Iterator[int]:
+    """Seeds that no run of the comparison has: what chooses is not repeated in what reports."""
+    return itertools.count(max(experiment.seeds) + 1)
+
+
+def score_of(record: Mapping[str, Any], asked: str | None) -> tuple[str, float] | None:
+    """Name and value of the score of a run on held-back rows; None if it failed or its score is no finite number.
+
+    Args:
+        record: of the run.
+        asked: name of the score without eval_; None takes the first that is no loss, else the loss.
+
+    Raises:
+        ValueError: the run does not have that score.
+    """
+    told = _told(record)
+    names = [name for name in told.scores if name.startswith("eval_")]
+    if not names:
+        return None
+    if asked is None:
+        name = next((name for name in names if metric_of(name)[0] != "loss"), names[0])
+    elif f"eval_{asked}" in names:
+        name = f"eval_{asked}"
+    else:
+        raise ValueError(f"--score {asked}: no run has it; there are: {', '.join(map(bare, names))}")
+    value = told.number(name)
+    return None if value is None else (name, value)
+
+
+def sign_of(name: str) -> int:
+    """1 where more of a score is better, -1 where less is."""
+    return -1 if metric_of(name)[0] in LOWER_IS_BETTER else 1
+
+
+def mean_scores(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Name -> mean over runs, of every score on held-back rows that all of them have."""
+    told = [_told(record) for record in records]
+    names = [name for name in told[0].scores if all(one.number(name) is not None for one in told)]
+    return {name: mean(float(one.results[name]) for one in told) for name in names}
+
+
+def _told(record: Mapping[str, Any]) -> Record:
+    return Record("", str(record["method"]), int(record["seed"]), Path(), record, {})
+
+
+def drop_weights(folder: Path) -> None:
+    """Remove what a run has saved of its model: of what only chose, the scores are what is kept."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
@@ -51,6 +52,16 @@ class Pool:
         The future raises OSError if the record could not be written, as on a full disk.
         """
         return self._threads.submit(self._make, run)
+
+    def make_missing(self, runs: Iterable[Run]) -> dict[Run, dict[str, Any]]:
+        """The record of every run; those that have finished are kept.
+
+        Raises:
+            ValueError: a folder holds a run that another command made; nothing was begun.
+        """
+        kept = {run: run.finished() for run in runs}
+        futures = {run: self.submit(run) for run, record in kept.items() if record is None}
+        return {run: record or futures[run].result() for run, record in kept.items()}
 
     def _make(self, run: Run) -> dict[str, Any]:
         if self._watch is not None:

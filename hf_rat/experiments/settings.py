@@ -1,60 +1,55 @@
-"""A method in a cell with a value for each of its ranges."""
+"""What a method may try in a cell, and the words of its runs with a value for each range."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_rat.experiments.experiment import Cell, Experiment, Setting
-from hf_rat.experiments.method import Method
+from hf_rat.experiments.experiment import Setting
 from hf_rat.experiments.spaces import Range, filled, joined, ranges
-from hf_rat.experiments.words import value_of, without
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a method may try in a cell: the ranges of its entry, of the cell's flags and of those that all share.
-
-    A range that a later flag of the same name overrides, as the command line has it, is none.
+    """The ranges in the expression and the flags of a method in a cell.
 
     Args:
-        base, flags, own: the words of all runs, of the cell and of the method.
         expression: of the method.
-        ranges: of all of them, in this order.
+        words: the command and its flags.
+        ranges: of the expression, then of the words.
     """
 
-    base: tuple[str, ...]
-    flags: tuple[str, ...]
     expression: str
-    own: tuple[str, ...]
+    words: tuple[str, ...]
     ranges: tuple[Range, ...]
 
     @classmethod
-    def of(cls, experiment: Experiment, method: Method, cell: Cell) -> Space:
-        """The space of a method in a cell.
+    def of(cls, setting: Setting, where: str) -> Space:
+        """The space of a setting with ranges. One that a later flag of the same name overrides is none.
+
+        Args:
+            setting: words as they were typed.
+            where: whose they are, for errors.
 
         Raises:
             ValueError: a range cannot be read.
         """
-        own = joined(method.flags)
-        flags = _not_overridden(joined(cell.flags), own, "flags of a cell")
-        base = _not_overridden(joined(experiment.base), [*flags, *own], "--")
-        found = [*ranges(base, "--"), *ranges(flags, "flags of a cell")]
-        found += ranges([method.expression, *own], f"--methods {method.entry!r}")
-        return cls(tuple(base), tuple(flags), method.expression, tuple(own), tuple(found))
+        words = _effective(joined(setting.words), where)
+        return cls(setting.expression, tuple(words), tuple(ranges([setting.expression, *words], where)))
 
     def setting(self, values: Sequence[str]) -> Setting:
         """The words with a value for each range."""
-        words = filled([*self.base, *self.flags, self.expression, *self.own], values)
-        cell, own = len(self.base), len(self.base) + len(self.flags)
-        entry = " ".join([words[own], *([shlex.join(words[own + 1 :])] if self.own else [])])
-        return Setting(tuple(words[:cell]), tuple(words[cell:own]), Method(entry))
+        expression, *words = filled([self.expression, *self.words], values)
+        return Setting(tuple(words), expression)
 
 
-def _not_overridden(words: list[str], later: Sequence[str], where: str) -> list[str]:
-    for flag in [word.partition("=")[0] for word in words if word.startswith("--")]:
-        name = flag[2:].replace("-", "_")
-        if value_of(later, name) is not None and ranges([str(value_of(words, name))], where):
-            words = without(words, [name])
-    return words
+def _effective(words: Sequence[str], where: str) -> list[str]:
+    """The words without flags that have a range and that stand again further on."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    names = ["".join(part[:1]).partition("=")[0].replace("-", "_") for part in parts]
+    kept = [part for n, part in enumerate(parts) if names[n] not in names[n + 1 :] or not ranges(part, where)]
+    return [word for part in kept for word in part]

@@ -38,6 +38,12 @@ class Range:
     whole: bool = False
     log: bool = False
 
+    @property
+    def shown(self) -> str:
+        """As one types it."""
+        ends = f"{self.low:g}..{self.high:g}{' int' * self.whole}{' log' * self.log}"
+        return f"{{{', '.join(self.choices) or ends}}}"
+
     def text(self, value: float) -> str:
         """A number as it is put into the command: six digits, within the ends."""
         if self.whole:
