@@ -77,7 +77,7 @@ def controls(experiment: Experiment, pool: Pool, records: Records) -> tuple[Expe
     own = replace(experiment, methods=(epochs,), chosen=ranged)
     searched, made = search(own, pool, len(FACTORS))
     rows += (epochs,)
-    both = replace(experiment, methods=rows, chosen=chosen | dict(searched.chosen))
+    both = replace(experiment, methods=rows, chosen=chosen | dict(searched.chosen or {}))
     return both, made | pool.make_missing(both.plan())
 
 

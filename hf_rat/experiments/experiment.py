@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hf_rat.experiments.method import Method
@@ -59,8 +59,8 @@ class Experiment:
         baseline: entry of the method that others are compared with; None is plain, else the first.
         score: name of the score that counts, without eval_ or test_; None is the first of a run.
         jobs: runs at a time.
-        chosen: the words of runs, where they are not those that were typed but have values in place of ranges. If
-            there are any, a method without them in a cell has no runs there.
+        chosen: the words of runs, with values in place of ranges; a method that has none in a cell has no runs there.
+            None is before anything was chosen: the words are those that were typed.
     """
 
     methods: tuple[Method, ...]
@@ -71,7 +71,7 @@ class Experiment:
     baseline: str | None = None
     score: str | None = None
     jobs: int = 1
-    chosen: Mapping[tuple[Cell, Method], Setting] = field(default_factory=dict)
+    chosen: Mapping[tuple[Cell, Method], Setting] | None = None
 
     @property
     def reference(self) -> Method:
@@ -81,8 +81,9 @@ class Experiment:
 
     def setting(self, method: Method, cell: Cell) -> Setting:
         """The words of a method's runs in a cell."""
-        typed = Setting((*self.base, *cell.flags, *method.flags), method.expression)
-        return self.chosen.get((cell, method), typed)
+        if self.chosen is None:
+            return Setting((*self.base, *cell.flags, *method.flags), method.expression)
+        return self.chosen[cell, method]
 
     def run(self, method: Method, cell: Cell, seed: int) -> Run:
         """One run."""
@@ -100,4 +101,10 @@ class Experiment:
 
     def plan(self) -> list[Run]:
         """Every run, seed by seed, so that an early stop leaves whole rounds."""
-        return [self.run(method, cell, seed) for seed in self.seeds for cell in self.cells for method in self.methods]
+        return [
+            self.run(method, cell, seed)
+            for seed in self.seeds
+            for cell in self.cells
+            for method in self.methods
+            if self.chosen is None or (cell, method) in self.chosen
+        ]
