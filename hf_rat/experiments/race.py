@@ -62,14 +62,14 @@ def race(experiment: Experiment, pool: Pool, keep: int) -> tuple[Experiment, dic
             for method in (baseline, *left)
         }
         records |= pool.make_missing([run for own in runs.values() for run in own])
-        scores, failed = _scores(runs, records, experiment.score)
+        scores, signs, failed = _scores(runs, records, experiment.score)
         if baseline in failed:
             logs = ", ".join(str(run.log) for run in failed[baseline])
             raise ValueError(f"--race: the baseline {baseline.shown} failed in round {number}, see {logs}")
         gains = gains_in_deviations(scores, baseline)
         places = sorted(gains, key=lambda method: -gains[method])
         kept = places[: max(keep, (len(left) + 1) // 2)]
-        rounds.append(_told(number, cells, seeds, places, gains, scores, failed, kept))
+        rounds.append(_told(number, cells, seeds, places, gains, scores, signs, failed, kept))
         left = [method for method in left if method in kept]
         _write(experiment, keep, rounds)
         if not left:
@@ -104,14 +104,21 @@ def _run(experiment: Experiment, method: Method, cell: Cell, seed: int) -> Run:
 
 def _scores(
     runs: Mapping[tuple[Cell, Method], Sequence[Run]], records: Mapping[Run, dict[str, Any]], asked: str | None
-) -> tuple[Scores, dict[Method, list[Run]]]:
-    """The scores of a round, more being better, of the methods none of whose runs failed; and the runs that failed."""
+) -> tuple[Scores, dict[Cell, int], dict[Method, list[Run]]]:
+    """What a round measured.
+
+    Returns:
+        The scores of the methods none of whose runs failed, times the sign that makes more of them better; that sign
+        of each cell; and the runs that failed.
+    """
     found: dict[Run, float] = {}
-    for own in runs.values():
+    signs: dict[Cell, int] = {}
+    for (cell, _), own in runs.items():
         for run in own:
             scored = score_of(records[run], asked)
             if scored is not None:
-                found[run] = sign_of(scored[0]) * scored[1]
+                signs[cell] = sign_of(scored[0])
+                found[run] = signs[cell] * scored[1]
                 drop_weights(run.folder)
     failed: dict[Method, list[Run]] = {}
     for (_, method), own in runs.items():
@@ -122,7 +129,7 @@ def _scores(
     for (cell, method), own in runs.items():
         if method not in failed:
             scores.setdefault(cell, {})[method] = [found[run] for run in own]
-    return scores, failed
+    return scores, signs, failed
 
 
 def _told(
@@ -132,6 +139,7 @@ def _told(
     places: Sequence[Method],
     gains: Mapping[Method, float],
     scores: Scores,
+    signs: Mapping[Cell, int],
     failed: Mapping[Method, Sequence[Run]],
     kept: Sequence[Method],
 ) -> dict[str, Any]:
@@ -140,7 +148,7 @@ def _told(
         {
             "method": method.shown,
             "gain": gains[method],
-            "scores": {cell.shown: abs(mean(scores[cell][method])) for cell in cells},
+            "scores": {cell.shown: signs[cell] * mean(scores[cell][method]) for cell in cells},
             "dropped": method not in kept,
         }
         for method in places
