@@ -2,9 +2,14 @@
 
 What is estimated: by how much the method's score exceeds the baseline's, averaged over all seeds **and over all
 examples that could have been drawn as these were**. It asks more than `hf_rat.experiments.paired`, which takes the
-test set as it is, and its interval is wider. Every seed met every example, so the differences
-d[seed, example] are a two-way table with crossed random effects: d = mean + seed + example + rest. The variance of the
-grand mean comes from the table's mean squares, its degrees of freedom from Satterthwaite's formula.
+test set as it is, so its interval is never narrower.
+
+Every seed met every example: the differences d[seed, example] are a two-way table with crossed random effects,
+d = mean + seed + example + rest. The mean squares of a table of n seeds and m examples estimate the variance of its
+mean in two parts: MS(seed) / nm, which is what the seeds' means show by themselves, and (MS(example) - MS(rest)) / nm,
+what other examples would add; a negative part counts as none. Student's t has the degrees of freedom that
+Satterthwaite's formula gives to the sum. How often such intervals hold the truth, and what else was tried, is in
+results/verdicts.
 """
 
 from __future__ import annotations
@@ -19,21 +24,17 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class CrossedDifference:
-    """A mean difference over seeds and examples. What cannot be computed is None.
+    """A mean difference over seeds and examples.
 
     Args:
         mean: over seeds and examples, in the unit of the scores.
-        low, high: its interval. None for one seed or one unit.
-        error: standard error of the mean. None likewise.
-        df: degrees of freedom of Student's t. None likewise, and where nothing varies.
+        low, high: its interval. None for one seed or one unit, from which it cannot be computed.
         seeds, units: how many seeds; how many examples, or groups or blocks of them.
     """
 
     mean: float
     low: float | None
     high: float | None
-    error: float | None
-    df: float | None
     seeds: int
     units: int
 
@@ -55,22 +56,27 @@ def crossed_difference(
     own, baseline = np.asarray(own, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if own.shape != baseline.shape or own.ndim != 2 or own.size == 0:
         raise ValueError(f"own is {own.shape} and baseline {baseline.shape}: both must be (seeds, examples)")
+    if not np.isfinite(own).all() or not np.isfinite(baseline).all():
+        raise ValueError(
+            "own and baseline must be finite: an example whose score is nan or infinite has no difference"
+        )
     table = own - baseline
-    if not np.isfinite(table).all():
-        raise ValueError("own and baseline must be finite")
     if groups is not None:
         table = _by_group(table, groups)
     (n, m), mean = table.shape, float(table.mean())
     if min(n, m) == 1:
-        return CrossedDifference(mean, None, None, None, None, n, m)
-    seed, unit, rest = mean_squares(table)
-    error = math.sqrt(max(seed + unit - rest, seed, unit) / (n * m))
-    if error == 0:
-        return CrossedDifference(mean, mean, mean, 0.0, None, n, m)
-    df = (seed + unit - rest) ** 2 / (seed**2 / (n - 1) + unit**2 / (m - 1) + rest**2 / ((n - 1) * (m - 1)))
-    df = max(df, n - 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * error
-    return CrossedDifference(mean, mean - half, mean + half, error, df, n, m)
+        return CrossedDifference(mean, None, None, n, m)
+    of_seeds, of_units, of_rest = mean_squares(table)
+    more = max(of_units - of_rest, 0.0)
+    tail, total = (1 + confidence) / 2, of_seeds + more
+    half = float(stats.t.ppf(tail, n - 1)) * math.sqrt(
+        of_seeds
+    )  # seeds alone: with few of them t may exceed the sum's
+    if more:
+        df = total**2 / (of_seeds**2 / (n - 1) + more**2 / (m - 1))
+        half = max(half, float(stats.t.ppf(tail, df)) * math.sqrt(total))
+    half /= math.sqrt(n * m)
+    return CrossedDifference(mean, mean - half, mean + half, n, m)
 
 
 def mean_squares(table: np.ndarray) -> tuple[float, float, float]:
@@ -86,18 +92,26 @@ def mean_squares(table: np.ndarray) -> tuple[float, float, float]:
 
 
 def _by_group(table: np.ndarray, groups: Sequence[object]) -> np.ndarray:
-    """(seeds, examples) -> (seeds, groups): each group counts by its size, and a seed's mean stays what it was."""
-    if len(groups) != table.shape[1]:
-        raise ValueError(f"groups has {len(groups)} entries: give one for each of the {table.shape[1]} examples")
-    names, number = np.unique(np.asarray(groups), return_inverse=True)
+    """(seeds, examples) -> (seeds, groups): a group counts by its size, and each seed's mean stays what it was."""
+    number = _numbered(groups, table.shape[1])
+    count = int(number.max()) + 1
     means = table.mean(axis=1, keepdims=True)
-    return means + (table - means) @ np.eye(len(names))[number] * (len(names) / table.shape[1])
+    sums = np.stack([np.bincount(number, row, count) for row in table - means])
+    return means + sums * (count / table.shape[1])
+
+
+def _numbered(groups: Sequence[object], examples: int) -> np.ndarray:
+    """(examples,), the groups as 0, 1, 2, ..."""
+    if len(groups) != examples:
+        raise ValueError(f"groups has {len(groups)} entries: give one for each of the {examples} examples")
+    return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
 def pseudo_values(
     score: Callable[[np.ndarray, np.ndarray], float],
     predicted: np.ndarray,
     expected: np.ndarray,
+    groups: Sequence[object] | None = None,
     blocks: int = 200,
     seed: int = 0,
 ) -> np.ndarray:
@@ -108,25 +122,30 @@ def pseudo_values(
     the score. Of accuracy, with an example a block, they are the examples' own scores.
 
     Args:
-        score: of predictions (examples,) and labels (examples,), a number.
+        score: of predictions (some examples,) and labels (some examples,), a number.
         predicted: (seeds, examples).
         expected: (examples,).
-        blocks: into how many the examples are divided at random, if there are more of them.
+        groups: (examples,), which of them belong together; a group is never divided.
+        blocks: into how many the examples or groups are divided at random, if there are more of them.
         seed: of that division; the same for methods that are to be compared.
 
     Returns:
         float64 (seeds, blocks), for `crossed_difference`.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
     predicted, expected = np.asarray(predicted), np.asarray(expected)
     if predicted.ndim != 2 or predicted.shape[1] != len(expected):
-        raise ValueError(f"predicted is {predicted.shape}: it must be (seeds, {len(expected)}), as expected is long")
-    number = len(expected)
-    parts = np.array_split(np.random.default_rng(seed).permutation(number), min(blocks, number))
-    values = np.empty((len(predicted), len(parts)))
-    for row, answers in zip(values, predicted, strict=True):
-        whole = score(answers, expected)
-        for index, part in enumerate(parts):
-            without = score(np.delete(answers, part), np.delete(expected, part))
-            row[index] = len(parts) * (1 - len(part) / number) * (whole - without)
-        row += whole - row.mean()
-    return values
+        raise ValueError(f"predicted is {predicted.shape}: it must be (seeds, {len(expected)}), as many as expected")
+    number = np.arange(len(expected)) if groups is None else _numbered(groups, len(expected))
+    units = int(number.max()) + 1
+    blocks = min(blocks, units)
+    block = (np.random.default_rng(seed).permutation(units) % blocks if blocks < units else np.arange(units))[number]
+    whole = np.array([[score(row, expected)] for row in predicted])
+    values = np.empty((len(predicted), blocks))
+    for one in range(blocks):
+        rest = block != one
+        without = np.array([score(row, expected[rest]) for row in predicted[:, rest]])
+        values[:, one] = (whole[:, 0] - without) * rest.mean() * blocks
+    return values + whole - values.mean(axis=1, keepdims=True)

@@ -6,11 +6,10 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from statistics import mean, stdev
 from typing import Any
 
 from hf_rat.experiments.sentences import OVER_CELLS, OVER_EXAMPLES, OVER_SEEDS, code, sentence, sentences_across
-from hf_rat.experiments.verdict import Cell, Row, Verdict
+from hf_rat.experiments.verdict import Cell, Row, Verdict, all_scores
 
 _LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -78,21 +77,10 @@ def _row(cell: Cell, row: Row) -> dict[str, Any]:
         "missing": list(row.missing),
         "unscored": list(row.unscored),
         "seeds": list(finished),
-        "scores": _scores(row),
+        "scores": all_scores(row),
         "commands": [record.command for record in row.records.values()],
         "git": _distinct(record.told.get("git") for record in row.records.values()),
     }
-
-
-def _scores(row: Row) -> dict[str, dict[str, Any]]:
-    """Every score that all finished runs of a method have, with each seed's value, in the order of the seeds."""
-    finished = [record for record in row.records.values() if record.finished]
-    scores = {}
-    for name in finished[0].scores if finished else ():
-        if all(name in record.scores for record in finished):
-            values = [float(record.results[name]) for record in finished]
-            scores[name] = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
-    return scores
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -163,7 +151,7 @@ def _latex_lines(verdict: Verdict) -> Iterator[str]:
         rows = [[escaped(verdict.baseline), "", "", "", f"{across.mean_ranks[verdict.baseline]:.1f}"]]
         for method, gains in across.gains.items():
             middle, rank = gains.points, across.mean_ranks[method]
-            interval = f"$[{middle.low:+.2f}, {middle.high:+.2f}]$"
+            interval = "" if middle.low is None else f"$[{middle.low:+.2f}, {middle.high:+.2f}]$"
             rows.append(
                 [escaped(method), f"${middle.mean:+.2f}$", interval, f"{gains.improvement:.2f}", f"{rank:.1f}"]
             )

@@ -77,12 +77,17 @@ def paired_difference(own: Sequence[float], baseline: Sequence[float], confidenc
     low = high = sd = detectable = needed = None
     if n > 1:
         sd = float(differences.std(ddof=1)) if np.ptp(grains) else 0.0
-        half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+        half = half_width(sd, n, confidence)
         low, high = mean - half, mean + half
         detectable, needed = detectable_difference(sd, n), seeds_needed(mean, sd)
     wins, ties = int((grains > 0).sum()), int((grains == 0).sum())
     p, smallest = float(sign_flip_p(grains)), 2 / 2**n
     return Difference(mean, low, high, sd, n, p, smallest, wins, ties, detectable, needed)
+
+
+def half_width(sd: float, n: int, confidence: float) -> float:
+    """How far Student's interval reaches from the mean of n differences with standard deviation `sd`, to each side."""
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
 
 
 def sign_flip_p(differences: np.ndarray) -> np.ndarray:

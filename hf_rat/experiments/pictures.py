@@ -29,29 +29,33 @@ def picture_of_seeds(verdict: Verdict) -> bytes:
     settled.
     """
     tallest = max(sum(1.2 + 0.4 * _name(row.method).count("\n") for row in cell.rows) for cell in verdict.cells)
-    figure, panels = _panels(verdict, 5.6, 1.1 + 0.3 * tallest, 0.55)
+    figure, panels = _panels(verdict, 5.6, 0.9 + 0.3 * tallest, 0.4)
     for cell, panel in zip(verdict.cells, panels, strict=True):
         _draw_seeds(panel, cell)
     baseline = _name(verdict.baseline).replace("\n", " ")
     note = f"dot: a seed; line: mean; bar: 95 % interval of the gain over {baseline} (dashed), for this very test set"
-    return _png(figure, note)
+    figure.supxlabel("\n".join(textwrap.wrap(note, int(figure.get_figwidth() * 17))), fontsize=8, parse_math=False)
+    return _png(figure)
 
 
 def picture_of_cost(verdict: Verdict) -> bytes:
     """PNG: a panel for each cell, in it each method's mean score against its mean seconds of training."""
     methods = list(dict.fromkeys(row.method for cell in verdict.cells for row in cell.rows))
-    side = min(_ACROSS, len(verdict.cells))
-    across = max(1, min(len(methods), int(side * 4.6 / 2.6)))
-    rows_of_legend = -(-len(methods) // across)
-    figure, panels = _panels(verdict, 4.6, 3.5, 0.75 + 0.42 * rows_of_legend)
+    names = [_name(method) for method in methods]
+    columns = min(len(methods), 2 * min(_ACROSS, len(verdict.cells)))
+    lines = -(-len(methods) // columns) * max(1 + name.count("\n") for name in names)
+    figure, panels = _panels(verdict, 5.0, 3.6, 0.2 + 0.19 * lines)
     looks = {m: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)]) for i, m in enumerate(methods)}
     for cell, panel in zip(verdict.cells, panels, strict=True):
         _draw_cost(panel, cell, looks)
-    handles = [Line2D([], [], color=looks[m][0], marker=looks[m][1], linestyle="", label=_name(m)) for m in methods]
-    legend = figure.legend(handles=handles, loc="lower center", ncols=across, frameon=False, fontsize=8)
+    handles = [
+        Line2D([], [], color=looks[method][0], marker=looks[method][1], linestyle="", label=name)
+        for method, name in zip(methods, names, strict=True)
+    ]
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return _png(figure, None)
+    return _png(figure)
 
 
 def _panels(verdict: Verdict, wide: float, high: float, below: float) -> tuple[Figure, Sequence[Axes]]:
@@ -59,7 +63,6 @@ def _panels(verdict: Verdict, wide: float, high: float, below: float) -> tuple[F
     side = min(_ACROSS, len(verdict.cells))
     deep = -(-len(verdict.cells) // side)
     figure = Figure(figsize=(side * wide, deep * high + below), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, below / (deep * high + below), 1, deep * high / (deep * high + below)))
     panels = figure.subplots(deep, side, squeeze=False).ravel().tolist()
     for panel in panels[len(verdict.cells) :]:
         panel.remove()
@@ -84,7 +87,15 @@ def _draw_seeds(panel: Axes, cell: Cell) -> None:
             aside = 0 if len(row.values) < 2 else 0.36 * (number / (len(row.values) - 1) - 0.5)
             panel.plot(cell.scale * value, place + aside, "o", markersize=4, color=colour, alpha=0.8)
         if row.mean is None:
-            panel.text(0.5, place, "no finished run", transform=panel.get_yaxis_transform(), ha="center", va="center")
+            panel.text(
+                0.5,
+                place,
+                "no finished run",
+                transform=panel.get_yaxis_transform(),
+                ha="center",
+                va="center",
+                fontsize=8,
+            )
         else:
             panel.plot([cell.scale * row.mean] * 2, [place - 0.32, place + 0.32], color=colour, linewidth=2)
     values = [cell.scale * value for row in cell.rows for value in row.values.values()]
@@ -100,25 +111,24 @@ def _draw_seeds(panel: Axes, cell: Cell) -> None:
 def _draw_cost(panel: Axes, cell: Cell, looks: dict[str, tuple[str, str]]) -> None:
     baseline = cell.row(cell.baseline)
     centre = baseline.mean if baseline is not None else None
-    shown = [row for row in cell.rows if row.mean is not None and row.seconds is not None]
-    for row in shown:
-        assert row.mean is not None
+    shown = [(row, row.seconds, row.mean) for row in cell.rows if row.mean is not None and row.seconds is not None]
+    for row, seconds, mean in shown:
         colour, mark = looks[row.method]
-        panel.plot([row.seconds], [cell.scale * row.mean], mark, color=colour, markersize=8, zorder=3)
+        panel.plot([seconds], [cell.scale * mean], mark, color=colour, markersize=8, zorder=3)
         bar = _interval(cell, row, centre)
         if bar is not None:
-            panel.plot([row.seconds] * 2, bar, color=colour, linewidth=1.4, alpha=0.6)
+            panel.plot([seconds] * 2, bar, color=colour, linewidth=1.4, alpha=0.6)
     if not shown:
         panel.text(0.5, 0.5, "no run tells its training time", transform=panel.transAxes, ha="center")
         return
-    means = [cell.scale * row.mean for row in shown if row.mean is not None]
+    means = [cell.scale * mean for _, _, mean in shown]
     spread = max(means) - min(means) or abs(means[0]) / 20 or 1.0
     panel.set_ylim(min(means) - 0.9 * spread, max(means) + 0.9 * spread)
-    panel.set_xlim(0, 1.12 * max(row.seconds for row in shown if row.seconds is not None))
+    panel.set_xlim(0, 1.12 * max(seconds for _, seconds, _ in shown))
     if centre is not None:
         panel.axhline(cell.scale * centre, color="#444444", linestyle="--", linewidth=1)
     panel.set_xlabel("seconds of training, mean of the seeds", fontsize=9)
-    panel.set_ylabel("\n".join(textwrap.wrap(score_of(cell).partition(",")[0].partition(";")[0], 30)), fontsize=9)
+    panel.set_ylabel("\n".join(textwrap.wrap(score_of(cell).partition(",")[0].partition(";")[0], 48)), fontsize=9)
 
 
 def _interval(cell: Cell, row: Row, centre: float | None) -> tuple[float, float] | None:
@@ -138,10 +148,7 @@ def _name(method: str) -> str:
     )
 
 
-def _png(figure: Figure, note: str | None) -> bytes:
-    if note:
-        wide = int(figure.get_figwidth() * 15.5)
-        figure.text(0.5, 0.08 / figure.get_figheight(), "\n".join(textwrap.wrap(note, wide)), ha="center", fontsize=8)
+def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it

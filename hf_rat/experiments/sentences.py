@@ -9,8 +9,6 @@ from hf_rat.experiments.paired import Difference
 from hf_rat.experiments.records import bare, metric_of
 from hf_rat.experiments.verdict import Cell, Row
 
-FEWEST_PAIRS = 6  # with fewer the smallest two-sided p of all changes of sign, 2 / 2^n, is above .05
-
 OVER_SEEDS = (
     "Intervals of a gain are of the mean difference over all seeds that could be drawn, for this very test set "
     "(Student's t over the seeds that both have)."
@@ -21,8 +19,7 @@ OVER_EXAMPLES = (
 )
 OVER_CELLS = (
     "Intervals over cells are of the interquartile mean of all runs' gains, over all seeds that could be drawn, for "
-    "these very data sets and models. They resample the seeds of each cell: with few of them they are somewhat too "
-    "narrow."
+    "these very data sets and models (Student's t, its error from drawing the seeds of each cell again)."
 )
 
 
@@ -79,8 +76,10 @@ def sentences_across(across: Across, called: Mapping[str, str], baseline: str, p
     told = []
     for method, gains in across.gains.items():
         middle, name = gains.points, called[method]
-        low, high = sorted((abs(middle.low), abs(middle.high)))
-        if middle.low > 0 or middle.high < 0:
+        if middle.low is None or middle.high is None:
+            found = f"Nothing is settled for {name}: {middle.mean:+.{digits}f}{unit}, from one seed in some cell"
+        elif middle.low > 0 or middle.high < 0:
+            low, high = sorted((abs(middle.low), abs(middle.high)))
             verb, to = ("gains", "over") if middle.low > 0 else ("loses", "against")
             found = (
                 f"**{name} {verb}** {low:.{digits}f} to {high:.{digits}f}{unit} {to} {baseline} with 95 % confidence"
@@ -108,6 +107,8 @@ def code(text: str) -> str:
 def lacks(row: Row) -> str:
     """Which seeds of a method do not count, and why; empty where all do."""
     parts = []
+    if len(row.failed) == len(row.records):
+        return "all seeds failed"
     for seeds, why in ((row.failed, "failed"), (row.missing, "not run"), (row.unscored, "without this score")):
         if seeds:
             parts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {why}")
@@ -121,9 +122,9 @@ def _found(cell: Cell, row: Row, gain: Difference, name: str, baseline: str) -> 
     verb, to = ("gains", "over") if gain.low > 0 else ("loses", "against")
     amount = f"{_plain(low, cell)} to {_plain(high, cell)}{_unit(cell)}"
     methods = sum(other.corrected is not None for other in cell.rows)
-    family = f"; it is one of {methods} comparisons, each with a false alarm in 20" if methods > 1 else ""
-    if gain.n < FEWEST_PAIRS:
-        doubt = f" (over {gain.n} seeds, too few for a permutation test to confirm it{family})"
+    if methods * gain.smallest_p >= 0.05:
+        family = f" of {methods} methods" if methods > 1 else ""
+        doubt = f" (alone; {gain.n} seeds are too few for a permutation test{family} to confirm it)"
         return f"**{name} {verb}** {amount} {to} {baseline} with 95 % confidence{doubt}."
     p = f"p is {row.corrected:.2g}" + (f" after correction for {methods} methods" if methods > 1 else "")
     if row.corrected is not None and row.corrected < 0.05:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
+from typing import Any, NamedTuple
 
 from hf_rat.experiments.across import Across
+from hf_rat.experiments.crossed import CrossedDifference
+from hf_rat.experiments.paired import Difference
 from hf_rat.experiments.sentences import (
-    FEWEST_PAIRS,
     OVER_CELLS,
     OVER_EXAMPLES,
     OVER_SEEDS,
@@ -19,12 +21,19 @@ from hf_rat.experiments.sentences import (
     sentence,
     sentences_across,
 )
-from hf_rat.experiments.verdict import Cell, Row, Verdict
+from hf_rat.experiments.verdict import Cell, Verdict, all_scores
 
 WIDTH = 80
 _LONGEST = (28, 20, 12, 1)  # of a method's name that stands in a table; longer ones become letters
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows; the first column is the method
 _TAUS = (-1.0, 0.0, 1.0, 2.0, 3.0)  # of the performance profile that is printed
+
+
+class Table(NamedTuple):
+    """Header and rows, whose first cell is the method, and the paragraph below."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    below: str
 
 
 def markdown(verdict: Verdict, tables: bool = True) -> str:
@@ -34,15 +43,14 @@ def markdown(verdict: Verdict, tables: bool = True) -> str:
         verdict: any.
         tables: False leaves out those of the cells where there are several cells.
     """
-    lines: list[str] = []
+    blocks: list[Sequence[str]] = []
     for cell in verdict.cells:
-        if cell.name:
-            lines += [f"## {cell.name}", ""]
-        lines += _cell(cell, tables or len(verdict.cells) == 1)
+        blocks += [[f"## {cell.name}"]] if cell.name else []
+        blocks += _cell(cell, tables or len(verdict.cells) == 1)
     if verdict.across is not None:
-        lines += [f"## Over {len(verdict.across.cells)} cells", "", *_across(verdict)]
-    lines += _estimands(verdict)
-    return "\n".join(lines).rstrip("\n") + "\n"
+        blocks += [[f"## Over {len(verdict.across.cells)} cells"], *_across(verdict)]
+    blocks.append([_estimands(verdict)])
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
 def wrapped(text: str) -> str:
@@ -61,112 +69,163 @@ def columns(text: str) -> int:
     )
 
 
-def _cell(cell: Cell, tables: bool) -> Iterator[str]:
+def _cell(cell: Cell, tables: bool) -> Iterator[Sequence[str]]:
+    """Blocks of lines: what is scored, letters, sentences, what does not count, tables."""
     called, made = _fitting([row.method for row in cell.rows], lambda names: _tables(cell, names))
-    yield from (f"{score_of(cell)[0].upper()}{score_of(cell)[1:]}.", "")
-    for row in cell.rows:
-        if row.method != cell.baseline:
-            yield f"- {sentence(cell, row, called[row.method], called[cell.baseline])}"
-    yield ""
-    yield from _legend(called)
-    for row in cell.rows:
-        if lacks(row):
-            yield f"- {called[row.method]}: {lacks(row)}."
-    yield from (f"- {note}." for note in cell.notes)
-    yield ""
-    if tables:
-        for table, below in made:
-            yield from (*_drawn(table), "")
-            yield from ([below, ""] if below else [])
+    yield [f"{score_of(cell)[0].upper()}{score_of(cell)[1:]}."]
+    yield _legend(called)
+    others = [row for row in cell.rows if row.method != cell.baseline]
+    yield [f"- {sentence(cell, row, called[row.method], called[cell.baseline])}" for row in others]
+    yield [f"- {called[row.method]}: {lacks(row)}." for row in cell.rows if lacks(row)]
+    yield [f"- {note}." for note in cell.notes]
+    for table in made if tables else ():
+        yield from (_drawn(table), [table.below] if table.below else [])
 
 
-def _legend(called: Mapping[str, str]) -> Iterator[str]:
-    letters = {name: method for method, name in called.items() if name != code(method)}
-    if letters:
-        yield from (f"- {letter} is {code(method)}" for letter, method in letters.items())
-        yield ""
+def _legend(called: Mapping[str, str]) -> list[str]:
+    return [f"- {name} is {code(method)}" for method, name in called.items() if name != code(method)]
 
 
-def _fitting(methods: Sequence[str], build) -> tuple[dict[str, str], list[tuple[Table, str]]]:
+def _fitting(
+    methods: Sequence[str], build: Callable[[Mapping[str, str]], list[Table]]
+) -> tuple[dict[str, str], list[Table]]:
     """Names of the methods, the long ones as letters, so that what is built with them fits; and what is built."""
     for longest in _LONGEST:
-        letters = (
-            letter for letter in (*ascii_uppercase, *(f"{a}{b}" for a in ascii_uppercase for b in ascii_uppercase))
-        )
+        letters = (f"{first}{second}" for first in ("", *ascii_uppercase) for second in ascii_uppercase)
         called = {m: code(m) if columns(m) <= longest and "|" not in m else next(letters) for m in methods}
         made = build(called)
-        if all(columns(line) <= WIDTH for table, _ in made for line in _drawn(table)):
+        if all(columns(line) <= WIDTH for table in made for line in _drawn(table)):
             break
     return called, made
 
 
-def _tables(cell: Cell, called: Mapping[str, str]) -> list[tuple[Table, str]]:
-    """Every table of a cell, and what stands below it."""
-    rows, others = cell.rows, [row for row in cell.rows if row.method != cell.baseline]
-    baseline = called[cell.baseline]
-    scores = [[called[r.method], str(len(r.values)), *_shown(cell, r.mean, r.sd), *_cost(r)] for r in rows]
-    made = [
-        (
-            (("method", "n", "mean", "SD", "seconds", "cost"), scores),
-            f"Seconds are those of training; cost is their ratio to those of {baseline} with the same seed.",
-        )
-    ]
-    gains = [
-        [called[r.method], *_gain(cell, r), f"{r.gain.wins} of {r.gain.n}" + _ties(r.gain.ties)]
-        for r in others
-        if r.gain is not None
-    ]
-    if gains:
-        made.append(((("method", "gain", "95 % interval", "wins"), gains), f"Gains are over {baseline}."))
-    tests = [
-        [called[r.method], f"{r.gain.p:.2g}", _short(r.corrected, ".2g"), *_power(cell, r)]
-        for r in others
-        if r.gain is not None and r.gain.n > 1
-    ]
-    if tests:
-        pairs = min(r.gain.n for r in others if r.gain is not None and r.gain.n > 1)
-        cannot = f" With {pairs} pairs it cannot reach .05: its smallest is {2 / 2**pairs:.2g}."
-        below = (
-            "p is that of all changes of sign of the paired differences, Holm's is corrected for all methods."
-            f'{cannot if pairs < FEWEST_PAIRS else ""} These seeds detect a gain as large as "could see", and it takes'
-            ' "needs" of them to detect the gain that was seen, both with 80 % power at .05.'
-        )
-        made.append(((("method", "p", "Holm", "could see", "needs"), tests), below))
-    wider = [
-        [called[r.method], *_interval(cell, r.gain_on_tests_like_it), str(r.gain_on_tests_like_it.units)]
-        for r in others
-        if r.gain_on_tests_like_it is not None
-    ]
-    if wider:
-        header = ("method", "gain", "95 % interval", "examples")
-        made.append(((header, wider), "The same gains for test sets like this one: over seeds and examples."))
-    trials = [
-        [called[r.method], str(r.trials), *_shown(cell, r.held_back, r.mean), _signed(cell, r.gap)]
-        for r in rows
-        if r.trials is not None
-    ]
-    if trials:
-        header = ("method", "trials", "held back", "final", "gap")
-        below = "Trials chose each method's arguments on held-back training data; the gap is what was lost from there."
-        made.append(((header, trials), below))
-    return made
+def _tables(cell: Cell, called: Mapping[str, str]) -> list[Table]:
+    made = [_scores(cell, called), _gains(cell, called), _tests(cell, called), _wider(cell, called)]
+    return [table for table in [*made, _trials(cell, called), *_all_scores(cell, called)] if table.rows]
 
 
-def _across(verdict: Verdict) -> Iterator[str]:
+def _scores(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = [
+        [
+            called[row.method],
+            str(len(row.values)),
+            _number(cell, row.mean),
+            _number(cell, row.sd),
+            _short(row.seconds, ".0f"),
+            "-" if row.cost is None else f"{row.cost:.2f}x",
+        ]
+        for row in cell.rows
+    ]
+    below = (
+        f"Seconds are those of training; cost is their ratio to those of {called[cell.baseline]} with the same seed."
+    )
+    return Table(("method", "n", "mean", "SD", "seconds", "cost"), rows, below)
+
+
+def _gains(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = []
+    for method, gain in _compared(cell).items():
+        wins = f"{gain.wins} of {gain.n}" + (f", {gain.ties} tied" if gain.ties else "")
+        rows.append([called[method], _signed(cell, gain.mean), _interval(cell, gain), wins])
+    return Table(("method", "gain", "95 % interval", "wins"), rows, f"Gains are over {called[cell.baseline]}.")
+
+
+def _tests(cell: Cell, called: Mapping[str, str]) -> Table:
+    tested = {method: gain for method, gain in _compared(cell).items() if gain.n > 1}
+    rows = [
+        [
+            called[row.method],
+            f"{tested[row.method].p:.2g}",
+            _short(row.corrected, ".2g"),
+            _number(cell, tested[row.method].detectable),
+            _short(tested[row.method].seeds_needed, ","),
+        ]
+        for row in cell.rows
+        if row.method in tested
+    ]
+    below = (
+        f"p is that of all changes of sign of the paired differences, Holm's is corrected for all methods."
+        f'{_reach(list(tested.values()))} These seeds detect a gain as large as "could see", and it takes "needs" of'
+        " them to detect the gain that was seen, both with 80 % power at .05."
+    )
+    return Table(("method", "p", "Holm", "could see", "needs"), rows, below)
+
+
+def _wider(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = [
+        [called[row.method], _signed(cell, gain.mean), _interval(cell, gain), str(gain.units)]
+        for row in cell.rows
+        if (gain := row.gain_on_tests_like_it) is not None
+    ]
+    below = "The same gains for test sets like this one: over seeds and examples."
+    return Table(("method", "gain", "95 % interval", "examples"), rows, below)
+
+
+def _trials(cell: Cell, called: Mapping[str, str]) -> Table:
+    rows = [
+        [
+            called[row.method],
+            str(row.trials),
+            _number(cell, row.held_back),
+            _number(cell, row.mean),
+            _signed(cell, row.gap),
+        ]
+        for row in cell.rows
+        if row.trials is not None
+    ]
+    below = "Trials chose each method's arguments on held-back training data; the gap is what was lost from there."
+    return Table(("method", "trials", "held back", "final", "gap"), rows, below)
+
+
+def _compared(cell: Cell) -> dict[str, Difference]:
+    return {row.method: row.gain for row in cell.rows if row.gain is not None}
+
+
+def _reach(gains: Sequence[Difference]) -> str:
+    """Which p cannot reach .05, however large the gains."""
+    smallest = max((gain.smallest_p for gain in gains), default=0.0)
+    if smallest > 0.05:
+        return f" With {min(gain.n for gain in gains)} pairs p cannot reach .05: its smallest is {smallest:.2g}."
+    if smallest * len(gains) > 0.05:
+        return f" For {len(gains)} methods Holm's cannot reach .05: its smallest is {smallest * len(gains):.2g}."
+    return ""
+
+
+def _all_scores(cell: Cell, called: Mapping[str, str]) -> Iterator[Table]:
+    """Mean and standard deviation of every score as the runs have it, a few to a table."""
+    found = {row.method: all_scores(row) for row in cell.rows}
+    names = list(dict.fromkeys(name for scores in found.values() for name in scores))
+    room = WIDTH - 4 - max(map(columns, called.values()))
+    while names:
+        few = names[:1]
+        while names[len(few) :] and sum(max(len(name), 15) + 3 for name in [*few, names[len(few)]]) <= room:
+            few.append(names[len(few)])
+        names = names[len(few) :]
+        rows = [[called[m], *(_mean_and_sd(scores.get(name)) for name in few)] for m, scores in found.items()]
+        yield Table(
+            ("method", *few), rows, "" if names else "Mean ± sample standard deviation of every score of the runs."
+        )
+
+
+def _mean_and_sd(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['mean']:.4f}" + ("" if score["std"] is None else f" ± {score['std']:.4f}")
+
+
+def _across(verdict: Verdict) -> Iterator[Sequence[str]]:
     across = verdict.across
     assert across is not None
     percent = all(cell.scale == 100 for cell in verdict.cells)
     methods = [*across.gains, verdict.baseline]
     called, made = _fitting(methods, lambda names: _tables_across(across, names, verdict.baseline, percent))
-    for told in sentences_across(across, called, verdict.baseline, percent):
-        yield f"- {told}"
-    yield ""
-    yield from _legend(called)
-    for table, below in made:
-        yield from (*_drawn(table), "", below, "")
+    yield _legend(called)
+    yield [f"- {told}" for told in sentences_across(across, called, verdict.baseline, percent)]
+    for table in made:
+        yield from (_drawn(table), [table.below])
 
 
-def _tables_across(across: Across, called: Mapping[str, str], baseline: str, percent: bool) -> list[tuple[Table, str]]:
+def _tables_across(across: Across, called: Mapping[str, str], baseline: str, percent: bool) -> list[Table]:
     digits = 2 if percent else 4
     gains = []
     for method, name in called.items():
@@ -175,14 +234,15 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
             gains.append([name, "", "", "", rank])
         else:
             one = across.gains[method]
-            interval = f"{one.points.low:+.{digits}f} to {one.points.high:+.{digits}f}"
+            low, high = one.points.low, one.points.high
+            interval = "-" if low is None else f"{low:+.{digits}f} to {high:+.{digits}f}"
             gains.append([name, f"{one.points.mean:+.{digits}f}", interval, f"{one.improvement:.2f}", rank])
     friedman = "" if across.friedman_p is None else f" All alike: p is {across.friedman_p:.2g} (Friedman)."
     below = (
         f"Interquartile mean of the gains over {called[baseline]}; the probability that a run is better than one of"
     )
     below += f" {called[baseline]}; mean rank, 1 is best.{friedman}"
-    made: list[tuple[Table, str]] = [((("method", "gain", "95 % interval", "better", "rank"), gains), below)]
+    made = [Table(("method", "gain", "95 % interval", "better", "rank"), gains, below)]
     scaled = {method: one for method, one in across.gains.items() if one.profile is not None}
     if scaled:
         at = [across.grid.index(tau) for tau in _TAUS if tau in across.grid]
@@ -190,18 +250,20 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
         shares = [
             [called[m], *(f"{one.profile[index]:.2f}" for index in at)] for m, one in scaled.items() if one.profile
         ]
-        below = f"Share of runs that gain more than so many standard deviations of {called[baseline]} over seeds."
-        made.append(((header, shares), below))
+        below = (
+            "Share of runs that gain more than so many standard deviations over seeds (of the cell's median method)."
+        )
+        made.append(Table(header, shares, below))
     return made
 
 
-def _estimands(verdict: Verdict) -> Iterator[str]:
+def _estimands(verdict: Verdict) -> str:
     wider = any(row.gain_on_tests_like_it is not None for cell in verdict.cells for row in cell.rows)
-    yield " ".join([OVER_SEEDS, *([OVER_EXAMPLES] if wider else []), *([OVER_CELLS] if verdict.across else [])])
+    return " ".join([OVER_SEEDS, *([OVER_EXAMPLES] if wider else []), *([OVER_CELLS] if verdict.across else [])])
 
 
 def _drawn(table: Table) -> list[str]:
-    header, rows = table
+    header, rows = table.header, table.rows
     wide = [max(columns(row[index]) for row in (header, *rows)) for index in range(len(header))]
     lines = [
         "| " + " | ".join(_filled(text, wide[i], i) for i, text in enumerate(row)) + " |" for row in (header, *rows)
@@ -223,33 +285,9 @@ def _number(cell: Cell, value: float | None) -> str:
     return _short(None if value is None else cell.scale * value, ".2f" if cell.scale == 100 else ".4f")
 
 
-def _shown(cell: Cell, *values: float | None) -> list[str]:
-    return [_number(cell, value) for value in values]
-
-
 def _signed(cell: Cell, value: float | None) -> str:
     return _short(None if value is None else cell.scale * value, "+.2f" if cell.scale == 100 else "+.4f")
 
 
-def _interval(cell: Cell, gain) -> list[str]:
-    between = "-" if gain.low is None else f"{_signed(cell, gain.low)} to {_signed(cell, gain.high)}"
-    return [_signed(cell, gain.mean), between]
-
-
-def _gain(cell: Cell, row: Row) -> list[str]:
-    assert row.gain is not None
-    return _interval(cell, row.gain)
-
-
-def _ties(ties: int) -> str:
-    return f", {ties} tied" if ties else ""
-
-
-def _cost(row: Row) -> list[str]:
-    return [_short(row.seconds, ".0f"), "-" if row.cost is None else f"{row.cost:.2f}x"]
-
-
-def _power(cell: Cell, row: Row) -> list[str]:
-    assert row.gain is not None
-    needed = row.gain.seeds_needed
-    return [_number(cell, row.gain.detectable), "-" if needed is None else f"{needed:,}"]
+def _interval(cell: Cell, gain: Difference | CrossedDifference) -> str:
+    return "-" if gain.low is None else f"{_signed(cell, gain.low)} to {_signed(cell, gain.high)}"

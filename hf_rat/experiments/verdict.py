@@ -6,15 +6,15 @@ is better. All numbers are in the unit of the score itself, from 0 to 1 for accu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, mean, stdev
+from typing import Any
 
-import numpy as np
-
-from hf_rat.data.metrics import METRICS, scores_of
+from hf_rat.data.metrics import METRICS
 from hf_rat.experiments.across import Across, compare_across
-from hf_rat.experiments.crossed import CrossedDifference, crossed_difference, pseudo_values
+from hf_rat.experiments.crossed import CrossedDifference
+from hf_rat.experiments.examples import gain_over_examples
 from hf_rat.experiments.paired import Difference, holm, paired_difference
 from hf_rat.experiments.records import Record, bare, by_cell, metric_of
 
@@ -133,6 +133,17 @@ def judge(records: Sequence[Record], baseline: str | None = None, score: str | N
     return Verdict(baseline, told, _across(told, baseline))
 
 
+def all_scores(row: Row) -> dict[str, dict[str, Any]]:
+    """Every score that all finished runs of a method have, with each seed's value, in the order of the seeds."""
+    finished = [record for record in row.records.values() if record.finished]
+    scores = {}
+    for name in finished[0].scores if finished else ():
+        if all(name in record.scores for record in finished):
+            values = [float(record.results[name]) for record in finished]
+            scores[name] = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
+    return scores
+
+
 def _on(cell: str) -> str:
     return f" on {cell}" if cell else ""
 
@@ -160,6 +171,7 @@ def _cell(name: str, methods: Mapping[str, Mapping[int, Record]], baseline: str,
         failed = [seed for seed, record in runs.items() if not record.finished]
         average = mean(own.values()) if own else None
         trials, held_back = _search(runs, score)
+        wider = gain_over_examples(runs, methods[baseline], score, notes) if method in gains else None
         rows.append(
             Row(
                 method=method,
@@ -174,7 +186,7 @@ def _cell(name: str, methods: Mapping[str, Mapping[int, Record]], baseline: str,
                 cost=_cost(runs, methods[baseline]),
                 gain=gains.get(method),
                 corrected=corrected.get(method),
-                gain_on_tests_like_it=_crossed(runs, methods[baseline], score, notes) if method in gains else None,
+                gain_on_tests_like_it=wider,
                 trials=trials,
                 held_back=held_back,
                 gap=None if held_back is None or average is None else held_back - average,
@@ -229,58 +241,6 @@ def _search(runs: Mapping[int, Record], score: str) -> tuple[int | None, float |
         return None, None
     held_back = {bare(name): value for name, value in (told.get("held_back") or {}).items()}
     return told["trials"], held_back.get(bare(score))
-
-
-def _crossed(
-    runs: Mapping[int, Record], baseline: Mapping[int, Record], score: str, notes: list[str]
-) -> CrossedDifference | None:
-    """The gain over seeds and examples, from the predictions of the seeds that both have."""
-    shared = [
-        seed
-        for seed in runs
-        if seed in baseline and None not in (runs[seed].number(score), baseline[seed].number(score))
-    ]
-    sides, answers = [], None
-    for side in (runs, baseline):
-        found = [side[seed].predictions(score) for seed in shared]
-        kept = [one for one in found if one is not None]
-        if not kept or len(kept) < len(found):
-            return None
-        expected = kept[0][1] if answers is None else answers
-        if any(not np.array_equal(one[1], expected) for one in kept):
-            notes.append(
-                f"{side[shared[0]].method}: its runs answered other examples than the rest; no second interval"
-            )
-            return None
-        answers = expected
-        predicted = np.stack([one[0] for one in kept])
-        measure = _measure(side[shared[0]], score)
-        if measure is None:
-            return None
-        for seed, row in zip(shared, predicted, strict=True):
-            if abs(measure(row, expected) - side[seed].results[score]) > 1e-6:
-                notes.append(f"the predictions of {side[seed].path.with_suffix('')} do not give its score; left out")
-                return None
-        if metric_of(score)[0] == "accuracy":
-            sides.append((predicted == expected).astype(np.float64))
-        elif metric_of(score)[0] == "mse":
-            sides.append(-np.square(predicted - expected))
-        else:
-            sides.append(pseudo_values(measure, predicted, expected))
-    return crossed_difference(*sides)
-
-
-def _measure(record: Record, score: str) -> Callable[[np.ndarray, np.ndarray], float] | None:
-    """The score as a function of predictions and labels; None where they do not suffice, as for a loss."""
-    metric, suffix = metric_of(score)
-    split = score.partition("_")[0]
-    if metric in METRICS:
-        return METRICS[metric]
-    parts = [metric_of(name)[0] for name in record.scores if name.startswith(split) and metric_of(name)[1] == suffix]
-    names = [name for name in parts if name in METRICS]
-    if metric != "combined_score" or not names:
-        return None
-    return lambda predicted, expected: scores_of(names, predicted, expected)["combined_score"]
 
 
 def _across(cells: Sequence[Cell], baseline: str) -> Across | None:
