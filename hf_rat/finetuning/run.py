@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from hf_rat.data.predictions import predictions_name, write_predictions
 from hf_rat.data.submission import write_answers
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
@@ -101,15 +102,9 @@ def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> d
         _keep_answers(trainer, "test_predictions")
     if not trainer.is_world_process_zero():
         return scores
-    name = "-".join(part for part in (test.task.name.replace("/", "-"), test.held_out.suffix) if part)
-    folder = Path(str(flags.training.output_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (f"predict_results_{name}.txt" if job.named else "predict_results.txt")
-    with path.open("w", encoding="utf-8") as file:
-        file.write("index\tprediction\n")
-        for index, value in enumerate(values):
-            answer = f"{value:.3f}" if job.labels.regression else job.labels.names[int(value)]
-            file.write(f"{index}\t{answer}\n")
+    name = predictions_name(test.task, test.held_out) if job.named else "predict_results.txt"
+    answers = None if job.labels.regression else job.labels.names
+    write_predictions(Path(str(flags.training.output_dir)) / name, values, answers)
     if flags.data.submission_dir is not None:
         write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values.tolist())
     return scores
