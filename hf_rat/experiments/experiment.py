@@ -45,6 +45,9 @@ class Experiment:
         baseline: entry of the method that others are compared with; None is plain, else the first.
         score: name of the score that counts, without eval_ or test_; None is the first of a run.
         jobs: runs at a time.
+        trials: settings that are tried of each method, where a flag or an argument is a range.
+        race: whether the worse half of the methods is dropped after few cells and seeds, and again.
+        controls: whether plain for the time of the dearest method, and plain with its epochs chosen, are added.
     """
 
     methods: tuple[Method, ...]
@@ -55,6 +58,9 @@ class Experiment:
     baseline: str | None = None
     score: str | None = None
     jobs: int = 1
+    trials: int | None = None
+    race: bool = False
+    controls: bool = False
 
     @property
     def reference(self) -> Method:
