@@ -13,18 +13,24 @@ fails does not stop the others.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
 from statistics import mean, stdev
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hf_rat.experiments.display import Display
+from hf_rat.experiments.estimate import STEPS, Durations, duration
 from hf_rat.experiments.experiment import Experiment
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.pool import Pool
 from hf_rat.experiments.provenance import versions
-from hf_rat.experiments.run import Run, Runner, write_json
+from hf_rat.experiments.run import Run, Runner, read_record, write_json
 
 # Entries of all_results.json that begin so (the name of a split may follow) are no scores.
 _NO_SCORES = re.compile(r"(eval|test)_(runtime|samples|steps_per_second|model_preparation_time)")
@@ -40,28 +46,77 @@ def compare(experiment: Experiment, command: str, runner: Runner) -> None:
         runner: makes the commands.
 
     Raises:
-        ValueError: the folder holds other runs or is in use; or, after the table was written, some runs failed.
+        ValueError: the folder holds other runs, is in use or cannot be written; or, after the table was written, some
+            runs failed.
         KeyboardInterrupt: with a line that says what is kept.
     """
     output = experiment.output
-    output.mkdir(parents=True, exist_ok=True)
     try:
+        output.mkdir(parents=True, exist_ok=True)
         with FileLock(output / ".lock", timeout=0):
             records = _make_missing(experiment, runner)
             tell(experiment, records, command)
     except Timeout:
         raise ValueError(f"--output_dir {output}: another hf-rat compare is at work there") from None
-    _report_failures(records)
+    except OSError as error:
+        raise ValueError(_unwritten(experiment, error)) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: {_kept(experiment)}; to go on, give the same command again") from None
+    report_failures(records)
 
 
 def _make_missing(experiment: Experiment, runner: Runner) -> dict[Run, dict[str, Any]]:
     """The record of every run."""
     runs = experiment.plan()
-    kept = {run: run.finished() for run in runs}  # before any run, so that a wrong folder is told at once
-    with Pool(runner, experiment.jobs) as pool:
-        futures = {run: pool.submit(run) for run, record in kept.items() if record is None}
-        records = {run: record or futures[run].result() for run, record in kept.items()}
-    return records
+    records = {run: record for run in runs if (record := run.finished())}  # a wrong folder is told before any run
+    missing = [run for run in runs if run not in records]
+    durations = Durations()
+    for run, record in records.items():
+        durations.learn(run, record)
+    if missing:
+        _announce(experiment, missing, len(records), durations, runner)
+    with Display(durations, experiment.jobs) as display, Pool(runner, experiment.jobs, display) as pool:
+        display.expect(missing, len(records))
+        futures = {pool.submit(run): run for run in missing}
+        for future in as_completed(futures):
+            run = futures[future]
+            records[run] = future.result()
+            if not records[run]["finished"] and _starved(run):
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, says {run.log}")
+    return {run: records[run] for run in runs}
+
+
+def _announce(experiment: Experiment, missing: Sequence[Run], kept: int, durations: Durations, runner: Runner) -> None:
+    """Say how long the missing runs will take."""
+    if any(durations.seconds(run) is None for run in missing):
+        print(f"Timing {STEPS} steps of {experiment.reference.shown} ...", flush=True)
+        with Pool(runner, experiment.jobs) as pool:
+            durations.probe(experiment, missing, pool)
+    total = durations.total(missing, experiment.jobs)
+    time = "a time that is not known" if total is None else f"about {duration(total)}"
+    at_once = f", {experiment.jobs} at a time" if experiment.jobs > 1 else ""
+    before = f"; {kept} more are finished" if kept else ""
+    print(f"{len(missing)} runs{at_once}: {time} ({durations.basis(missing)}){before}", flush=True)
+
+
+def _starved(run: Run) -> bool:
+    """Whether a run seems to have failed because the disk is full."""
+    signs = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+    return any(sign in run.log_end() for sign in signs) or shutil.disk_usage(run.log.parent).free < 2**20
+
+
+def _kept(experiment: Experiment) -> str:
+    runs = experiment.plan()
+    finished = sum(bool(run.record.exists() and read_record(run.record)["finished"]) for run in runs)
+    return f"{finished} of {len(runs)} runs are finished and kept in {experiment.output}"
+
+
+def _unwritten(experiment: Experiment, error: OSError) -> str:
+    """One line on an output that cannot be written."""
+    output = experiment.output
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"--output_dir {output} cannot be written ({error.strerror or error})"
+    return f"--output_dir {output}: {error.strerror}; {_kept(experiment)}; make room and give the same command again"
 
 
 def tell(experiment: Experiment, records: _Records, command: str) -> None:
@@ -76,11 +131,31 @@ def tell(experiment: Experiment, records: _Records, command: str) -> None:
     print(text.split("\n\n")[0])
 
 
-def _report_failures(records: _Records) -> None:
+def report_failures(records: _Records) -> None:
+    """Raise if runs failed: a line that has each method that never finished, and the logs of other failures.
+
+    Raises:
+        ValueError: with that line.
+    """
     failed = [run for run, record in records.items() if not record["finished"]]
-    if failed:
-        logs = ", ".join(str(run.log) for run in failed)
-        raise ValueError(f"{len(failed)} of {len(records)} runs failed, see {logs}")
+    if not failed:
+        return
+    groups: dict[Any, list[Run]] = {}
+    for run in records:
+        groups.setdefault((run.cell, run.method), []).append(run)
+    parts = []
+    for group in groups.values():
+        broken = [run for run in group if run in failed]
+        if broken == group and len(group) > 1:
+            name = ", ".join(part for part in (*group[0].cell, group[0].method.shown) if part)
+            parts.append(f"{name} with all {len(group)} seeds ({_why(group[0], records)})")
+        else:
+            parts += [f"{run.name} ({_why(run, records)})" for run in broken]
+    raise ValueError(f"{len(failed)} of {len(records)} runs failed: {'; '.join(parts)}")
+
+
+def _why(run: Run, records: _Records) -> str:
+    return f"{run.reason(records[run])}; see {run.log}"
 
 
 def aggregate(method: Method, records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -25,19 +25,6 @@ FACTORS = (0.25, 0.5, 1, 2)  # of the given epochs
 Records = Mapping[Run, dict[str, Any]]
 
 
-def plain_of(experiment: Experiment) -> Method:
-    """The plain training whose epochs the controls change: the baseline if it is plain, else the first that is.
-
-    Raises:
-        ValueError: no method is plain.
-    """
-    methods = (experiment.reference, *experiment.methods)
-    found = next((method for method in methods if method.expression in ("plain", "plain()")), None)
-    if found is None:
-        raise ValueError("--controls gives plain other epochs, and --methods has no plain: add it")
-    return found
-
-
 def controls(experiment: Experiment, pool: Pool, records: Records) -> tuple[Experiment, dict[Run, dict[str, Any]]]:
     """Make the trials and the runs of both controls.
 
@@ -53,7 +40,9 @@ def controls(experiment: Experiment, pool: Pool, records: Records) -> tuple[Expe
     Raises:
         ValueError: no method is plain, or plain has not finished in some cell.
     """
-    plain = plain_of(experiment)
+    plain = experiment.plain
+    if plain is None:
+        raise ValueError("--controls gives plain other epochs, and --methods has no plain: add it")
     lengths = {cell: _length(experiment, plain, cell, records) for cell in experiment.cells}
     dearest, ratio = _dearest(experiment, plain, records)
     made: dict[Run, dict[str, Any]] = {}

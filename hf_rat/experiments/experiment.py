@@ -59,6 +59,9 @@ class Experiment:
         baseline: entry of the method that others are compared with; None is plain, else the first.
         score: name of the score that counts, without eval_ or test_; None is the first of a run.
         jobs: runs at a time.
+        trials: of each method in each cell, where a flag or an argument is a range.
+        race: how many methods beside the baseline a race leaves; None is no race.
+        controls: whether plain for the time of the dearest method, and plain with its epochs chosen, are added.
         chosen: the words of runs, with values in place of ranges; a method that has none in a cell has no runs there.
             None is before anything was chosen: the words are those that were typed.
     """
@@ -71,6 +74,9 @@ class Experiment:
     baseline: str | None = None
     score: str | None = None
     jobs: int = 1
+    trials: int | None = None
+    race: int | None = None
+    controls: bool = False
     chosen: Mapping[tuple[Cell, Method], Setting] | None = None
 
     @property
@@ -78,6 +84,12 @@ class Experiment:
         """The method that others are compared with."""
         wanted = self.baseline or "plain"
         return next((method for method in self.methods if method.entry == wanted), self.methods[0])
+
+    @property
+    def plain(self) -> Method | None:
+        """The plain training that controls vary: the baseline if it is plain, else the first method that is."""
+        methods = (self.reference, *self.methods)
+        return next((method for method in methods if method.expression in ("plain", "plain()")), None)
 
     def setting(self, method: Method, cell: Cell) -> Setting:
         """The words of a method's runs in a cell."""

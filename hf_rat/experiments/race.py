@@ -18,10 +18,11 @@ from statistics import mean, variance
 from typing import Any
 
 from hf_rat.experiments.experiment import Cell, Experiment
-from hf_rat.experiments.held_back import drop_weights, fresh_seeds, on_held_back, score_of, sign_of
+from hf_rat.experiments.held_back import drop_weights, fresh_seeds, on_held_back
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.pool import Pool
 from hf_rat.experiments.run import Run, write_json
+from hf_rat.experiments.scores import score_of, sign_of
 
 _CRITERION = (
     "mean over cells of the paired gain over the baseline on held-back training rows, in standard deviations over "

@@ -6,8 +6,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,12 +117,28 @@ class Run:
         write_json(self.record, record)
         begun = time.monotonic()
         code = runner(self.command, self.log)
-        record["seconds"] = round(time.monotonic() - begun, 3)
+        record |= {"seconds": round(time.monotonic() - begun, 3), "status": code}
         results = self.folder / "all_results.json"
         if code == 0 and results.exists():
             record |= {"finished": True, "results": json.loads(results.read_text(encoding="utf-8"))}
         write_json(self.record, record)
         return record
+
+    def reason(self, record: Mapping[str, Any]) -> str:
+        """Why it failed, in one line: the last that it printed, or the signal that ended it."""
+        status = record.get("status", 1)
+        if status < 0:
+            return f"ended by {signal.Signals(-status).name}" + (", as for want of memory" if status == -9 else "")
+        lines = [line.strip() for line in self.log_end().splitlines() if line.strip()]
+        return lines[-1].removeprefix("error: ") if lines else f"exit status {status}, nothing printed"
+
+    def log_end(self) -> str:
+        """The last few thousand characters that it printed."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 4000))
+            return file.read().decode("utf-8", "replace")
 
 
 def _essence(words: Sequence[str]) -> list[str]:

@@ -67,10 +67,8 @@ def words_of(flags: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in flags.items():
         if value is None:
-            raise ValueError(f"{name}: has no value; write true, false, a number or a text, or leave it out")
+            raise ValueError(f"{name} has no value; write true, false, a number or a text, or leave it out")
         words.append(f"--{name}")
-        if value is True:
-            continue
         if isinstance(value, Mapping):
             words.append(json.dumps(value))
         else:

@@ -124,7 +124,7 @@ def test_an_interrupted_run_is_made_again(tmp_path):
 
 def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path):
     broken = FakeRunner(fails=lambda options: options["--reg"] == "plain" and options["--seed"] == "1")
-    with pytest.raises(ValueError, match=r"1 of 4 runs failed, see .*plain.seed-1\.log"):
+    with pytest.raises(ValueError, match=r"1 of 4 runs failed: plain, seed 1 \(.*; see .*plain.seed-1\.log"):
         go(tmp_path, runner=broken)
     assert len(broken.calls) == 4
     plain, rat = json.loads((tmp_path / "results.json").read_text())["methods"]

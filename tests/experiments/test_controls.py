@@ -7,7 +7,7 @@ import math
 import pytest
 from made_up_runs import MadeUp, methods, options
 
-from hf_rat.experiments.controls import controls, plain_of
+from hf_rat.experiments.controls import controls
 from hf_rat.experiments.experiment import Cell, Experiment, Setting
 from hf_rat.experiments.pool import Pool
 
@@ -131,8 +131,8 @@ def test_without_a_dearer_method_there_is_no_control_for_time(tmp_path):
 
 def test_plain_is_needed_and_must_have_finished(tmp_path):
     with pytest.raises(ValueError, match="--controls gives plain other epochs, and --methods has no plain"):
-        plain_of(ask(tmp_path, "fgm", "rat"))
+        go(ask(tmp_path, "fgm", "rat"), MadeUp(results))
     tuned = ask(tmp_path, "plain", "fgm", "plain --dropout 0.3", baseline="plain --dropout 0.3")
-    assert plain_of(tuned) == tuned.methods[2]
+    assert tuned.plain == tuned.methods[2]
     with pytest.raises(ValueError, match="--controls: plain has not finished"):
-        go(ask(tmp_path), MadeUp(lambda o: None if o["name"] == "plain" else results(o)))
+        go(ask(tmp_path / "failed"), MadeUp(lambda o: None if o["name"] == "plain" else results(o)))
