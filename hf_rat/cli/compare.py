@@ -16,16 +16,19 @@ from typing import Any, NoReturn
 
 from hf_rat.cli._commands import Command, commands, methods, require_methods
 from hf_rat.cli._source import read
+from hf_rat.experiments.choosing import require_choosing
 from hf_rat.experiments.compare import compare
 from hf_rat.experiments.experiment import Cell, Experiment
 from hf_rat.experiments.experiment_file import read_experiment
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.processes import Processes
+from hf_rat.experiments.spaces import joined, samples
 from hf_rat.experiments.words import halves, slug, value_of
 from hf_rat.finetuning.blame import reported
 
 # Flags that every run is given by this command, and that may therefore stand nowhere else.
 OWN_FLAGS = ("reg", "seed", "output_dir")
+RACE = 2  # methods beside the baseline that a race leaves, if it is not said
 # command -> the flag that names a data set.
 DATASETS = {"glue": "task_name", "textcls": "dataset_name"}
 
@@ -56,7 +59,8 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="hf-rat compare",
         usage="%(prog)s [EXPERIMENT.yaml] [--methods M [M ...]] [--seeds N [N ...]] [--output_dir DIR]\n"
-        "    [--models M ...] [--datasets D ...] [--jobs N] [--baseline M] [--score NAME] [-- glue ...]",
+        "    [--models M ...] [--datasets D ...] [--jobs N] [--baseline M] [--score NAME]\n"
+        "    [--trials N] [--race [K]] [--controls] [-- glue ...]",
         description="Methods x data sets x models x seeds through the same code as hf-rat glue and hf-rat textcls.\n"
         "A second call makes the runs that are missing. What follows -- is the command of each\n"
         "run, whose flags are in hf-rat glue --help and hf-rat textcls --help; after a file, its\n"
@@ -79,8 +83,16 @@ def _parser() -> _Parser:
     add("--jobs", type=int, help="runs at a time [1]; with several GPUs each has one of its own")
     add("--baseline", help="the method that others are compared with [plain, else the first]")
     add("--score", help="the score that counts, as accuracy [the first of a run]")
-    add("--trials", type=int, help="settings tried of each method, where a flag or an argument is a range")
-    add("--race", action="store_true", help="drop the worse half of the methods after few cells and seeds, and again")
+    add("--trials", type=int, help='of each method, where values are ranges, as "fgm(epsilon={0.1..1 log})"')
+    add(
+        "--race",
+        nargs="?",
+        const=RACE,
+        type=int,
+        metavar="K",
+        help="drop the worse half of the methods after few cells and seeds, and again, until K are left beside the "
+        f"baseline [{RACE}]",
+    )
     add(
         "--controls",
         action="store_true",
@@ -117,7 +129,8 @@ def parse(argv: Sequence[str]) -> Experiment:
     for name in ("methods", "models", "datasets"):
         _require_entries(name, asked.get(name, ()), command)
     for entry in asked["methods"]:
-        require_methods(halves(entry, "--methods")[0], "--methods")
+        for (expression,) in samples([halves(entry, "--methods")[0]], "--methods"):
+            require_methods(expression, "--methods")
     _require_flags(base[1:], command)
     baseline = asked.get("baseline")
     if baseline is not None and baseline not in asked["methods"]:
@@ -125,7 +138,7 @@ def parse(argv: Sequence[str]) -> Experiment:
         there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(asked['methods'])}"
         raise ValueError(f"--baseline {baseline!r} is none of --methods; {there}")
     optional = {name: asked[name] for name in ("score", "jobs", "trials", "race", "controls") if name in asked}
-    return Experiment(
+    experiment = Experiment(
         tuple(map(Method, asked["methods"])),
         tuple(seeds),
         Path(asked["output_dir"]),
@@ -134,11 +147,13 @@ def parse(argv: Sequence[str]) -> Experiment:
         baseline,
         **optional,
     )
+    require_choosing(experiment)
+    return experiment
 
 
 def _base(asked: Mapping[str, Any], after: Sequence[str] | None) -> list[str]:
     """The command of every run: the file's, and what follows ``--``."""
-    name, words = asked.get("command"), list(after or ())
+    name, words = asked.get("command"), joined(after or ())
     if words and not words[0].startswith("-"):
         given = words.pop(0)
         if name not in (None, given):
@@ -160,7 +175,8 @@ def _require_flags(words: Sequence[str], command: Command) -> None:
         if value_of(words, name) is not None:
             word = next(word for word in words if word.startswith("--") and value_of([word], name) is not None)
             raise ValueError(f"{word} is set by compare for every run; say --methods, --seeds, --output_dir instead")
-    command.check(words)
+    for filled in samples(words, "the flags"):
+        command.check(filled)
 
 
 def _require_entries(name: str, entries: Sequence[str], command: Command) -> None:

@@ -14,16 +14,15 @@ fails does not stop the others.
 from __future__ import annotations
 
 import errno
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
+from dataclasses import replace
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from hf_rat.experiments.choosing import planned
 from hf_rat.experiments.display import Display
 from hf_rat.experiments.estimate import STEPS, Durations, duration
 from hf_rat.experiments.experiment import Experiment
@@ -54,36 +53,72 @@ def compare(experiment: Experiment, command: str, runner: Runner) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         with FileLock(output / ".lock", timeout=0):
-            records = _make_missing(experiment, runner)
-            tell(experiment, records, command)
+            made = _make_missing(experiment, runner)
+            tell(made.experiment, made.records, command)
     except Timeout:
         raise ValueError(f"--output_dir {output}: another hf-rat compare is at work there") from None
     except OSError as error:
         raise ValueError(_unwritten(experiment, error)) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted: {_kept(experiment)}; to go on, give the same command again") from None
-    report_failures(records)
+    report_failures({**made.others, **made.records})
+    if made.trouble:
+        raise ValueError(made.trouble)
 
 
-def _make_missing(experiment: Experiment, runner: Runner) -> dict[Run, dict[str, Any]]:
-    """The record of every run."""
-    runs = experiment.plan()
-    records = {run: record for run in runs if (record := run.finished())}  # a wrong folder is told before any run
-    missing = [run for run in runs if run not in records]
+class _Made(NamedTuple):
+    """What was made.
+
+    Args:
+        experiment: with the methods and the values that were chosen, and with controls.
+        records: of its runs.
+        others: of the trials and the runs of a race.
+        trouble: why there are no controls.
+    """
+
+    experiment: Experiment
+    records: dict[Run, dict[str, Any]]
+    others: dict[Run, dict[str, Any]]
+    trouble: str = ""
+
+
+def _make_missing(experiment: Experiment, runner: Runner) -> _Made:
+    """The record of every run, after a race or a search, and before the controls, where they are asked for."""
+    if experiment.trials is None and experiment.race is None:
+        for run in experiment.plan():
+            run.finished()  # a wrong folder is told before any run
+    missing, kept = planned(experiment)
     durations = Durations()
-    for run, record in records.items():
-        durations.learn(run, record)
+    for run in experiment.plan():
+        if run.record.exists() and (record := read_record(run.record))["finished"]:
+            durations.learn(run, record)
     if missing:
-        _announce(experiment, missing, len(records), durations, runner)
+        _announce(experiment, missing, kept, durations, runner)
     with Display(durations, experiment.jobs) as display, Pool(runner, experiment.jobs, display) as pool:
-        display.expect(missing, len(records))
-        futures = {pool.submit(run): run for run in missing}
-        for future in as_completed(futures):
-            run = futures[future]
-            records[run] = future.result()
-            if not records[run]["finished"] and _starved(run):
-                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, says {run.log}")
-    return {run: records[run] for run in runs}
+        display.expect(missing, kept)
+        others: dict[Run, dict[str, Any]] = {}
+        # What they need takes seconds to import.
+        if experiment.race is not None:
+            from hf_rat.experiments.race import race
+
+            experiment, others = race(experiment, pool, experiment.race)
+        if experiment.trials is not None:
+            from hf_rat.experiments.search import search
+
+            experiment, others = search(experiment, pool, experiment.trials)
+        records = pool.make_missing(experiment.plan())
+        if not experiment.controls:
+            return _Made(experiment, records, others)
+        from hf_rat.experiments.controls import controls
+
+        try:
+            rows, made = controls(experiment, pool, records)
+        except ValueError as error:  # the runs are made, and told
+            return _Made(experiment, records, others, str(error))
+    own = {run: record for run, record in made.items() if run in rows.plan()}
+    others |= {run: record for run, record in made.items() if run not in own}
+    together = replace(experiment, methods=(*experiment.methods, *rows.methods))
+    return _Made(together, records | own, others)
 
 
 def _announce(experiment: Experiment, missing: Sequence[Run], kept: int, durations: Durations, runner: Runner) -> None:
@@ -97,12 +132,6 @@ def _announce(experiment: Experiment, missing: Sequence[Run], kept: int, duratio
     at_once = f", {experiment.jobs} at a time" if experiment.jobs > 1 else ""
     before = f"; {kept} more are finished" if kept else ""
     print(f"{len(missing)} runs{at_once}: {time} ({durations.basis(missing)}){before}", flush=True)
-
-
-def _starved(run: Run) -> bool:
-    """Whether a run seems to have failed because the disk is full."""
-    signs = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
-    return any(sign in run.log_end() for sign in signs) or shutil.disk_usage(run.log.parent).free < 2**20
 
 
 def _kept(experiment: Experiment) -> str:
@@ -176,7 +205,7 @@ def aggregate(method: Method, records: Sequence[dict[str, Any]]) -> dict[str, An
         values = [float(result[name]) for result in results]
         scores[name] = {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
     return {
-        "method": method.entry,
+        "method": method.shown,
         "seeds": [record["seed"] for record in records],
         "scores": scores,
         "commands": [record["command"] for record in records],

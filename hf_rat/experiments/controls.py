@@ -29,7 +29,7 @@ def controls(experiment: Experiment, pool: Pool, records: Records) -> tuple[Expe
     """Make the trials and the runs of both controls.
 
     Args:
-        experiment: whose; with values in place of its ranges.
+        experiment: whose; one of its methods is plain, and it has values in place of ranges.
         pool: makes the runs.
         records: of its runs.
 
@@ -38,11 +38,10 @@ def controls(experiment: Experiment, pool: Pool, records: Records) -> tuple[Expe
         longer than plain there is no control for time.
 
     Raises:
-        ValueError: no method is plain, or plain has not finished in some cell.
+        ValueError: plain has not finished in some cell.
     """
     plain = experiment.plain
-    if plain is None:
-        raise ValueError("--controls gives plain other epochs, and --methods has no plain: add it")
+    assert plain is not None, "require_choosing has seen to it"
     lengths = {cell: _length(experiment, plain, cell, records) for cell in experiment.cells}
     dearest, ratio = _dearest(experiment, plain, records)
     made: dict[Run, dict[str, Any]] = {}

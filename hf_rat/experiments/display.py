@@ -64,8 +64,11 @@ class Display:
     def begin(self, run: Run) -> None:
         with self._lock:
             self._running[run] = time.monotonic()
-            if run in self._waiting:
-                self._waiting.remove(run)
+            # In a search, other runs of the same method stand for those that are not known before.
+            name = (run.cell, run.method.entry)
+            other = next((other for other in self._waiting if (other.cell, other.method.entry) == name), None)
+            if other is not None:
+                self._waiting.remove(other)
         if self._bar is None:
             self.say(f"{time.strftime('%H:%M:%S')} {run.name}: begins")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from hf_rat.experiments.choosing import sampled
 from hf_rat.experiments.experiment import Experiment
 from hf_rat.experiments.pool import Pool
 from hf_rat.experiments.run import Run
@@ -35,7 +36,7 @@ class Timing(NamedTuple):
     training: float
 
     def seconds(self, run: Run) -> float:
-        return self.fixed + (factor(run.method.expression) * self.training if self.training else 0.0)
+        return self.fixed + (factor(_expression(run)) * self.training if self.training else 0.0)
 
 
 class Durations:
@@ -53,13 +54,13 @@ class Durations:
         training = float(results.get("train_runtime", 0))
         evaluation = sum(results.get(name, 0) for name in ("eval_runtime", "test_runtime"))
         seconds = record.get("seconds", training + evaluation)  # older records have no time of the whole
-        plain = training / factor(run.method.expression) if training else 0.0
+        plain = training / factor(_expression(run)) if training else 0.0
         self.finished.setdefault(run.cell, []).append(Timing(seconds - training, plain))
-        self._own.setdefault((run.cell, run.method.entry), []).append(seconds)
+        self._own.setdefault((run.cell, run.method.shown), []).append(seconds)
 
     def seconds(self, run: Run) -> float | None:
         """What a run is expected to take; None where nothing is known."""
-        own = self._own.get((run.cell, run.method.entry))
+        own = self._own.get((run.cell, run.method.shown))
         if own:
             return mean(own)
         timings = self.finished.get(run.cell) or ([self.probed[run.cell]] if run.cell in self.probed else [])
@@ -76,7 +77,7 @@ class Durations:
         """Time a few steps of the baseline in each cell that some of the runs are in and of which nothing is known."""
         unknown = list(dict.fromkeys(run.cell for run in runs if self.seconds(run) is None))
         with tempfile.TemporaryDirectory(prefix="hf-rat-probe-") as folder:
-            elsewhere = replace(experiment, output=Path(folder), methods=(experiment.reference,))
+            elsewhere = replace(sampled(experiment), output=Path(folder), methods=(experiment.reference,))
             probes = [run for run in elsewhere.plan() if run.seed == experiment.seeds[0] and run.cell in unknown]
             futures = {run: pool.submit(_short(run)) for run in probes}
             for run, future in futures.items():
@@ -114,6 +115,11 @@ def factor(expression: str) -> float:
     return rehearse(regularizer, _LATE).time / rehearse(parse("plain"), _LATE).time
 
 
+def _expression(run: Run) -> str:
+    """Of its regularizer, with values in place of ranges."""
+    return value_of(run.command, "reg") or "plain"
+
+
 def _short(run: Run) -> Run:
     """The same with few steps, and without what reaches beyond its folder."""
     words = [*run.command[:-2], "--max_steps", str(STEPS), "--report_to", "none"]
@@ -145,7 +151,7 @@ def _timing(run: Run, record: Mapping[str, Any]) -> Timing:
         every = args.eval_steps or args.logging_steps
         evaluations = 1 / every if every < 1 else steps / every
     during = evaluations * results.get("eval_runtime", 0)
-    plain = max(0.0, stepping) / done / factor(run.method.expression)
+    plain = max(0.0, stepping) / done / factor(_expression(run))
     return Timing(seconds - results["train_runtime"] + during, plain * steps)
 
 

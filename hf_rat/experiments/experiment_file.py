@@ -148,6 +148,6 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "jobs": _count,
     "output_dir": _text,
     "trials": _count,
-    "race": _truth,
+    "race": _count,
     "controls": _truth,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -49,7 +51,7 @@ class Pool:
     def submit(self, run: Run) -> Future[dict[str, Any]]:
         """Have a run made; its record, of which "finished" is False if it failed.
 
-        The future raises OSError if the record could not be written, as on a full disk.
+        The future raises OSError if the record could not be written, or the run failed, on a full disk.
         """
         return self._threads.submit(self._make, run)
 
@@ -60,8 +62,9 @@ class Pool:
             ValueError: a folder holds a run that another command made; nothing was begun.
         """
         kept = {run: run.finished() for run in runs}
-        futures = {run: self.submit(run) for run, record in kept.items() if record is None}
-        return {run: record or futures[run].result() for run, record in kept.items()}
+        futures = {self.submit(run): run for run, record in kept.items() if record is None}
+        made = {futures[future]: future.result() for future in as_completed(futures)}
+        return {run: record or made[run] for run, record in kept.items()}
 
     def _make(self, run: Run) -> dict[str, Any]:
         if self._watch is not None:
@@ -69,4 +72,6 @@ class Pool:
         record = run.make(self._runner)
         if self._watch is not None:
             self._watch.end(run, record)
+        if not record["finished"] and run.starved():
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, says {run.log}")
         return record

@@ -17,6 +17,7 @@ from math import copysign, sqrt
 from statistics import mean, variance
 from typing import Any
 
+from hf_rat.experiments.choosing import extent
 from hf_rat.experiments.experiment import Cell, Experiment
 from hf_rat.experiments.held_back import drop_weights, fresh_seeds, on_held_back
 from hf_rat.experiments.method import Method
@@ -43,7 +44,7 @@ def race(experiment: Experiment, pool: Pool, keep: int) -> tuple[Experiment, dic
         The experiment with the methods that are left, in their order; and the record of every run of the race.
 
     Raises:
-        ValueError: there is nothing to drop; or the baseline, or every other method, failed.
+        ValueError: the baseline, or every other method, failed.
     """
     baseline = experiment.reference
     left = [method for method in experiment.methods if method != baseline]
@@ -55,8 +56,8 @@ def race(experiment: Experiment, pool: Pool, keep: int) -> tuple[Experiment, dic
     rounds: list[dict[str, Any]] = []
     while len(left) > keep:
         number = len(rounds) + 1
-        cells = experiment.cells[: 2**number]
-        seeds = tuple(islice(fresh_seeds(experiment), number + 1))
+        cells, count = extent(experiment, number)
+        seeds = tuple(islice(fresh_seeds(experiment), count))
         runs = {
             (cell, method): [_run(experiment, method, cell, seed) for seed in seeds]
             for cell in cells

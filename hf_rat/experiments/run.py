@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -131,6 +132,11 @@ class Run:
             return f"ended by {signal.Signals(-status).name}" + (", as for want of memory" if status == -9 else "")
         lines = [line.strip() for line in self.log_end().splitlines() if line.strip()]
         return lines[-1].removeprefix("error: ") if lines else f"exit status {status}, nothing printed"
+
+    def starved(self) -> bool:
+        """Whether it seems to have failed because the disk is full."""
+        signs = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+        return any(sign in self.log_end() for sign in signs) or shutil.disk_usage(self.log.parent).free < 2**20
 
     def log_end(self) -> str:
         """The last few thousand characters that it printed."""

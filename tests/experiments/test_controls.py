@@ -129,9 +129,8 @@ def test_without_a_dearer_method_there_is_no_control_for_time(tmp_path):
     assert [method.shown for method in own.methods] == ["plain, epochs chosen on held-back rows"]
 
 
-def test_plain_is_needed_and_must_have_finished(tmp_path):
-    with pytest.raises(ValueError, match="--controls gives plain other epochs, and --methods has no plain"):
-        go(ask(tmp_path, "fgm", "rat"), MadeUp(results))
+def test_which_one_is_plain_and_that_it_must_have_finished(tmp_path):
+    assert ask(tmp_path, "fgm", "rat").plain is None
     tuned = ask(tmp_path, "plain", "fgm", "plain --dropout 0.3", baseline="plain --dropout 0.3")
     assert tuned.plain == tuned.methods[2]
     with pytest.raises(ValueError, match="--controls: plain has not finished"):

@@ -141,11 +141,3 @@ def test_a_method_that_fails_is_dropped_and_told(tmp_path):
 def test_a_race_that_cannot_go_on(tmp_path, fails, message):
     with pytest.raises(ValueError, match=message):
         go(ask(tmp_path), MadeUp(lambda o: None if fails(o) else better_with_epsilon(o)))
-
-
-@pytest.mark.parametrize("keep", [0, 8, 9])
-def test_a_race_with_nothing_to_drop(tmp_path, keep):
-    runner = MadeUp(better_with_epsilon)
-    with pytest.raises(ValueError, match=rf"--race {keep}: it keeps 1 to 7 of the 8 methods beside the baseline"):
-        go(ask(tmp_path), runner, keep)
-    assert not runner.commands

@@ -228,21 +228,6 @@ def test_a_later_flag_overrides_a_range(tmp_path):
     assert shared == {"learning_rate": "{1e-06..0.001 log}"}
 
 
-@pytest.mark.parametrize(
-    ("entries", "base", "message"),
-    [
-        (["plain", "fgm"], ["glue", "--task_name", "rte"], "--trials 2: nothing has a range"),
-        ([RAT.replace("0.001..10", "10..0.001")], BASE, "must go from a number to a larger one"),
-    ],
-)
-def test_a_search_without_sense_is_refused(tmp_path, entries, base, message):
-    runner = MadeUp(results)
-    with pytest.raises(ValueError, match=message) as error:
-        go(ask(tmp_path, *entries, base=base), runner, 2)
-    assert "\n" not in str(error.value)
-    assert not runner.commands
-
-
 def test_another_search_in_the_same_folder_is_refused_before_anything_runs(tmp_path):
     go(ask(tmp_path, RAT), MadeUp(results), 2)
     runner = MadeUp(results)
