@@ -82,7 +82,7 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         example: rows and model.
 
     Returns:
-        The results of the chosen regularizer, which may be `plain`: then nothing else is trained.
+        The results of the chosen regularizer. If it is `plain`, or with --alone, nothing else is trained.
 
     Raises:
         ValueError: a flag asks for what generated data and a model without pretrained weights cannot give.
@@ -106,12 +106,13 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     # What this model or this run cannot carry is said before `plain` is trained. The Trainer counts steps of epochs.
     steps = training.max_steps if training.max_steps > 0 else FULL_STRENGTH
     Regularization(regularizer, job.model, total_steps=steps).close()
+    name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
     changes: dict[str, Any] = {f"reg_{name}": None for name in training.reg_overrides()}
     changes |= {"reg": "plain", "save_strategy": "no", "push_to_hub": False}
     plain_flags = dataclasses.replace(flags, training=dataclasses.replace(training, **changes))
-    if repr(regularizer) == repr(plain_flags.training.regularizer()):
+    if flags.data.alone or repr(regularizer) == repr(plain_flags.training.regularizer()):
         results = run_job(flags, job, resume)
-        say("\n" + table([_HEAD, _line("plain", example.dropout, results)]))
+        say("\n" + table([_HEAD, _line(name, example.dropout, results)]))
     else:
         plain = _trained(plain_flags, example, rows, folder / _PLAIN, example.dropout, 1.0)
         choice = _choice(plain_flags, example, rows, folder / _TUNED)
@@ -119,7 +120,6 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         state = json.loads((folder / _PLAIN / "trainer_state.json").read_text(encoding="utf-8"))
         job.beside = {"plain": state["log_history"]}
         results = run_job(flags, job, resume)
-        name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
         lines = [_line("plain", example.dropout, plain), _line(name, example.dropout, results)]
         say("\n" + table([_HEAD, *lines, _line("plain, tuned", choice["dropout"], tuned)]))
         say(f"{name}: {regularizer!r}. {_reading(plain, results, tuned)}")

@@ -119,6 +119,10 @@ class DataTrainingArguments(FileArguments):
     submission_dir: str | None = field(
         default=None, metadata={"help": "With --do_predict: write the leaderboard's file(s) here."}
     )
+    alone: bool = field(
+        default=False,
+        metadata={"help": "Train what --reg says only: without data, plain models are trained beside it otherwise."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

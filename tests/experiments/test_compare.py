@@ -2,12 +2,17 @@
 
 import json
 import math
+import signal
+import threading
 
 import pytest
 
 from hf_rat.cli.compare import main, parse
-from hf_rat.experiments import compare as command
-from hf_rat.experiments.compare import Method, aggregate, compare
+from hf_rat.experiments import processes
+from hf_rat.experiments.compare import aggregate, compare
+from hf_rat.experiments.experiment import Experiment
+from hf_rat.experiments.method import Method
+from hf_rat.experiments.words import without
 
 
 class FakeRunner:
@@ -18,7 +23,7 @@ class FakeRunner:
         self.results = results or (lambda options: {"eval_accuracy": int(options["--seed"]) / 10, "eval_runtime": 3.0})
 
     def __call__(self, arguments, log):
-        arguments = list(arguments)
+        arguments = without(arguments, ["alone", "no_price"])
         options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
         self.calls.append((options["--reg"], int(options["--seed"])))
         folder = log.with_suffix("")
@@ -31,10 +36,13 @@ class FakeRunner:
         (folder / "all_results.json").write_text(json.dumps(self.results(options)))
         return 0
 
+    def stop(self):
+        self.stopped = True
+
 
 def go(output, methods=("plain", "rat(epsilon=0.5)"), seeds=(1, 2), base=("glue",), runner=None):
     runner = runner or FakeRunner()
-    compare([Method(m) for m in methods], seeds, output, base, "hf-rat compare ...", runner)
+    compare(Experiment(tuple(map(Method, methods)), seeds, output, base), "hf-rat compare ...", runner)
     return runner
 
 
@@ -45,7 +53,7 @@ def test_runs_every_method_with_every_seed(tmp_path):
     assert record["finished"]
     assert record["results"]["eval_accuracy"] == 0.2
     folder = tmp_path / "rat-epsilon-0.5" / "seed-2"
-    wanted = f"hf-rat glue --task_name rte --reg 'rat(epsilon=0.5)' --seed 2 --output_dir {folder}"
+    wanted = f"hf-rat glue --task_name rte --alone --no_price --reg 'rat(epsilon=0.5)' --seed 2 --output_dir {folder}"
     assert record["command"] == wanted
     assert (folder / "all_results.json").exists()
 
@@ -64,7 +72,7 @@ def test_mean_and_standard_deviation(tmp_path):
     assert row["scores"]["eval_f1"]["std"] == pytest.approx(math.sqrt(78 / 900 / 2))
     table = (tmp_path / "table.md").read_text()
     assert "| `plain` | 3 | 0.6667 ± 0.2082 |" in table
-    assert table.count("hf-rat glue --reg plain --seed") == 3
+    assert table.count("--reg plain --seed") == 3
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path):
@@ -91,21 +99,32 @@ def test_finished_runs_are_kept_and_the_missing_ones_made(tmp_path):
 
 def test_an_interrupted_run_is_made_again(tmp_path):
     class Interrupted(FakeRunner):
+        """Gets Ctrl-C in its second run, after all_results.json, before the process is known to have ended well."""
+
+        stopped = threading.Event()
+
         def __call__(self, arguments, log):
             super().__call__(arguments, log)
             if len(self.calls) == 2:
-                raise KeyboardInterrupt  # after all_results.json, before the run's process is known to have ended well
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                assert self.stopped.wait(10)
+                return -15
             return 0
 
+        def stop(self):
+            self.stopped.set()
+
+    interrupted = Interrupted()
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, runner=Interrupted())
+        go(tmp_path, runner=interrupted)
+    assert len(interrupted.calls) == 2, "nothing begins after Ctrl-C"
     runner = go(tmp_path)
     assert runner.calls == [("rat(epsilon=0.5)", 1), ("plain", 2), ("rat(epsilon=0.5)", 2)]
 
 
 def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path):
     broken = FakeRunner(fails=lambda options: options["--reg"] == "plain" and options["--seed"] == "1")
-    with pytest.raises(ValueError, match=r"1 of 4 runs failed, see .*plain.seed-1\.log"):
+    with pytest.raises(ValueError, match=r"1 of 4 runs failed: plain, seed 1 \(.*; see .*plain.seed-1\.log"):
         go(tmp_path, runner=broken)
     assert len(broken.calls) == 4
     plain, rat = json.loads((tmp_path / "results.json").read_text())["methods"]
@@ -114,8 +133,12 @@ def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path):
 
 
 def test_a_run_without_results_has_not_finished(tmp_path):
+    class Empty(FakeRunner):
+        def __call__(self, command, log):
+            return 0
+
     with pytest.raises(ValueError, match="1 of 1 runs failed"):
-        compare([Method("plain")], [1], tmp_path, ["glue"], "", lambda command, log: 0)
+        go(tmp_path, methods=("plain",), seeds=(1,), runner=Empty())
     assert "| `plain` | 0 |" in (tmp_path / "table.md").read_text()
 
 
@@ -158,10 +181,14 @@ def test_long_methods_keep_apart():
 
 def test_arguments():
     line = ["--methods", "plain", "rat --lr 1", "--seeds", "3", "4", "--output_dir", "out", "--", "glue", "--fp16"]
-    methods, seeds, output, base = parse(line)
-    assert ([m.entry for m in methods], seeds, str(output)) == (["plain", "rat --lr 1"], [3, 4], "out")
-    assert base == ["glue", "--fp16"]
-    assert parse(line[:-3])[3] == ["glue"], "without -- it is the built-in example"
+    asked = parse(line)
+    assert ([m.entry for m in asked.methods], asked.seeds, str(asked.output)) == (
+        ["plain", "rat --lr 1"],
+        (3, 4),
+        "out",
+    )
+    assert asked.base == ("glue", "--fp16")
+    assert parse(line[:-3]).base == ("glue",), "without -- it is the built-in example"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +207,7 @@ def test_arguments():
     ],
 )
 def test_bad_arguments_are_one_line(line, message, capsys, monkeypatch):
-    monkeypatch.setattr(command, "run_process", lambda *_: pytest.fail("nothing may run"))
+    monkeypatch.setattr(processes.Processes, "__call__", lambda *_: pytest.fail("nothing may run"))
     assert main([word.replace("~", " ") for word in line.split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
