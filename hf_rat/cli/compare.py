@@ -97,7 +97,7 @@ def _parser() -> _Parser:
     add(
         "--controls",
         action="store_true",
-        help="add plain for the time of the dearest method, and plain with its epochs chosen",
+        help="add two rows: plain for the time of the dearest method, and with its epochs chosen",
     )
     return parser
 
