@@ -10,6 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hf_rat.cli import compare
 from hf_rat.cli.main import main
+from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
@@ -75,9 +76,10 @@ def check(command: list[str]) -> None:
             build(dataclass_, given)
         parse(given.get("reg", "plain"))
     elif name == "compare" and flags:
-        methods, _, _, base = compare.parse(flags)
-        for method in methods:
-            check([*base, *method.flags, "--reg", method.expression])
+        experiment = compare.parse(flags)
+        for run in sampled(experiment).plan():
+            if run.seed == experiment.seeds[0]:
+                check(list(run.command))
     else:
         try:
             status = main([name, "--help"])

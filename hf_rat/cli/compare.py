@@ -58,13 +58,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="hf-rat compare",
-        usage="%(prog)s [EXPERIMENT.yaml] [--methods M [M ...]] [--seeds N [N ...]] [--output_dir DIR]\n"
-        "    [--models M ...] [--datasets D ...] [--jobs N] [--baseline M] [--score NAME]\n"
-        "    [--trials N] [--race [K]] [--controls] [-- glue ...]",
-        description="Methods x data sets x models x seeds through the same code as hf-rat glue and hf-rat textcls.\n"
-        "A second call makes the runs that are missing. What follows -- is the command of each\n"
-        "run, whose flags are in hf-rat glue --help and hf-rat textcls --help; after a file, its\n"
-        "flags are added to those of the file, and win.",
+        usage="%(prog)s [EXPERIMENT.yaml] [--methods M ...] [--seeds N ...]\n"
+        "    [--output_dir DIR] [--models M ...] [--datasets D ...] [--jobs N]\n"
+        "    [--baseline M] [--score NAME] [--trials N] [--race [K]] [--controls]\n"
+        "    [-- glue ...]",
+        description="Methods x data sets x models x seeds through the same code as hf-rat glue and\n"
+        "hf-rat textcls. A second call makes the runs that are missing. What follows --\n"
+        "is the command of each run, whose flags are in hf-rat glue --help and hf-rat\n"
+        "textcls --help; after a file, its flags are added to those of the file, and win.",
         epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.".replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -96,7 +97,7 @@ def _parser() -> _Parser:
     add(
         "--controls",
         action="store_true",
-        help="add plain for the time of the dearest method, and plain with its epochs chosen",
+        help="add two rows: plain for the time of the dearest method, and with its epochs chosen",
     )
     return parser
 

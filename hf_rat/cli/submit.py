@@ -111,15 +111,17 @@ def _best(paths: Sequence[Path], task: Task, tasks: Sequence[Task], asked: bool)
     # AX has no validation split: the score is that of MNLI, whose model answers it.
     scored = next((other for other in tasks if other.also_predicts == task.name), task)
     score = f"eval_{'combined_score' if len(scored.metrics) > 1 else scored.metrics[0]}"
-    values = [_results(path.parent).get(score) for path in paths]
-    for path, value in zip(paths, values, strict=True):
+    values: list[float] = []
+    for path in paths:
+        value = _results(path.parent).get(score)
         if not isinstance(value, (int, float)):
             raise ValueError(
                 f"--best: {path.parent}/all_results.json has no {score}: give it --do_eval, or leave it out"
             )
-    value, path = max(zip(values, paths, strict=True), key=lambda pair: pair[0])
-    tied = "" if values.count(value) == 1 else f", the first of {values.count(value)} with that score"
-    return path, f" (best {score} of {len(paths)} runs, {value:.4f}{tied})"
+        values.append(value)
+    best = max(values)
+    tied = "" if values.count(best) == 1 else f", the first of {values.count(best)} with that score"
+    return paths[values.index(best)], f" (best {score} of {len(paths)} runs, {best:.4f}{tied})"
 
 
 def _results(folder: Path) -> dict[str, Any]:

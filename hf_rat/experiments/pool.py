@@ -35,6 +35,7 @@ class Pool:
 
     def __init__(self, runner: Runner, jobs: int = 1, watch: Watch | None = None) -> None:
         self._runner, self._watch = runner, watch
+        self._stopping = False
         self._threads = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="hf-rat-run")
 
     def __enter__(self) -> Pool:
@@ -44,6 +45,7 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
+            self._stopping = True
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._runner.stop()
         self._threads.shutdown(wait=True)
@@ -70,7 +72,7 @@ class Pool:
         if self._watch is not None:
             self._watch.begin(run)
         record = run.make(self._runner)
-        if self._watch is not None:
+        if self._watch is not None and not self._stopping:  # a run that was ended has not failed
             self._watch.end(run, record)
         if not record["finished"] and run.starved():
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, says {run.log}")

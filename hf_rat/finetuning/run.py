@@ -104,7 +104,7 @@ def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> d
         return scores
     name = predictions_name(test.task, test.held_out) if job.named else "predict_results.txt"
     answers = None if job.labels.regression else job.labels.names
-    write_predictions(Path(str(flags.training.output_dir)) / name, values, answers)
+    write_predictions(Path(str(flags.training.output_dir)) / name, values.tolist(), answers)
     if flags.data.submission_dir is not None:
         write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values.tolist())
     return scores

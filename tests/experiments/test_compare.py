@@ -1,7 +1,9 @@
 """hf-rat compare: what is run, what is kept, and that mean and standard deviation are what they say."""
 
+import errno
 import json
 import math
+import os
 import signal
 import threading
 
@@ -10,7 +12,7 @@ import pytest
 from hf_rat.cli.compare import main, parse
 from hf_rat.experiments import processes
 from hf_rat.experiments.compare import aggregate, compare
-from hf_rat.experiments.experiment import Experiment
+from hf_rat.experiments.experiment import Cell, Experiment
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.words import without
 
@@ -25,8 +27,12 @@ class FakeRunner:
     def __call__(self, arguments, log):
         arguments = without(arguments, ["alone", "no_price"])
         options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
-        self.calls.append((options["--reg"], int(options["--seed"])))
         folder = log.with_suffix("")
+        if "--max_steps" in options:  # a probe
+            folder.mkdir()
+            (folder / "all_results.json").write_text("{}")
+            return 0
+        self.calls.append((options["--reg"], int(options["--seed"])))
         assert str(folder) == options["--output_dir"]
         assert not folder.exists(), "a run starts with no folder, so that glue never refuses one that is not empty"
         folder.mkdir(parents=True)
@@ -130,6 +136,76 @@ def test_a_failing_run_stops_no_other_and_is_tried_again(tmp_path):
     plain, rat = json.loads((tmp_path / "results.json").read_text())["methods"]
     assert (plain["seeds"], rat["seeds"]) == ([2], [1, 2])
     assert go(tmp_path).calls == [("plain", 1)]
+
+
+def test_a_method_that_never_finishes_is_one_line(tmp_path, capsys):
+    class Broken(FakeRunner):
+        def __call__(self, arguments, log):
+            code = super().__call__(arguments, log)
+            if code:
+                log.write_text("Loading\n\nerror: no such epsilon\n")
+            return code
+
+    runner = Broken(fails=lambda options: options["--reg"] != "plain")
+    with pytest.raises(ValueError, match=r".*") as caught:
+        go(tmp_path, methods=("plain", "rat"), seeds=(1, 2, 3), runner=runner)
+    log = tmp_path / "rat" / "seed-1.log"
+    assert str(caught.value) == (f"3 of 6 runs failed: rat with all 3 seeds (no such epsilon; see {log})")
+    assert "rat, seed 2: FAILED after 0 s, no such epsilon (see " in capsys.readouterr().out
+
+
+def test_a_record_that_cannot_be_written_stops_the_comparison(tmp_path, monkeypatch):
+    """The third run finds the disk full; what is finished stays, and the next call goes on."""
+    sync, runner = os.fsync, FakeRunner()
+
+    def full(number):
+        if len(runner.calls) >= 2 and "seed-2" in os.readlink(f"/proc/self/fd/{number}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        ValueError, match=r"No space left on device; 2 of 4 runs are finished and kept in .*; make room"
+    ):
+        go(tmp_path, runner=runner)
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.setattr(os, "fsync", sync)
+    assert go(tmp_path).calls == [("plain", 2), ("rat(epsilon=0.5)", 2)]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--output_dir .*file.out cannot be written \(Not a directory\)"):
+        go(tmp_path / "file" / "out")
+
+
+def test_a_folder_of_an_earlier_version_is_gone_on_with(tmp_path):
+    """Its commands lack what compare adds since, and its records have fewer entries."""
+    old = tmp_path / "plain" / "seed-1"
+    old.mkdir(parents=True)
+    command = f"hf-rat glue --reg plain --seed 1 --output_dir {old}"
+    record = {"method": "plain", "seed": 1, "command": command, "finished": True, "results": {"eval_accuracy": 0.9}}
+    old.with_suffix(".json").write_text(json.dumps(record))
+    assert go(tmp_path).calls == [("rat(epsilon=0.5)", 1), ("plain", 2), ("rat(epsilon=0.5)", 2)]
+    assert "0.5500" in (tmp_path / "table.md").read_text(), "the mean of .9 and .2"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"method": "plain"}'])
+def test_what_is_no_record_is_told(tmp_path, text):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "seed-1.json").write_text(text)
+    with pytest.raises(ValueError, match=r"seed-1\.json (cannot be read|is no record of a run)"):
+        go(tmp_path)
+
+
+def test_every_cell_has_its_folder(tmp_path):
+    cells = tuple(Cell(name, "bert", ("--task_name", name)) for name in ("rte", "cola"))
+    experiment = Experiment((Method("plain"),), (1,), tmp_path, ("glue",), cells)
+    runner = FakeRunner()
+    compare(experiment, "", runner)
+    record = json.loads((tmp_path / "cola" / "bert" / "plain" / "seed-1.json").read_text())
+    assert (record["dataset"], record["model"], record["finished"]) == ("cola", "bert", True)
+    assert "--task_name cola" in record["command"]
 
 
 def test_a_run_without_results_has_not_finished(tmp_path):

@@ -145,9 +145,10 @@ def test_ctrl_c_is_one_line_and_ends_what_runs(tmp_path):
     first = Comparison(tmp_path, jobs=2, seconds=0.4)
     first.wait(lambda: len(first.finished()) >= 3)
     first.process.send_signal(signal.SIGINT)
-    code, _, error = first.end()
+    code, out, error = first.end()
     finished = first.finished()
     assert code == 130
+    assert "FAILED" not in out, "a run that was ended has not failed"
     assert error == (
         f"interrupted: {len(finished)} of 20 runs are finished and kept in {first.output}; to go on, give the same "
         "command again\n"
@@ -173,6 +174,30 @@ def test_a_killed_comparison_takes_its_runs_along(tmp_path):
     told = first.told()
     time.sleep(1.3)
     assert first.told() == told, "an orphan went on"
+
+
+@pytest.mark.slow
+def test_a_run_of_many_is_the_same_command_in_a_fresh_process(tmp_path):
+    """Scores, weights and answers, bit by bit; also after another run, whose settings must not leak."""
+    methods = ("rdrop --fast", "rat(epsilon=0.3)")
+    base = ("glue", "--max_steps", "4", "--max_train_samples", "160", "--max_eval_samples", "50")
+    experiment = Experiment(tuple(map(Method, methods)), (3,), tmp_path / "out", base)
+    with Pool(Processes("hf_rat.cli.main", ("hf_rat.cli.glue", "hf_rat.experiments.preload"))) as pool:
+        runs = {run: pool.submit(run) for run in experiment.plan()}
+    for run, future in runs.items():
+        record = future.result()
+        assert record["finished"], run.reason(record)
+        fresh = tmp_path / "fresh" / run.method.slug
+        command = [sys.executable, "-m", "hf_rat.cli.main", *run.command[:-1], str(fresh)]
+        subprocess.run(command, check=True, capture_output=True)
+        results = json.loads((fresh / "all_results.json").read_text())
+        measured = ("runtime", "per_second", "time_factor")
+        for name, value in results.items():
+            if not any(part in name for part in measured):
+                assert record["results"][name] == value, name
+        files = ["model.safetensors", "eval_predictions.npz", "eval_predictions_train.npz"]
+        for name in files:
+            assert (fresh / name).read_bytes() == (run.folder / name).read_bytes(), name
 
 
 @pytest.mark.slow
