@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import launches
 import pytest
 import torch
 from datasets import Dataset
@@ -437,30 +436,19 @@ def test_the_command_line_lists_its_commands(capsys):
 @pytest.mark.slow
 def test_two_processes_make_the_model_of_one(tmp_path, data, model):
     """2 processes x 6 of the twelve rows train what 1 process x 12 does, and predict each test row once, in order."""
-    weights = []
+    weights, script = [], ROOT / "run_glue.py"
     for processes, size in ((1, 12), (2, 6)):
         out = tmp_path / f"{processes}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += [str(ROOT / "run_glue.py"), "--task_name", "rte", "--data_dir", data, "--model_name_or_path", model]
-        command += [
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
-            "--output_dir",
-            str(out),
-            "--max_steps",
-            "3",
-            "--use_cpu",
-        ]
-        command += ["--per_device_train_batch_size", str(size), "--dropout", "0", "--reg", "fgm(epsilon=0.1)"]
-        command += ["--use_cpu", "--optim", "sgd", "--learning_rate", "1", "--submission_dir", str(out / "submission")]
-        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stderr.count("Regularizer fgm") == 1
-        assert f"on cpu x {processes}" in done.stderr
+        words = ["--task_name", "rte", "--data_dir", data, "--model_name_or_path", model, "--use_cpu"]
+        words += ["--do_train", "--do_eval", "--do_predict", "--output_dir", str(out), "--max_steps", "3"]
+        words += ["--per_device_train_batch_size", str(size), "--dropout", "0", "--reg", "fgm(epsilon=0.1)"]
+        words += ["--optim", "sgd", "--learning_rate", "1", "--submission_dir", str(out / "submission")]
+        if processes == 1:
+            printed = launches.fork(script, *words)
+        else:
+            printed = launches.run([*launches.TORCHRUN, "--nproc_per_node", "2", str(script), *words])
+        assert printed.count("Regularizer fgm") == 1
+        assert f"on cpu x {processes}" in printed
         weights.append(load_file(out / "model.safetensors"))
         assert (out / "submission" / "RTE.tsv").read_text().count("\n") == 13
     for name, one in weights[0].items():

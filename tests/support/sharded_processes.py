@@ -1,6 +1,6 @@
 """Run by test_engines_sharded.py in two processes, without Accelerate; process 0 writes what they saw to a JSON file.
 
-python -m torch.distributed.run --nproc-per-node 2 sharded_processes.py RESULT.json
+sharded_processes.py RESULT.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run by test_invariance.py in two processes; process 0 writes what all of them saw to the JSON file it is given.
 
-python -m torch.distributed.run --nproc-per-node 2 two_processes.py RESULT.json
+two_processes.py RESULT.json
 """
 
 from __future__ import annotations
