@@ -293,6 +293,14 @@ def test_the_grouping_changes_nothing_beside_unlabeled_batches(two, grouping):
     runs.assert_same_logs(seen["logs"], reference)
 
 
+@pytest.mark.parametrize(("process", "sizes"), [("None", [8, 16]), ("0", [8, 8, 8]), ("1", [8, 8, 8])])
+def test_processes_of_which_one_may_not_double_the_batch_run_alike(two, process, sizes):
+    """The pass of the clean batch, and the two adversarial ones."""
+    seen = two["draws for the batch in"][process]
+    assert seen["sizes"] == [sizes, sizes]
+    assert seen["equal"]
+
+
 @pytest.mark.parametrize("case", ["adversarial pass", "adversarial pass, single backward"])
 def test_a_bad_adversarial_pass_on_one_process_is_left_out_on_both(two, case):
     seen, plain = two["bad"][case], two["bad"]["plain"]

@@ -14,7 +14,6 @@ from hf_rat.passes.dropout import without_trace
 from hf_rat.passes.outputs import logits_of
 from hf_rat.passes.sites.geometry import Geometry
 
-
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
