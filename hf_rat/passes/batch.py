@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_rat.passes.dropout import DropoutRate, SharedMasks
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.length_buckets import Bucket
+from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.passes.table_gradient import TableGradient
 
@@ -64,23 +65,12 @@ class Batch:
     rises: list[tuple[Any, Tensor]] = field(default_factory=list, init=False)
 
     @cached_property
-    def size(self) -> int:
-        return self._first.shape[0]
-
-    @property
     def device(self) -> torch.device:
-        return self._first.device
+        return next(iter(batch_tensors(self.inputs).values())).device
 
     @property
     def problem(self) -> str:
         return self.find_problem()
-
-    @cached_property
-    def _first(self) -> Tensor:
-        for value in self.inputs.values():
-            if isinstance(value, Tensor) and value.dim() > 0:
-                return value
-        raise ValueError(f"the batch holds no tensors (its keys: {', '.join(self.inputs) or 'none'})")
 
     @cached_property
     def table_gradient(self) -> TableGradient:

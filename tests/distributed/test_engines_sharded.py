@@ -13,8 +13,7 @@ BOTH = pytest.mark.parametrize("engine", sharded_processes.ENGINES)
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     result = tmp_path_factory.mktemp("sharded") / "result.json"
-    script = str(launches.HERE / "sharded_processes.py")
-    launches.run([*launches.TORCHRUN, "--nproc-per-node", "2", script, str(result)])
+    launches.fork(launches.HERE / "sharded_processes.py", result, processes=2)
     return json.loads(result.read_text(encoding="utf-8"))
 
 

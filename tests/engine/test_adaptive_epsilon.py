@@ -14,11 +14,27 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat import Regularization, fgm, parse, rat
-from hf_rat.engine.adaptive_epsilon import FIRST, LEAST, PACE
+from hf_rat.engine import adaptive_epsilon
+from hf_rat.engine.adaptive_epsilon import FIRST, LEAST
 from hf_rat.regularizers import L2, Adaptive, Gradient
 from hf_rat.trainer import speed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no dropout")
+
+
+SLOW, PACE = adaptive_epsilon.PACE, 0.1
+
+
+@pytest.fixture(autouse=True)
+def _faster(request, monkeypatch):
+    """Where it arrives does not depend on how fast."""
+    if "slow_pace" not in request.fixturenames:
+        monkeypatch.setattr(adaptive_epsilon, "PACE", PACE)
+
+
+@pytest.fixture
+def slow_pace():
+    """As it is."""
 
 
 class Toy(nn.Module):
@@ -122,6 +138,15 @@ def test_it_begins_small_and_never_exceeds_what_was_given():
     assert found[-1] == 0.3
     last = regularization.backward(tiny_batch(), step=100)
     assert float(last["adversarial_task"] / last["task"]) == pytest.approx(1.3**2, rel=1e-4)
+
+
+def test_a_hundred_steps_make_it_at_most_eight_times_as_large(slow_pace):
+    """A model from scratch must have learned something by the time that it is far."""
+    regularization = Regularization(fgm(epsilon=0.5, unit="relative", target=50.0), Quadratic().train())
+    assert trained(regularization, 100)[-1]["reg_epsilon"] == pytest.approx(
+        0.5 * FIRST * math.exp(100 * SLOW), rel=0.05
+    )
+    assert math.exp(100 * SLOW) < 8
 
 
 def test_it_shrinks_as_slowly_and_not_to_nothing():

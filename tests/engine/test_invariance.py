@@ -9,13 +9,10 @@ position, micro-batches and processes have unequal numbers of them.
 """
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import keyed
+import launches
 import peft
 import pytest
 import runs
@@ -232,25 +229,9 @@ def test_every_label_counts_alike_for_every_recipe(expression):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two_processes.py wrote: one launch for all tests below."""
+    """What two_processes.py wrote: once for all tests below."""
     result = tmp_path_factory.mktemp("two") / "result.json"
-    root = Path(__file__).parents[2]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    launched = subprocess.Popen(
-        [*launch, "--nproc-per-node", "2", str(root / "tests" / "support" / "two_processes.py"), str(result)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, errors = launched.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        launched.terminate()  # not kill: the launcher then ends its two processes
-        _, errors = launched.communicate()
-        pytest.fail(f"the two processes wait for each other\n{errors[-4000:]}")
-    assert launched.returncode == 0, errors[-4000:]
+    launches.fork(launches.HERE / "two_processes.py", result, processes=2)
     return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -310,6 +291,14 @@ def test_the_grouping_changes_nothing_beside_unlabeled_batches(two, grouping):
         assert seen["exchanges"] == 1
         assert seen["equal"]
     runs.assert_same_logs(seen["logs"], reference)
+
+
+@pytest.mark.parametrize(("process", "sizes"), [("None", [8, 16]), ("0", [8, 8, 8]), ("1", [8, 8, 8])])
+def test_processes_of_which_one_may_not_double_the_batch_run_alike(two, process, sizes):
+    """The pass of the clean batch, and the two adversarial ones."""
+    seen = two["draws for the batch in"][process]
+    assert seen["sizes"] == [sizes, sizes]
+    assert seen["equal"]
 
 
 @pytest.mark.parametrize("case", ["adversarial pass", "adversarial pass, single backward"])

@@ -293,7 +293,8 @@ def test_bad_arguments_are_one_line(line, message, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_example_for_real(tmp_path):
-    line = f"--methods plain fgm --seeds 1 --output_dir {tmp_path} -- glue --max_steps 2"
+    few = "--max_train_samples 40 --max_eval_samples 20"
+    line = f"--methods plain fgm --seeds 1 --output_dir {tmp_path} -- glue --max_steps 2 {few}"
     assert main(line.split()) == 0, "\n".join(log.read_text() for log in tmp_path.glob("*/seed-1.log"))
     plain, fgm = json.loads((tmp_path / "results.json").read_text())["methods"]
     assert plain["scores"].keys() == fgm["scores"].keys() != set()

@@ -1,6 +1,6 @@
 """Run by test_invariance.py in two processes; process 0 writes what all of them saw to the JSON file it is given.
 
-python -m torch.distributed.run --nproc-per-node 2 two_processes.py RESULT.json
+two_processes.py RESULT.json
 """
 
 from __future__ import annotations
@@ -92,9 +92,34 @@ def train(
     }
 
 
+def sizes_of_passes(process: int | None) -> dict[str, Any]:
+    """How many examples each training pass of a step has, in each process, whose models differ.
+
+    Args:
+        process: the one in which the classifier's input is masked by numbers that the whole batch shares; None: neither.
+    """
+    sizes: list[int] = []
+    one = runs.trainer(runs.SETTINGS["rat"], **GROUPINGS["2 x 8"])
+
+    def mask(module: nn.Module, args: Any) -> Any:
+        if module.training and torch.is_grad_enabled():
+            sizes.append(len(args[0]))
+        if one.accelerator.process_index == process and module.training:
+            return args[0] * (torch.rand(args[0].shape[-1]) < 0.9) / 0.9
+        return None
+
+    one.model.classifier.register_forward_pre_hook(mask)
+    one.train()
+    flat = torch.cat([value.flatten() for value in runs.ran(one).weights.values()])
+    every: list[Any] = [None, None]
+    torch.distributed.all_gather_object(every, sizes)
+    return {"sizes": every, "equal": bool((one.accelerator.gather(flat[None]) == flat).all())}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"grouped": {}, "bad": {}}
+    results["draws for the batch in"] = {str(process): sizes_of_passes(process) for process in (None, 0, 1)}
     with keyed.noise():
         for expression in [*runs.SETTINGS.values(), *runs.COMPOSED]:
             results["grouped"][expression] = {

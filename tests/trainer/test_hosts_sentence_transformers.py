@@ -29,6 +29,7 @@ from hf_rat import (  # noqa: E402
     smart,
     vat,
 )
+from hf_rat.passes.sites import ColumnsSite  # noqa: E402
 
 EPSILON = 0.5
 
@@ -171,6 +172,28 @@ def test_what_climbs_climbs(kind, regularizer, folder, tmp_path):
     log = logged(trainer(folder, kind, tmp_path, regularizer))
     assert log["loss_adversarial_task"] > 1.02 * clean
     assert log["loss"] == pytest.approx(log.get("loss_task", 0.0) + log["loss_adversarial_task"], rel=1e-5)
+
+
+@pytest.mark.parametrize("plain_table", [True, False])
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_a_relative_epsilon_is_a_share_of_all_columns_together(kind, plain_table, folder, tmp_path):
+    one = trainer(folder, kind, tmp_path, fgm(epsilon=0.3, unit="relative"))
+    words = one.model.transformers_model.get_input_embeddings()
+    if not plain_table:  # one that only a forward of the model can tell
+        words.__class__ = type(
+            "Own", (type(words),), {"forward": lambda self, ids: super(type(self), self).forward(ids)}
+        )
+    site, batch = ColumnsSite(one.model), {}
+    for column, name in enumerate(COLUMNS[kind]):
+        rows = [row[column] for row in texts(kind)]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [tiny.PAD] * (longest - len(row)) for row in rows])
+        batch |= {f"{name}_input_ids": ids, f"{name}_attention_mask": (ids != tiny.PAD).long()}
+    by_hand = [torch.cat([words.weight[column] for column in row]).norm() for row in texts(kind)]
+    torch.testing.assert_close(site.geometry(batch).own_length.flatten(), torch.stack(by_hand), rtol=1e-5, atol=1e-6)
+    site.close()
+    log = logged(one)
+    assert log["loss_adversarial_task"] > 1.02 * log["loss_task"]
 
 
 def test_noise_is_there(folder, tmp_path):

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_rat.passes.adapters import without_adapters
-from hf_rat.passes.sites.base import OutputSite
+from hf_rat.passes.sites.base import OutputSite, Shapes, batch_tensors, shapes_of
 from hf_rat.passes.sites.geometry import Geometry
-
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class ModuleSite(OutputSite):
@@ -49,17 +47,17 @@ class ModuleSite(OutputSite):
 
     def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         """The geometry of a batch. Looks at the model when inputs of these shapes come for the first time."""
-        tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.dim() > 0}
-        first = next(iter(tensors.values()))
-        shapes = tuple((name, tuple(x.shape)) for name, x in tensors.items())
+        tensors = batch_tensors(inputs)
+        first, shapes = next(iter(tensors.values())), shapes_of(tensors)
         if shapes not in self._shapes:
             # An axis of the batch grows with the batch; there is no other way to be sure of it.
-            twice = {name: torch.cat([x, x]) if len(x) == len(first) else x for name, x in tensors.items()}
+            examples = self.count_examples(inputs)
+            twice = {name: torch.cat([x, x]) if len(x) == examples else x for name, x in tensors.items()}
             one, two = self._shape(inputs, first), self._shape({**inputs, **twice}, first)
-            if one[0] != len(first) or two != (2 * one[0], *one[1:]):
+            if one[0] != examples or two != (2 * one[0], *one[1:]):
                 raise ValueError(
-                    f"the output of {self.name} in {type(self.model).__name__} has shape {one} for {len(first)} "
-                    f"examples and {two} for {2 * len(first)}: a site must be batch-first"
+                    f"the output of {self.name} in {type(self.model).__name__} has shape {one} for {examples} "
+                    f"examples and {two} for {2 * examples}: a site must be batch-first"
                 )
             self._shapes[shapes] = one
         shape, attention = self._shapes[shapes], inputs.get("attention_mask")
