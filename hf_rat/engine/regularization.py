@@ -239,7 +239,7 @@ class Regularization:
         return rehearse(term, step, self._stream)
 
     def after_step(self) -> None:
-        """Call after each optimizer step: moves the average that `smart` stays near."""
+        """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near."""
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)
 
