@@ -181,12 +181,18 @@ class AveragedWeights:
         return {name: kept[name].detach().clone() for name in self._averages}
 
 
-def load_raw(model: nn.Module, folder: str | Path) -> bool:
-    """Give a model the weights that `save_raw` wrote; whether there are any."""
+def load_raw(model: nn.Module, folder: str | Path) -> None:
+    """Give a model the weights that `save_raw` wrote, if it did.
+
+    Raises:
+        ValueError: they are another model's.
+    """
     path = Path(folder) / RAW_FILE
     if path.is_file():
-        _write(load_file(str(path)), model)
-    return path.is_file()
+        values = load_file(str(path))
+        if apart := sorted(values.keys() - _kept(model).keys()):
+            raise ValueError(f"{path} is not of this model: {apart[0]} is in the file only")
+        _write(values, model)
 
 
 def proximal_average(regularizer: Term, model: nn.Module) -> AveragedWeights | None:

@@ -105,8 +105,11 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     Regularization(regularizer, job.model).close()  # what this model cannot carry is said before `plain` is trained
     changes: dict[str, Any] = {f"reg_{name}": None for name in training.reg_overrides()}
     changes |= {"reg": "plain", "save_strategy": "no", "push_to_hub": False}
+    controls: dict[str, Any] = {"average": None, "layer_decay": None, "probe_steps": 0}
+    changes |= controls
     plain_flags = dataclasses.replace(flags, training=dataclasses.replace(training, **changes))
-    if repr(regularizer) == repr(plain_flags.training.regularizer()):
+    controlled = [f"{name}={getattr(training, name)}" for name in controls if getattr(training, name)]
+    if repr(regularizer) == repr(plain_flags.training.regularizer()) and not controlled:
         results = run_job(flags, job, resume)
         say("\n" + table([_HEAD, _line("plain", example.dropout, results)]))
     else:
@@ -116,7 +119,7 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         state = json.loads((folder / _PLAIN / "trainer_state.json").read_text(encoding="utf-8"))
         job.beside = {"plain": state["log_history"]}
         results = run_job(flags, job, resume)
-        name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
+        name = ", ".join([regularizer.name if isinstance(regularizer, Recipe) else "regularized", *controlled])
         lines = [_line("plain", example.dropout, plain), _line(name, example.dropout, results)]
         say("\n" + table([_HEAD, *lines, _line("plain, tuned", choice["dropout"], tuned)]))
         say(f"{name}: {regularizer!r}. {_reading(plain, results, tuned)}")
@@ -125,7 +128,7 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
 
 
 def _require(flags: Flags) -> None:
-    for name in ("lora_r", "config_name", "tokenizer_name", "dropout"):
+    for name in ("lora_r", "reinit_layers", "config_name", "tokenizer_name", "dropout"):
         if name in flags.given:
             raise ValueError(f"--{name} needs --model_name_or_path: the model of the example has no use for it")
     for name in (

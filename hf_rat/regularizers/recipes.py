@@ -415,9 +415,9 @@ def mean_teacher(
         with a plain mean, beta = min(1 - 1 / (step + 1), beta); here beta is constant, from the initial weights. The
         code's ramp-up of alpha is exp(-5 (1 - t)^2); warmup is linear.
     Args:
-        alpha: 100 in the paper, after a ramp-up of 5 epochs (use warmup), with squared errors averaged over the
-            classes, as here.
-        beta: 0.99 at first, then 0.999 in the paper.
+        alpha: up to 100 in the code, after a ramp-up (use warmup), of squared errors averaged over the classes, as
+            here.
+        beta: 0.99 during the ramp-up and 0.999 after it in the paper.
         divergence: "mse" in the paper, which finds "kl" worse.
     """
     return TaskLoss() + alpha * Proximal(divergence, beta)
