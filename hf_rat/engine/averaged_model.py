@@ -133,7 +133,8 @@ class AveragedWeights:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The model has the averages inside; its own weights come back bit for bit, also after an error or Ctrl-C."""
-        own = self._of(model)
+        kept = _kept(model)
+        own = {name: kept[name].detach().clone() for name in self._averages}
         try:
             self.copy_to(model)
             yield
@@ -146,7 +147,8 @@ class AveragedWeights:
 
     def save_raw(self, model: nn.Module, folder: str | Path) -> None:
         """Write the model's own weights, of what is averaged, into a checkpoint whose model is the average."""
-        _save(self._of(model), Path(folder) / RAW_FILE)
+        kept = _kept(model)
+        _save({name: kept[name] for name in self._averages}, Path(folder) / RAW_FILE)
 
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
@@ -174,11 +176,6 @@ class AveragedWeights:
         for name, value in self._shown.items():
             if value is not self._averages[name]:
                 value.copy_(self._averages[name])
-
-    def _of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Copies of a model's own values of what is averaged."""
-        kept = _kept(model)
-        return {name: kept[name].detach().clone() for name in self._averages}
 
 
 def load_raw(model: nn.Module, folder: str | Path) -> None:

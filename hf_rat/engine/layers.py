@@ -60,15 +60,16 @@ def scale_by_layer(optimizer: torch.optim.Optimizer, model: nn.Module, factor: f
     """Give each lower layer a learning rate `factor` times that of what is above it; the first group is the highest.
 
     Args:
-        optimizer: of the model, before its first step and its schedule. Its groups are split by depth.
+        optimizer: of the model and perhaps more, before its first step and its schedule; its groups are split.
         model: without wrappers.
         factor: above 0.
     """
     deep = depths(model, f"layer_decay={factor}")
     groups: list[tuple[int, dict[str, Any]]] = []
     for group in optimizer.param_groups:
-        for depth in sorted({deep[id(p)] for p in group["params"]}):
-            params = [p for p in group["params"] if deep[id(p)] == depth]
+        # What is not the model's, a loss with parameters for instance, is above it.
+        for depth in sorted({deep.get(id(p), 0) for p in group["params"]}):
+            params = [p for p in group["params"] if deep.get(id(p), 0) == depth]
             groups.append((depth, {**group, "params": params, "lr": group["lr"] * factor**depth}))
     groups.sort(key=lambda pair: pair[0])
     optimizer.param_groups[:] = [group for _, group in groups]
