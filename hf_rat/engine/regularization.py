@@ -233,7 +233,7 @@ class Regularization:
         return rehearse(term, FULL_STRENGTH if step is None else step, self._stream)
 
     def after_step(self) -> None:
-        """Call after each optimizer step: moves the average that `smart` stays near, and the epsilon of `target=`."""
+        """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
         self.adaptive.update(finite=self.nonfinite.end_step())
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)
