@@ -25,9 +25,7 @@ from hf_rat.experiments.display import Display
 from hf_rat.experiments.estimate import STEPS, Durations, duration
 from hf_rat.experiments.experiment import Experiment
 from hf_rat.experiments.pool import Pool
-from hf_rat.experiments.records import Record
 from hf_rat.experiments.run import Run, Runner, read_record
-from hf_rat.experiments.telling import tell
 
 _Records = Mapping[Run, dict[str, Any]]
 
@@ -148,6 +146,9 @@ def _tell(experiment: Experiment, records: _Records, command: str) -> None:
     """Write what came out, and print it; nothing where no run has finished."""
     if not any(record["finished"] for record in records.values()):
         return
+    from hf_rat.experiments.records import Record  # what they need takes seconds to import
+    from hf_rat.experiments.telling import tell
+
     told = [
         Record(
             ", ".join(part for part in run.cell if part is not None),

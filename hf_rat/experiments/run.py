@@ -100,7 +100,7 @@ class Run:
         Returns:
             The record, which also lies beside the folder; "finished" is False if the command failed.
         """
-        record = {
+        record: dict[str, Any] = {
             "method": self.method.entry,
             **({} if self.method.label is None else {"label": self.method.label}),
             "dataset": self.dataset,
