@@ -152,7 +152,7 @@ class Regularization:
         Raises:
             ValueError: nothing in the regularizer can use an unlabeled batch.
         """
-        loss, named = self.all_but_last_backward(
+        loss, named = self.backward_all_but_last(
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, num_labels=num_labels
         )
         self.engine.backward(loss / accumulation)
@@ -179,7 +179,7 @@ class Regularization:
         self._gains.see(named, accumulation)
         return named
 
-    def all_but_last_backward(
+    def backward_all_but_last(
         self,
         inputs: Mapping[str, Any],
         *,

@@ -187,7 +187,7 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
             )
         self.host.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
-        loss, named = self.regularization.all_but_last_backward(
+        loss, named = self.regularization.backward_all_but_last(
             inputs,
             unlabeled=unlabeled,
             step=self.state.global_step,

@@ -107,7 +107,7 @@ def sizes_of_passes(process: int | None) -> dict[str, Any]:
     """How many examples each training pass of a step has, in each process, whose models differ.
 
     Args:
-        process: the one in which the classifier's input is masked by numbers that the whole batch shares; None: none.
+        process: where the classifier's input is masked by numbers that the whole batch shares; None: in neither.
     """
     sizes: list[int] = []
     one = runs.trainer(runs.SETTINGS["rat"], **GROUPINGS["2 x 8"])
