@@ -3,8 +3,8 @@ raises a false alarm, how often it finds what is there.
 
     python benchmarks/verdicts.py --output results/verdicts
 
-writes intervals.json, tests.json and table.md there. It exits with 1 if a figure misses its bounds. What is
-simulated is told in results/verdicts/README.md.
+writes intervals.json, tests.json, tried.json and table.md there, and exits with 1 if a figure misses its bounds.
+results/verdicts/README.md tells what is simulated.
 """
 
 from __future__ import annotations
@@ -168,11 +168,11 @@ def of_worlds(runs: int, generator: np.random.Generator) -> Iterator[Row]:
                     held["here"] += student_holds(differences, some.here).tolist()
                     held["mixed"] += student_holds(differences, truth).tolist()
                     held["pct"] += percentile_holds(differences, some.here, generator).tolist()
-                    for right, groups in zip(some.right, some.groups, strict=True):
-                        found = crossed_difference(*right, groups=groups if world.groups else None)
+                    for (own, baseline), groups in zip(some.right, some.groups, strict=True):
+                        found = crossed_difference(own, baseline, groups.tolist() if world.groups else None)
                         held["everywhere"].append(holds(found.low, found.high, truth))
                         if world.groups:
-                            found = crossed_difference(*right)
+                            found = crossed_difference(own, baseline)
                             held["ungrouped"].append(holds(found.low, found.high, truth))
                 yield coverage("this test set", name, n, m, held["here"], bounds=[0.93, 0.97])
                 yield coverage("test sets like it", name, n, m, held["everywhere"], bounds=[0.93, 0.97])
@@ -234,8 +234,8 @@ def of_other_scores(runs: int, generator: np.random.Generator) -> Iterator[Row]:
             for some in draws(world, runs, n, m, generator):
                 for right in some.right:
                     expected = generator.random(m) < positive
-                    sides = [pseudo_values(score, own == expected, expected, blocks=40) for own in right]
-                    found = crossed_difference(*sides)
+                    own, baseline = (pseudo_values(score, one == expected, expected, blocks=40) for one in right)
+                    found = crossed_difference(own, baseline)
                     held.append(holds(found.low, found.high, truth))
             yield coverage("test sets like it", f"{name}, seeds and examples", n, m, held, bounds=[0.93, 0.97])
 
@@ -321,7 +321,7 @@ def of_many_data_sets(runs: int, generator: np.random.Generator) -> Iterator[Row
     """Data sets whose seeds matter unequally (SD .3 to 2) and where the method gains from .5 to 1.5 of these SDs."""
     for cells, n in ((4, 5), (4, 10), (8, 3)):
         sds, gains = np.geomspace(0.3, 2, cells), np.linspace(0.5, 1.5, cells)
-        points, deviations = [], []
+        points, deviations, percentile = [], [], []
         for _ in range(runs):
             values = sds[:, None, None] * generator.standard_normal((cells, 2, n))
             values[:, OWN] += (gains * sds)[:, None]
@@ -333,11 +333,69 @@ def of_many_data_sets(runs: int, generator: np.random.Generator) -> Iterator[Row
             one, units = found.gains["a"], np.array(list(found.units.values()))
             assert one.deviations is not None
             both = np.sqrt(2) * sds
-            points.append(holds(one.points.low, one.points.high, middle_of(gains * sds, both)))
+            truth = middle_of(gains * sds, both)
+            points.append(holds(one.points.low, one.points.high, truth))
+            chosen = generator.integers(n, size=(500, cells, n))
+            drawn = np.take_along_axis((values[:, OWN] - values[:, BASELINE])[None], chosen, axis=2).reshape(500, -1)
+            low, high = np.quantile(stats.trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
+            percentile.append(holds(low, high, truth))
             truth = middle_of(gains * sds / units, both / units)
             deviations.append(holds(one.deviations.low, one.deviations.high, truth))
         for name, held in (("points", points), ("deviations", deviations)):
             yield coverage(f"interquartile mean, {name}", f"{cells} data sets", n, None, held, bounds=[0.93, 0.97])
+        yield coverage("interquartile mean, points, percentile bootstrap", f"{cells} data sets", n, None, percentile)
+
+
+# -- what else was tried ---------------------------------------------------------------------------------------------
+
+
+def reaches(seeds: np.ndarray, units: np.ndarray, rest: np.ndarray, n: int, m: int) -> dict[str, np.ndarray]:
+    """How far intervals over seeds and examples reach from the mean, times the root of nm.
+
+    Args:
+        seeds, units, rest: (draws,), mean squares of tables of n seeds and m units.
+        n, m: as said.
+    """
+
+    def student(variance: np.ndarray, df: np.ndarray | float) -> np.ndarray:
+        return stats.t.ppf(0.975, df) * np.sqrt(variance)
+
+    more = np.maximum(units - rest, 0)
+    total, alone = seeds + more, student(seeds, n - 1)
+    both = total**2 / (seeds**2 / (n - 1) + more**2 / (m - 1))
+    widest = np.maximum(np.maximum(seeds + units - rest, seeds), units)
+    three = widest**2 / (seeds**2 / (n - 1) + units**2 / (m - 1) + rest**2 / ((n - 1) * (m - 1)))
+    return {
+        "taken": np.maximum(student(total, both), alone),
+        "without the floor of the interval over seeds": student(total, both),
+        "degrees of freedom of the seeds' mean square only (Hillis)": student(total, (n - 1) * (total / seeds) ** 2),
+        "largest of the sum and each mean square, Satterthwaite of all three": student(widest, three),
+        "squares of two intervals added": np.sqrt(alone**2 + student(more, m - 1) ** 2),
+    }
+
+
+def of_other_formulas(runs: int, generator: np.random.Generator) -> Iterator[Row]:
+    """Effects of all sizes; normal, so that mean squares are chi-square: the least and the most a formula holds."""
+    runs *= 50
+    for n in (2, 3, *SEEDS):
+        for m in (20, 277):
+            shares: dict[str, list[float]] = {}
+            for of_seeds in (0, 0.5, 2, 10, 100):  # variances of the mean, in that of the rest
+                for of_units in (0, 1, 5, 30, 100):
+                    seeds = (1 + of_seeds) * generator.chisquare(n - 1, runs) / (n - 1)
+                    units = (1 + of_units) * generator.chisquare(m - 1, runs) / (m - 1)
+                    rest = generator.chisquare((n - 1) * (m - 1), runs) / ((n - 1) * (m - 1))
+                    off = np.abs(generator.normal(0, np.sqrt(1 + of_seeds + of_units), runs))
+                    for name, reach in reaches(seeds, units, rest, n, m).items():
+                        shares.setdefault(name, []).append(float((off <= reach).mean()))
+            for name, held in shares.items():
+                for end, share in (("least", min(held)), ("most", max(held))):
+                    row = {
+                        "what": f"formulas for test sets like it: the {end} that each holds",
+                        "world": name,
+                        "seeds": n,
+                    }
+                    yield {**row, "examples": m, "runs": runs, "share": share}
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
@@ -345,6 +403,7 @@ def of_many_data_sets(runs: int, generator: np.random.Generator) -> Iterator[Row
 PARTS: dict[str, tuple[Callable[[int, np.random.Generator], Iterator[Row]], ...]] = {
     "intervals": (of_worlds, of_normal_scores, of_other_scores, of_many_data_sets),
     "tests": (of_false_alarms, of_power, of_holm),
+    "tried": (of_other_formulas,),
 }
 
 
@@ -382,9 +441,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Simulated comparisons with known truth.")
     parser.add_argument("--runs", type=int, default=1000, help="simulated comparisons for each figure")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for intervals.json, tests.json and table.md"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files and table.md")
     arguments = parser.parse_args()
     command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
     arguments.output.mkdir(parents=True, exist_ok=True)

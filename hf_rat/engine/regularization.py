@@ -152,7 +152,7 @@ class Regularization:
         Raises:
             ValueError: nothing in the regularizer can use an unlabeled batch.
         """
-        loss, named = self.all_but_last_backward(
+        loss, named = self.backward_all_but_last(
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, num_labels=num_labels
         )
         self.engine.backward(loss / accumulation)
@@ -179,7 +179,7 @@ class Regularization:
         self._gains.see(named, accumulation)
         return named
 
-    def all_but_last_backward(
+    def backward_all_but_last(
         self,
         inputs: Mapping[str, Any],
         *,
@@ -233,7 +233,7 @@ class Regularization:
         return rehearse(term, FULL_STRENGTH if step is None else step, self._stream)
 
     def after_step(self) -> None:
-        """Call after each optimizer step: moves the average that `smart` stays near, and the epsilon of `target=`."""
+        """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
         self.adaptive.update(finite=self.nonfinite.end_step())
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)

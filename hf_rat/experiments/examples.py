@@ -32,29 +32,30 @@ def gain_over_examples(
         for seed in runs
         if seed in baseline and None not in (runs[seed].number(score), baseline[seed].number(score))
     ]
-    sides, answers = [], None
-    for side in (runs, baseline):
-        found = [side[seed].predictions(score) for seed in shared]
-        kept = [one for one in found if one is not None]
-        if len(kept) < len(found):
-            if kept:
-                notes.append(f"{side[shared[0]].method}: predictions of {len(kept)} of {len(found)} runs are there")
-            return None
-        expected = kept[0][1] if answers is None else answers
-        if any(not np.array_equal(one[1], expected) for one in kept):
-            notes.append(
-                f"{side[shared[0]].method}: its runs answered other examples than the rest; no second interval"
-            )
-            return None
-        answers = expected
-        predicted = np.stack([one[0] for one in kept])
-        measure = _measure(side[shared[0]], score)
-        if measure is None:
-            return None
-        for seed, row in zip(shared, predicted, strict=True):
-            if abs(measure(row, expected) - side[seed].results[score]) > 1e-6:
+    measure = _measure(runs[shared[0]], score)
+    kept = {seed: (runs[seed].predictions(score), baseline[seed].predictions(score)) for seed in shared}
+    pairs = {seed: (own, other) for seed, (own, other) in kept.items() if own is not None and other is not None}
+    if measure is None or not any(own is not None for own, _ in kept.values()):
+        return None
+    method = runs[shared[0]].method
+    if len(pairs) < len(shared):
+        notes.append(f"{method}: predictions of {len(pairs)} of {len(shared)} pairs are there; no second interval")
+        return None
+    if any(not np.array_equal(own[1], other[1]) for own, other in pairs.values()):
+        notes.append(f"{method}: its runs answered other examples than the baseline's; no second interval")
+        return None
+    expected = pairs[shared[0]][0][1]
+    if any(not np.array_equal(own[1], expected) for own, _ in pairs.values()):
+        note = "each seed has test examples of its own: the interval over seeds is one over examples, too"
+        notes += [] if note in notes else [note]
+        return None
+    sides = []
+    for at, side in enumerate((runs, baseline)):
+        for seed in shared:
+            if abs(measure(pairs[seed][at][0], expected) - side[seed].results[score]) > 1e-6:
                 notes.append(f"the predictions of {side[seed].path.with_suffix('')} do not give its score; left out")
                 return None
+        predicted = np.stack([pairs[seed][at][0] for seed in shared])
         if metric_of(score)[0] == "accuracy":
             sides.append((predicted == expected).astype(np.float64))
         elif metric_of(score)[0] == "mse":

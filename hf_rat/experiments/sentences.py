@@ -40,9 +40,9 @@ def sentence(cell: Cell, row: Row, name: str, baseline: str) -> str:
     """
     gain, unit = row.gain, _unit(cell)
     if not row.values:
-        runs = f"none of its {len(row.records)} runs" if len(row.records) > 1 else "its run did not finish; no run"
-        why = "has finished" if row.failed else f"has a {bare(cell.score)} that is a finite number"
-        return f"Of {name} nothing is known: {runs} {why}."
+        runs = f"none of its {len(row.records)} runs has" if len(row.records) > 1 else "its one run has not"
+        why = f"{runs} finished" if row.failed else f"no run of it has a finite {bare(cell.score)}"
+        return f"Of {name} nothing is known: {why}."
     if gain is None:
         return f"Of {name} nothing is known: it shares no finished seed with {baseline}."
     if gain.low is None or gain.high is None or gain.detectable is None:
@@ -106,9 +106,9 @@ def code(text: str) -> str:
 
 def lacks(row: Row) -> str:
     """Which seeds of a method do not count, and why; empty where all do."""
-    parts = []
     if len(row.failed) == len(row.records):
         return "all seeds failed"
+    parts = []
     for seeds, why in ((row.failed, "failed"), (row.missing, "not run"), (row.unscored, "without this score")):
         if seeds:
             parts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {why}")

@@ -109,8 +109,13 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
     changes: dict[str, Any] = {f"reg_{name}": None for name in training.reg_overrides()}
     changes |= {"reg": "plain", "save_strategy": "no", "push_to_hub": False}
+    controls: dict[str, Any] = {"average": None, "layer_decay": None, "probe_steps": 0}
+    changes |= controls
     plain_flags = dataclasses.replace(flags, training=dataclasses.replace(training, **changes))
-    if flags.data.alone or repr(regularizer) == repr(plain_flags.training.regularizer()):
+    controlled = [f"{name}={getattr(training, name)}" for name in controls if getattr(training, name)]
+    name = ", ".join([name, *controlled])
+    alike = repr(regularizer) == repr(plain_flags.training.regularizer()) and not controlled
+    if flags.data.alone or alike:
         results = run_job(flags, job, resume)
         say("\n" + table([_HEAD, _line(name, example.dropout, results)]))
     else:
@@ -128,7 +133,7 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
 
 
 def _require(flags: Flags) -> None:
-    for name in ("lora_r", "config_name", "tokenizer_name", "dropout"):
+    for name in ("lora_r", "reinit_layers", "config_name", "tokenizer_name", "dropout"):
         if name in flags.given:
             raise ValueError(f"--{name} needs --model_name_or_path: the model of the example has no use for it")
     for name in (

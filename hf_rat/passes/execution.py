@@ -36,7 +36,7 @@ class Execution:
         no_sync: passes that teach nothing run inside this context (they compute no gradients of parameters).
         scale: multiplies a loss before a slope is taken (the fp16 loss scale; slopes are used for direction only).
         share_of: an adaptive perturbation -> how much of its size it has in this step, in (0, 1].
-        teacher: inputs -> logits of the averaged model, for SMART's proximal term.
+        teacher: inputs -> logits of the averaged model, for the proximal term.
         may_look_up: the embeddings may be looked up outside the model's own forward.
         frames: (inputs, logits) -> (batch, frames) bool, which outputs of a `ctc` are not padding; None: all of them.
         why_one_by_one: inputs -> why the passes at a point run one by one; None where they run as one doubled batch.

@@ -43,6 +43,7 @@ __all__ = [
     "fgsm",
     "fraternal",
     "freelb",
+    "mean_teacher",
     "neftune",
     "pgd",
     "pi_model",
@@ -456,6 +457,32 @@ def smart(
     require_positive("smart", "start", start)
     ascent = Ascent(Linf(epsilon, unit), step=step, steps=steps, start=start, kind="normal", site=site)
     return TaskLoss() + alpha * (Smoothness(ascent, "bi_kl", fixed=False) + mu * Proximal("bi_kl", beta))
+
+
+@recipe
+def mean_teacher(
+    alpha: float = 1.0, beta: float = 0.99, divergence: str = "mse", begin: int = 0, warmup: int = 0
+) -> Term:
+    """Mean teacher: the prediction must agree with that of an average of the model.
+
+    L = L(x) + alpha D(p~(x), p(x)),  p~ the model whose weights are beta x their average + (1 - beta) x the new ones
+    after each optimizer step.
+
+    Relations: smart's second term; pi_model compares with another pass of the same weights. The average is also the
+        better model: what is evaluated and saved is it with average="ema(0.99)", which is then kept once.
+    Cost: 2F + 1B.
+    Reference: Tarvainen, Valpola 2017, "Mean teachers are better role models: Weight-averaged consistency targets
+        improve semi-supervised deep learning results". https://arxiv.org/abs/1703.01780
+    Paper and code: there the teacher has dropout and input noise of its own; here it runs without. The code begins
+        with a plain mean, beta = min(1 - 1 / (step + 1), beta); here beta is constant, from the initial weights. The
+        code's ramp-up of alpha is exp(-5 (1 - t)^2); warmup is linear.
+    Args:
+        alpha: up to 100 in the code, after a ramp-up (use warmup), of squared errors averaged over the classes, as
+            here.
+        beta: 0.99 during the ramp-up and 0.999 after it in the paper.
+        divergence: "mse" in the paper, which finds "kl" worse.
+    """
+    return TaskLoss() + alpha * Proximal(divergence, beta)
 
 
 @recipe

@@ -127,7 +127,7 @@ class Adversarial(Term):
 
 @dataclass(frozen=True)
 class Proximal(Term):
-    """Agreement with a slow average of the model itself (SMART's Bregman proximal point).
+    """Agreement with a slow average of the model itself (SMART's Bregman proximal point, a mean teacher).
 
     Args:
         divergence: of (average, here).

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from hf_rat.engine.cost import Cost
 from hf_rat.engine.regularization import Regularization
+from hf_rat.trainer.average import Average
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,10 @@ def costs_of_run(regularization: Regularization, with_unlabeled: bool = False) -
 
 
 def announcement(
-    regularization: Regularization, args: TrainingArguments, with_unlabeled: bool = False
+    regularization: Regularization,
+    args: TrainingArguments,
+    with_unlabeled: bool = False,
+    average: Average | None = None,
 ) -> dict[str, str]:
     """What a run does, at what price, and how: the phrases of one line, by what they tell.
 
@@ -80,6 +84,7 @@ def announcement(
         regularization: opened on the model.
         args: of the run.
         with_unlabeled: whether a batch without labels goes beside each batch.
+        average: of the weights, where one is taken.
     """
     costs = costs_of_run(regularization, with_unlabeled)
     dearest, steps = max(costs, key=lambda cost: cost.time), sum(costs.values())
@@ -100,6 +105,12 @@ def announcement(
         # Some heads write the kind into their configuration in their first pass: that is how it is found from then on.
         said[taken.problem] = f"kind of task: {taken.problem} ({taken.because})"
     said["device"] = f"on {args.device.type} x {args.world_size}"
+    if average is not None:
+        said["average"] = f"evaluated and saved: {average!r} of the weights"
+    if (decay := getattr(args, "layer_decay", None)) is not None:
+        said["layer_decay"] = f"learning rate of each lower layer x {decay:g}"
+    if (steps := getattr(args, "probe_steps", 0)) > 0:
+        said["probe_steps"] = f"steps that train the head alone: {steps}"
     chosen = getattr(args, "fast_choices", ())
     if chosen:
         said["fast"] = f"fast: {', '.join(chosen)}"

@@ -12,6 +12,7 @@ from hf_rat.engine.requirements import MEMORY
 from hf_rat.passes.problems import PROBLEMS, require_problem
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
+from hf_rat.trainer.average import read_average
 
 _IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
 
@@ -123,9 +124,33 @@ class RegularizedTrainingArguments(TrainingArguments):
         },
     )
 
+    average: str | None = field(
+        default=None,
+        metadata={
+            "help": "ema(0.99), a moving average of the weights, or swa(0.5), their mean over the second half of the "
+            "run: it is what is evaluated, chosen by, saved and pushed, while training goes on from the weights."
+        },
+    )
+    layer_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of each lower layer, as a factor: the last layer has learning_rate x this, the one "
+            "below it that x this again, the embeddings the least; what is above the layers has learning_rate."
+        },
+    )
+    probe_steps: int = field(
+        default=0, metadata={"help": "Train the head alone for so many optimizer steps first (linear probing)."}
+    )
+
     def __post_init__(self) -> None:
         for name in WHEN:
             setattr(self, name, _place(name, getattr(self, name)))
+        if self.average is not None:
+            read_average(self.average)
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be a factor above 0 and at most 1")
+        if self.probe_steps < 0:
+            raise ValueError(f"probe_steps={self.probe_steps} must be a number of steps, at least 0")
         for name, known in (("reg_memory", MEMORY), ("length_buckets", SPLITTING)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")

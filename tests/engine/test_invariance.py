@@ -301,6 +301,21 @@ def test_processes_of_which_one_may_not_double_the_batch_run_alike(two, process,
     assert seen["equal"]
 
 
+@pytest.mark.parametrize("name", two_processes.AVERAGED)
+def test_two_processes_keep_the_average_of_one(two, name):
+    how = two_processes.AVERAGED[name]
+    options = {"eval_dataset": runs.examples(16, seed=2)}
+    settings = {"average": how["average"], "options": options, **WHOLE, **two_processes.EVALUATED}
+    one = runs.trainer(how["reg"], keyed.KeyedTrainer, **settings)
+    one.train()
+    seen = two["averaged"][name]
+    runs.assert_same_logs(seen["logs"], runs.ran(one).logs)
+    evaluated = [log["eval_loss"] for log in one.state.log_history if "eval_loss" in log]
+    assert seen["eval losses"] == pytest.approx(evaluated, rel=1e-5)
+    assert len(evaluated) == 3
+    assert seen["equal"], "the processes ended with different averages"
+
+
 @pytest.mark.parametrize("case", ["adversarial pass", "adversarial pass, single backward"])
 def test_a_bad_adversarial_pass_on_one_process_is_left_out_on_both(two, case):
     seen, plain = two["bad"][case], two["bad"]["plain"]

@@ -11,7 +11,7 @@ import pytest
 
 from hf_rat.cli.compare import main, parse
 from hf_rat.experiments import processes
-from hf_rat.experiments.compare import aggregate, compare
+from hf_rat.experiments.compare import compare
 from hf_rat.experiments.experiment import Cell, Experiment
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.words import without
@@ -84,14 +84,6 @@ def test_mean_and_standard_deviation(tmp_path):
 def test_one_seed_has_no_standard_deviation(tmp_path):
     go(tmp_path, methods=("plain",), seeds=(7,))
     assert "| `plain` | 1 | 0.7000 |" in (tmp_path / "table.md").read_text()
-
-
-def test_a_score_that_a_run_lacks_is_left_out():
-    records = [
-        {"seed": 1, "command": "a", "results": {"eval_accuracy": 1.0, "eval_f1": 0.5}},
-        {"seed": 2, "command": "b", "results": {"eval_accuracy": 0.0}},
-    ]
-    assert set(aggregate(Method("plain"), records)["scores"]) == {"eval_accuracy"}
 
 
 def test_finished_runs_are_kept_and_the_missing_ones_made(tmp_path):

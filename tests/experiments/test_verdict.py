@@ -239,9 +239,23 @@ def test_predictions_that_do_not_fit_are_told_and_not_used(tmp_path):
     assert rows["rat"].gain_on_tests_like_it is None
     assert "seed-2 do not give its score" in cell.notes[0]
     (tmp_path / "rat" / "seed-2" / "eval_predictions.npz").unlink()
-    assert told(tmp_path)[0].notes == ["rat: predictions of 2 of 3 runs are there"]
+    assert told(tmp_path)[0].notes == ["rat: predictions of 2 of 3 pairs are there; no second interval"]
     keep(tmp_path / "rat", 2, expected[:50], expected[:50])
     assert "answered other examples" in told(tmp_path)[0].notes[0]
+
+
+def test_examples_that_each_seed_draws_anew_are_not_taken_for_one_test_set(tmp_path):
+    for name, wrong in (("plain", 3), ("rat", 1)):
+        results = {}
+        for seed in (1, 2):
+            expected = np.arange(10) % (seed + 1)
+            predicted = np.where(np.arange(10) < wrong, 5, expected)
+            keep(tmp_path / name, seed, predicted, expected)
+            results[seed] = {"eval_accuracy": 1 - wrong / 10}
+        made(tmp_path / name, name, results)
+    cell, rows = told(tmp_path)
+    assert rows["rat"].gain_on_tests_like_it is None
+    assert cell.notes == ["each seed has test examples of its own: the interval over seeds is one over examples, too"]
 
 
 def cells_of(tmp_path, gains, spread=(0.0, 0.01, 0.02)):

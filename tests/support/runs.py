@@ -28,6 +28,7 @@ STRONG = {
     "rat": "rat(epsilon=0.5)",
     "vat": "vat(epsilon=0.5, start=0.5)",
     "smart": "smart(epsilon=0.05, step=0.05, start=0.02, beta=0.5)",
+    "mean_teacher": "mean_teacher(alpha=9, beta=0.5)",
     "r3f": "r3f(epsilon=0.1)",
     "adversarial_dropout": "adversarial_dropout(rate=0.2)",
 }
@@ -35,6 +36,9 @@ STRONG = {
 
 SETTINGS = {name: STRONG.get(name, name) for name in RECIPES}
 """Every recipe, so strong that what it adds is far from zero on the tiny model."""
+
+AVERAGED = [SETTINGS["smart"], SETTINGS["mean_teacher"]]
+"""Those that keep an average of the model."""
 
 COMPOSED = [
     "pgd(epsilon=0.5, step=0.2, steps=2, start=0.1)",

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from two_processes import BadPass
 
 from hf_rat import Regularization, parse
+from hf_rat.engine.requirements import require_whole_weights
 
 EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED, "fgm(epsilon=0.1, unit='embedding')"]
 STEP = 3
@@ -149,6 +150,14 @@ def fsdp1() -> str:
     return "accepted"
 
 
+def average() -> str:
+    try:
+        require_whole_weights("average='ema(0.9)'", sharded())
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -157,7 +166,7 @@ def main() -> None:
             name: {expression: compared(*case, expression) for expression in EVERY} for name, case in CASES.items()
         }
         bad = {engine: with_a_bad_pass(engine) for engine in ENGINES}
-        refused = {"lean": lean(), "FSDP 1": fsdp1()}
+        refused = {"lean": lean(), "FSDP 1": fsdp1(), "average": average()}
         because = whole()
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w", encoding="utf-8") as file:

@@ -1,11 +1,13 @@
 """`class MyTrainer(RegularizationMixin, SentenceTransformerTrainer)` with the real package, and its steps by hand."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import tiny
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import BertModel, PreTrainedTokenizerFast
@@ -104,6 +106,27 @@ def trainer(folder, kind, out, regularizer=None, loss=None, cls=MyTrainer, **set
 def logged(one):
     one.train()
     return next(log for log in one.state.log_history if "loss" in log)
+
+
+def test_an_average_of_the_weights(folder, tmp_path):
+    """Evaluated, saved as the model, and resumed from, as with the Trainer itself."""
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    averaging = partial(MyTrainer, average="ema(0.5)")
+    one = trainer(folder, "pairs", tmp_path / "a", fgm(epsilon=EPSILON), cls=averaging, **settings)
+    name = "0.auto_model.encoder.layer.0.output.dense.weight"
+    name = next(key for key in one.model.state_dict() if key.endswith(name.split("model.")[1]))
+    expected = one.model.state_dict()[name].clone()
+    one.train()
+    for step in (1, 2, 3):
+        raw = load_file(tmp_path / "a" / f"checkpoint-{step}" / "raw_model.safetensors")
+        expected = 0.5 * expected + 0.5 * raw[name]
+    torch.testing.assert_close(one.model.state_dict()[name], expected)
+    assert not torch.equal(expected, raw[name])
+    loaded = sentence_transformers.SentenceTransformer(str(tmp_path / "a" / "checkpoint-3"), device="cpu")
+    torch.testing.assert_close(loaded.state_dict()[name], expected)
+    again = trainer(folder, "pairs", tmp_path / "b", fgm(epsilon=EPSILON), cls=averaging, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+    assert torch.equal(again.model.state_dict()[name], one.model.state_dict()[name])
 
 
 def step_by_hand(folder, kind, perturbed):
