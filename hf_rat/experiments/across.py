@@ -143,8 +143,8 @@ def _middle(runs: Sequence[np.ndarray], confidence: float, seed: int) -> Middle:
 
     Its standard error comes from drawing the seeds of each data set again. Among n seeds the variance of what is drawn
     is too small by (n - 1) / n, so the runs are stretched about their mean. With few seeds quantiles of the drawn
-    means would be too narrow still: Student's t, with Satterthwaite's degrees of freedom, which are few where the
-    seeds of few data sets make most of the variance.
+    means would be too narrow still: Student's t, with Satterthwaite's degrees of freedom, which are few where most
+    of the variance comes from few data sets.
     """
     mean = float(stats.trim_mean(np.concatenate(runs), _CUT))
     if min(map(len, runs)) == 1:
