@@ -25,6 +25,7 @@ def work(entry: str, command: Sequence[str], log: str, environment: dict[str, st
         environment: variables that this process has beside its parent's.
         threads: of torch; None leaves its own choice.
     """
+    multiprocessing.set_start_method(None, force=True)  # workers that load batches start as in a process of its own
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     _print_to(log)

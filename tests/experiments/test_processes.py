@@ -40,6 +40,12 @@ def test_a_run_leaves_its_record_and_its_log(tmp_path):
     assert run.log.read_text() == "plain says hello\nand a library writes to the descriptor\ngoodbye\n"
 
 
+def test_workers_of_a_run_start_as_in_a_fresh_process(tmp_path):
+    code = "import multiprocessing; print(multiprocessing.get_start_method())"
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert make(tmp_path, ["plain"])["plain"][1]["results"]["start_method"] == fresh
+
+
 def test_nothing_leaks_from_run_to_run(tmp_path):
     records = make(tmp_path, ["plain", "one", "two"])
     assert [record["results"]["leaked"] for _, record in records.values()] == [1, 1, 1]

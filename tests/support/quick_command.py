@@ -7,6 +7,7 @@ probe, which has --max_steps, takes no time and leaves "... probed".
 import atexit
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -41,6 +42,7 @@ def main(argv):
         "eval_accuracy": int(seed) / 10,
         "leaked": leaked,
         "argv": sys.argv,
+        "start_method": multiprocessing.get_start_method(),
         **{name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")},
     }
     (folder / "all_results.json").write_text(json.dumps(results), encoding="utf-8")
