@@ -22,15 +22,18 @@ perturbation only.
 
 from __future__ import annotations
 
-from hf_rat.passes.sites import EMBEDDINGS, MASKS
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, WEIGHTS
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Redrawn
-from hf_rat.regularizers.recipe import recipe, require_positive
+from hf_rat.regularizers.recipe import recipe, require_positive, require_weights
 from hf_rat.regularizers.terms import Adversarial, Consistency, Proximal, Smoothness, TaskLoss, Term
+from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor
+from hf_rat.regularizers.weight_perturbations import steepest
 
 # A name more here is exported from `hf_rat`, where editors and type checkers see it.
 __all__ = [
     "adversarial_dropout",
+    "asam",
     "expectation_linear",
     "fgm",
     "fgsm",
@@ -43,6 +46,7 @@ __all__ = [
     "r3f",
     "rat",
     "rdrop",
+    "sam",
     "smart",
     "vat",
 ]
@@ -483,3 +487,61 @@ def adversarial_dropout(
     if base == "random":
         gap = Adversarial(Dropped(Hamming(rate), at), gap)
     return TaskLoss() + alpha * gap
+
+
+# -- at other weights ------------------------------------------------------------------------------------------------
+
+
+@recipe
+def sam(
+    epsilon: float = 0.05, norm: str = "all", over: str = "microbatch", site: str = WEIGHTS, begin: int = 0
+) -> Term:
+    """SAM, sharpness-aware minimization: the loss at the worst weights nearby, instead of the loss at the weights.
+
+    L = L(w + e),  e = epsilon g / ||g||_2,  g = dL(w)/dw.
+
+    Relations: fgm(site="weights") has the loss at w too. asam measures e by the size of each weight, awp by that of
+        each tensor. In a sum it counts as an added adversarial task loss: rat + sam is R-AT's loss at w, and the task
+        loss at w + e.
+    Cost: 2F + 2B. The first backward computes g alone, by autograd.grad: gradients that are there already, of other
+        micro-batches or terms, are no part of it.
+    Reference: Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization".
+        https://arxiv.org/abs/2010.01412
+    Paper and code: the pass at w + e replays the dropout masks of the pass at w, since otherwise the masks would
+        differ as much as the weights; the official code gives both passes one random key, popular ports draw anew.
+        Running statistics are those of the pass at w. Only weights that are trained move, tied ones once.
+    Args:
+        epsilon: the paper's rho, 0.05 (0.05 to 0.15 for language models, Bahri et al. 2022).
+        norm: what the norm is taken over: "all" weights, as in the paper, or each "tensor" by itself.
+        over: "microbatch" takes g over the micro-batch of a process (m-sharpness, as the official code on several
+            accelerators), so that the loss changes with how a batch is cut. "step" takes it over the whole optimizer
+            step, all micro-batches and processes: 16 = 4 x 4 = 2 x 8.
+        site: "weights", or some as "weights:*.query.weight", or "weights:!*.bias" for all others.
+    """
+    require_weights("sam", site)
+    return Adversarial(steepest(L2(epsilon) if norm == "all" else PerTensor(epsilon), site, over), TaskLoss())
+
+
+@recipe
+def asam(
+    epsilon: float = 0.5, eta: float = 0.01, over: str = "microbatch", site: str = WEIGHTS, begin: int = 0
+) -> Term:
+    """ASAM: sam with a neighbourhood that is as wide in each weight as that weight is large.
+
+    L = L(w + e),  e = epsilon T^2 g / ||T g||_2,  T = |w| + eta,  g = dL(w)/dw.
+
+    Relations: sam, if all weights are equally large.
+    Cost: 2F + 2B.
+    Reference: Kwon et al. 2021, "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep
+        Neural Networks".
+        https://arxiv.org/abs/2102.11600
+    Paper and code: the code has T = 1 for whatever is not named "weight" (biases), and adds 1e-16 to the norm; we
+        follow the paper's elementwise T. Dropout masks and running statistics as in sam.
+    Args:
+        epsilon: the paper's rho, 0.5 (0.2 for language models and translation there).
+        eta: 0.01 in the paper: weights of zero move too.
+        over: as in sam.
+        site: as in sam.
+    """
+    require_weights("asam", site)
+    return Adversarial(steepest(Ellipsoid(epsilon, eta), site, over), TaskLoss())

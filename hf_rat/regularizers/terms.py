@@ -25,6 +25,7 @@ from hf_rat.passes.point import Plan, Point
 from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, Scaled, TaskLoss, Term
 from hf_rat.regularizers.divergences import mean_divergence
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
+from hf_rat.regularizers.weight_perturbations import Mixed
 
 _TASK_LOSS = TaskLoss()
 
@@ -101,7 +102,7 @@ class Adversarial(Term):
         return self.at
 
     def elsewhere(self, point: Point) -> Iterator[Group]:
-        name = "noisy" if isinstance(self.at, (Noise, Dropped)) else "adversarial"
+        name = "noisy" if isinstance(self.at, (Noise, Dropped, Mixed)) else "adversarial"
         for share, there in self.at(point, plan=plan_of(self.term, point.batch.step)):
             for group in groups_at(there, self.term, f"{name}_"):
                 yield _weigh(share, group)
@@ -181,8 +182,10 @@ def plan_of(term: Term, step: int) -> Plan:
     """What `term` is going to ask of the passes at its point at optimizer step `step`."""
     task, others = _split(term, step)
     finders = [(part, part.perturb) for _, part in others if part.perturb is not None]
+    graph = bool(task) or any(part.learns_here for _, part in others)
+    # Passes that nothing is learned from are made for each slope by itself, and keep no graph for the others.
     slope_sites = frozenset(
-        at.site for part, at in finders if at.site and at.uses_clean_slope and isinstance(part, Adversarial)
+        at.site for part, at in finders if graph and at.site and at.uses_clean_slope and isinstance(part, Adversarial)
     )
     compared = [part.passes for _, part in others if isinstance(part, Consistency)]
     return Plan(
@@ -191,7 +194,7 @@ def plan_of(term: Term, step: int) -> Plan:
         slope_sites=slope_sites,
         share_masks=any(at.shares_masks for _, at in finders),
         also_masks=frozenset(at.also_masks for _, at in finders if at.also_masks),
-        graph=bool(task or slope_sites or any(part.learns_here for _, part in others)),
+        graph=graph,
     )
 
 
