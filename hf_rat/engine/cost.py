@@ -12,6 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site, is_weights, open_site
+from hf_rat.regularizers.ahead import look_ahead, sites_ahead
 from hf_rat.regularizers.terms import Term, count_groups, groups
 
 # Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
@@ -83,6 +84,7 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
             separate_slope_pass=like is not None and like.separate_slope_pass,
             rerun=None if like is None or like.rerun is None else stage.run,
             teacher=lambda inputs: stage.run(inputs)[1].detach(),
+            anchor=lambda inputs: stage.run(inputs)[1].detach(),
         )
         inputs = {"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])}
         return _rehearse(regularizer, Batch(inputs, lambda: "single_label_classification", execution, step))
@@ -91,6 +93,8 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
 def _rehearse(regularizer: Term, batch: Batch) -> Cost:
     tally, streaming = batch.tally, batch.execution.streaming
     backwards = count = 0
+    if sites_ahead(regularizer, batch.step):
+        batch.ahead = look_ahead(regularizer, batch)
     graphs: list[int] = []
     for group in groups(regularizer, batch):
         before, reruns = tally.forwards - tally.searches, tally.reruns
@@ -126,7 +130,9 @@ class _Stage(nn.Module):
 
     def site(self, name: str) -> Site:
         if name not in self._sites and is_weights(name):
-            self._sites[name] = open_site(name.partition(":")[0], self)
+            opened: Any = open_site(name.partition(":")[0], self)
+            opened.centre = opened.values()
+            self._sites[name] = opened
         if name not in self._sites:
             self._sites[name] = SITES[name if name in MASKS else EMBEDDINGS](self)
         return self._sites[name]

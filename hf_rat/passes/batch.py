@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_rat.passes.dropout import DropoutRate, SharedMasks
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.length_buckets import Bucket
+from hf_rat.passes.problems import LABELS
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.passes.sites.weights import is_weights
 from hf_rat.passes.table_gradient import TableGradient
@@ -144,6 +145,11 @@ class Batch:
     def tile(self, times: int) -> dict[str, Any]:
         """The batch `times` over: pass after pass along the batch axis."""
         return tile(self.inputs, times)
+
+    def beside(self, unlabeled: Mapping[str, Any], split: Callable[[Mapping[str, Any]], Sequence[Bucket]]) -> Batch:
+        """A second batch without labels, whose kind of task is that of this one: without labels it can be unknown."""
+        inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
+        return Batch(inputs, self.find_problem, self.execution, self.step, split(inputs), updated=True)
 
     def shared_masks(self) -> SharedMasks:
         """Random numbers that several passes over this batch are going to draw.

@@ -22,24 +22,31 @@ perturbation only.
 
 from __future__ import annotations
 
-from hf_rat.passes.sites import EMBEDDINGS, MASKS, WEIGHTS
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, WEIGHTS
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Redrawn
 from hf_rat.regularizers.recipe import recipe, require_positive, require_weights
 from hf_rat.regularizers.terms import Adversarial, Consistency, Proximal, Smoothness, TaskLoss, Term
-from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor
-from hf_rat.regularizers.weight_perturbations import steepest
+from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor, Spread
+from hf_rat.regularizers.weight_perturbations import Mixed, Momentum, steepest
+from hf_rat.regularizers.weight_terms import Anchored, Distance, NoisyStart
 
 # A name more here is exported from `hf_rat`, where editors and type checkers see it.
 __all__ = [
     "adversarial_dropout",
+    "anchor",
     "asam",
+    "awp",
     "expectation_linear",
     "fgm",
     "fgsm",
     "fraternal",
     "freelb",
+    "l2_sp",
+    "mixout",
+    "momentum_sam",
     "neftune",
+    "noisy_tune",
     "pgd",
     "pi_model",
     "plain",
@@ -545,3 +552,162 @@ def asam(
     """
     require_weights("asam", site)
     return Adversarial(steepest(Ellipsoid(epsilon, eta), site, over), TaskLoss())
+
+
+@recipe
+def momentum_sam(
+    epsilon: float = 0.05,
+    beta: float = 0.9,
+    norm: str = "all",
+    momentum: str = "own",
+    site: str = WEIGHTS,
+    begin: int = 0,
+) -> Term:
+    """Momentum-SAM: sam without its second pass, at weights that a momentum of earlier slopes tells.
+
+    L = L(w + e),  e = -epsilon v / ||v||_2,  v <- beta v + (1 - beta) g,  g = dL(w + e)/dw of each optimizer step.
+
+    Relations: sam seeks the worst weights for this batch; these are where Nesterov's momentum would look, and e is
+        the same for all micro-batches and processes of a step. At first v = 0, and L is that of plain.
+    Cost: 1F + 1B.
+    Reference: Becker, Altrock, Risse 2024, "Momentum-SAM: Sharpness Aware Minimization without Computational
+        Overhead".
+        https://arxiv.org/abs/2401.12033
+    Paper and code: the minus is the paper's: it goes ahead along the way down, and finds the loss there to rise. Its v
+        is the optimizer's buffer, v <- mu v + g, which has the same direction (momentum="optimizer"); with Adam its
+        code divides by the root of the second moment too, which we do not. Our own v is a mean of the slopes of the
+        task loss alone, neither clipped nor with what other terms of a sum add.
+    Args:
+        epsilon: the paper's rho; larger than sam's there (0.2 to 3).
+        beta: of the own momentum; the paper's mu, 0.9.
+        norm: as in sam.
+        momentum: "own", which a checkpoint keeps, or "optimizer": its exp_avg or momentum_buffer.
+        site: as in sam.
+    """
+    require_weights("momentum_sam", site)
+    ball = L2(epsilon) if norm == "all" else PerTensor(epsilon)
+    return Adversarial(Momentum(ball, beta, momentum, site), TaskLoss())
+
+
+@recipe
+def awp(
+    epsilon: float = 0.005, inputs: float = 0.0, over: str = "microbatch", site: str = WEIGHTS, begin: int = 0
+) -> Term:
+    """Adversarial weight perturbation: the loss, at perturbed inputs or not, at weights moved by a share of each.
+
+    L = L(x', w + v),  v_l = epsilon ||w_l||_2 g_l / ||g_l||_2 for each tensor l,  g = dL(x', w)/dw,
+    x' = x + r,  r = inputs h / ||h||_2,  h = dL(x, w)/dx, x the word embeddings of one example.
+
+    Relations: sam(norm="tensor") with a radius that is relative; inputs=0 has no perturbed inputs. In a sum it counts
+        as an added loss: plain + awp is the "AWP" that is popular in competitions, the loss at w and at w + v.
+    Cost: 2F + 2B, with inputs > 0 one F and one S more.
+    Reference: Wu, Xia, Wang 2020, "Adversarial Weight Perturbation Helps Robust Generalization".
+        https://arxiv.org/abs/2004.05884
+    Paper and code: the paper seeks x' by ten steps of PGD and we by one of fgm. Its code moves only tensors of more
+        than one axis named "weight" (site="weights:*.weight"), by a proxy optimizer; ours moves all that are trained,
+        each within its own norm, so that biases of zero stay. Dropout masks and running statistics as in sam.
+    Args:
+        epsilon: the paper's gamma, 0.005 (0.001 to 0.01).
+        inputs: length of the perturbation of an example's word embeddings, as epsilon of fgm.
+        over: as in sam; "step" needs inputs=0.
+        site: as in sam.
+        begin: competitions begin it when the loss is already low.
+    """
+    require_weights("awp", site)
+    if inputs and over == "step":
+        raise ValueError(f"awp(inputs={inputs!r}, over='step'): a step's slope is taken at inputs as they are; use 0")
+    worst: Term = Adversarial(steepest(PerTensor(epsilon, "relative"), site, over), TaskLoss())
+    return Adversarial(Gradient(L2(inputs)), worst) if inputs else worst
+
+
+@recipe
+def mixout(rate: float = 0.1, site: str = WEIGHTS, begin: int = 0) -> Term:
+    """Mixout: dropout whose dropped weights are not zero but those that training began with.
+
+    L = L(w'),  w' = [(1 - m) w + m u - rate u] / (1 - rate),  m one number in {0, 1} for each weight, 1 with
+    probability rate, u the weights that training began with.
+
+    Relations: with u = 0 it is dropout of weights (DropConnect). l2_sp draws to u by a penalty, mixout to first order
+        in the same way. In a sum it counts as an added noisy task loss.
+    Cost: 1F + 1B.
+    Reference: Lee, Cho, Kang 2020, "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language
+        Models".
+        https://arxiv.org/abs/1909.11299
+    Paper and code: the code mixes the matrices of linear layers only and switches the model's dropout off; we mix all
+        weights at the site (site="weights:*.weight" leaves biases out) and leave its dropout as it is. Masks are drawn
+        anew for each micro-batch and process, as those of dropout.
+    Args:
+        rate: the paper has 0.7 to 0.9 for BERT-large.
+        site: as in sam. A head that begins at random is drawn to where it began.
+    """
+    require_weights("mixout", site)
+    return Adversarial(Mixed(rate, MIXED + site.removeprefix(WEIGHTS)), TaskLoss())
+
+
+# -- near where training began ---------------------------------------------------------------------------------------
+
+
+@recipe
+def l2_sp(alpha: float = 0.01, site: str = WEIGHTS, begin: int = 0, warmup: int = 0) -> Term:
+    """L2-SP: weight decay towards the weights that training began with, instead of towards zero.
+
+    L = L(w) + alpha 1/2 ||w - u||_2^2,  u the weights that training began with.
+
+    Relations: mixout does it by noise. anchor stays near what the model predicted instead of near its weights.
+    Cost: 1F + 1B, and one pass over the weights.
+    Reference: Li, Grandvalet, Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional
+        Networks".
+        https://arxiv.org/abs/1802.01483
+    Paper and code: the paper decays new layers towards zero with a factor of their own; leave them out by their name,
+        site="weights:!classifier*", and give weight_decay to the optimizer. With adaptive optimizers a penalty is not
+        the same as a decay of weights, here as there.
+    Args:
+        alpha: the paper has 0.001 to 1; its objective has the half too.
+        site: as in sam.
+    """
+    require_weights("l2_sp", site)
+    return TaskLoss() + alpha * Distance(site)
+
+
+@recipe
+def anchor(alpha: float = 1.0, divergence: str = "kl", begin: int = 0, warmup: int = 0) -> Term:
+    """Anchor: the prediction must stay near that of the model that training began with.
+
+    L = L(x) + alpha KL(p_0(x) || p(x)),  p_0 the model that training began with, without dropout and gradients.
+
+    Relations: smart's second part stays near a slow average instead. For language models it is the KL to the reference
+        model that reinforcement learning has, and with a weighted task loss ASFT.
+    Cost: 2F + 1B, and a copy of the model in memory and in checkpoints; where nothing but adapters (PEFT) is trained
+        it is the same model with its adapters off, and no copy.
+    Reference: Li, Hoiem 2016, "Learning without Forgetting".
+        https://arxiv.org/abs/1606.09282
+    Paper and code: the paper keeps the outputs of the old tasks' heads, recorded before, at a temperature of 2; here
+        it is the same head, so that it must be one that has been trained before (a language model's, or a classifier's
+        that is trained further). A head that begins at random would be anchored at random predictions. Adapters that
+        change the base model when they are made (PiSSA, LoftQ) are anchored at what they leave of it.
+    Args:
+        alpha: a mean per example, or per position.
+        divergence: of p_0 and p; on a regression it is the mean squared difference.
+    """
+    return TaskLoss() + alpha * Anchored(divergence)
+
+
+@recipe
+def noisy_tune(epsilon: float = 0.15, site: str = WEIGHTS) -> Term:
+    """NoisyTune: noise is added to the weights once, before fine-tuning begins.
+
+    L = L(w), from w = u + U(-epsilon / 2, epsilon / 2) std(u_l) on, for each tensor u_l that training began with.
+
+    Relations: after the start it is plain. neftune's noise is in each step, on the words.
+    Cost: 1F + 1B.
+    Reference: Wu et al. 2022, "NoisyTune: A Little Noise Can Help You Finetune Pretrained Language Models Better".
+        https://arxiv.org/abs/2202.12024
+    Paper and code: the noise is added when step 0 begins, and a resumed run adds none. All weights at the site get it,
+        as in the paper's snippet, also a head that begins at random; several processes add the same. Centres (l2_sp,
+        mixout, anchor) are the weights before the noise.
+    Args:
+        epsilon: the paper's lambda, 0.15 (0.1 to 0.2).
+        site: as in sam.
+    """
+    require_weights("noisy_tune", site)
+    return TaskLoss() + NoisyStart(Spread(epsilon), site)

@@ -26,6 +26,7 @@ from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, Scaled, Ta
 from hf_rat.regularizers.divergences import mean_divergence
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
 from hf_rat.regularizers.weight_perturbations import Mixed
+from hf_rat.regularizers.weight_terms import Distance, NoisyStart
 
 _TASK_LOSS = TaskLoss()
 
@@ -175,7 +176,7 @@ def is_plain(term: Term) -> bool:
 
 def compares_logits(term: Term) -> bool:
     """Whether `term` may ask for predictions, rather than for task losses alone."""
-    return not all(isinstance(part, (TaskLoss, Adversarial)) for part in all_terms(term))
+    return not all(isinstance(part, (TaskLoss, Adversarial, Distance, NoisyStart)) for part in all_terms(term))
 
 
 def plan_of(term: Term, step: int) -> Plan:

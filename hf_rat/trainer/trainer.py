@@ -79,6 +79,7 @@ class RegularizationMixin(OwnLoss):
         self._regularization: Regularization | None = None
         self._resumed_from: str | None = None
         self._num_labels: Tensor | None = None
+        self._step_ahead: list[Any] = []
         self._components = Components()
         self._gradients_finite = True
         self._announcer = Announcer(heard=False)
@@ -115,6 +116,7 @@ class RegularizationMixin(OwnLoss):
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
                 problem=self._problem,
+                optimizer=self.optimizer,
             )
         return self._regularization
 
@@ -170,6 +172,11 @@ class RegularizationMixin(OwnLoss):
                 f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
                 "passes; leave return_outputs at False, or call model.eval() first"
             )
+        # Taken first: an error in there leaves none of them for another step.
+        samples, self._step_ahead = self._step_ahead, []
+        if samples:
+            prepared = (self._prepare_inputs(sample) for sample in samples)
+            self.regularization.begin_step(prepared, step=self.state.global_step, num_labels=self._num_labels)
         self.host.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.all_but_last_backward(
@@ -191,6 +198,7 @@ class RegularizationMixin(OwnLoss):
         if samples and not self._announcer.has_told:
             self._announce(samples[0])
         self._num_labels = weighting.find_num_labels(samples, across=self.args.average_tokens_across_devices)
+        self._step_ahead = list(samples)
         if self._num_labels is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
             self._num_labels = self._num_labels * self.accelerator.gradient_accumulation_steps
         return samples, given
@@ -209,9 +217,11 @@ class RegularizationMixin(OwnLoss):
         It must be there before the Trainer writes the state that makes a checkpoint whole, and deletes older ones.
         """
         super().save_model(output_dir, _internal_call)
-        teacher = None if self._regularization is None else self._regularization.teacher
-        if teacher is not None and _internal_call and output_dir is not None and self.args.should_save:
-            teacher.save(output_dir)
+        regularization = self._regularization
+        if regularization is not None and _internal_call and output_dir is not None and self.args.should_save:
+            regularization.weights.save(output_dir)
+            if regularization.teacher is not None:
+                regularization.teacher.save(output_dir)
 
     def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
         """The Trainer's model card with the tag hf-rat, completed: see `hf_rat.trainer.model_card.complete_card`."""
@@ -230,8 +240,10 @@ class RegularizationMixin(OwnLoss):
         regularization = self.regularization
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
-        if self._resumed_from is not None and regularization.teacher is not None:
-            regularization.teacher.load(self._resumed_from)
+        if self._resumed_from is not None:
+            regularization.weights.load(self._resumed_from)
+            if regularization.teacher is not None:
+                regularization.teacher.load(self._resumed_from)
         heard = self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING
         self._announcer = Announcer(heard)
 
