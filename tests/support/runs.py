@@ -30,6 +30,11 @@ STRONG = {
     "smart": "smart(epsilon=0.05, step=0.05, start=0.02, beta=0.5)",
     "r3f": "r3f(epsilon=0.1)",
     "adversarial_dropout": "adversarial_dropout(rate=0.2)",
+    "sam": "sam(epsilon=0.3)",
+    "momentum_sam": "momentum_sam(epsilon=0.3)",
+    "awp": "awp(epsilon=0.02)",
+    "l2_sp": "l2_sp(alpha=5.0)",
+    "noisy_tune": "noisy_tune(epsilon=0.5)",
 }
 """Recipes whose default arguments add next to nothing to the loss of the tiny model, with others that do."""
 
@@ -42,6 +47,16 @@ COMPOSED = [
     "rdrop(passes=3) + 0.5 * vat(epsilon=0.5, start=0.5)",
     "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', begin=1)",
 ]
+
+OVER_STEP = {
+    "sam": "sam(epsilon=0.3, over='step')",
+    "asam": "asam(over='step')",
+    "awp": "awp(epsilon=0.02, over='step')",
+}
+"""Recipes whose loss depends on how a batch is cut, unless they take their slope over the whole step."""
+
+INVARIANT = [*({**SETTINGS, **OVER_STEP}[name] for name in SETTINGS if name != "mixout"), *COMPOSED]
+"""Every recipe for which 16 = 4 x 4; mixout draws its weights anew for each micro-batch."""
 
 BY_POSITION = ["plain", SETTINGS["rat"], "vat(epsilon=0.5, start=0.5) + adversarial_dropout(rate=0.2)"]
 """For tasks with a label per position: one of each kind of term."""

@@ -96,7 +96,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"grouped": {}, "bad": {}}
     with keyed.noise():
-        for expression in [*runs.SETTINGS.values(), *runs.COMPOSED]:
+        for expression in runs.INVARIANT:
             results["grouped"][expression] = {
                 name: train(expression, **settings) for name, settings in GROUPINGS.items()
             }
