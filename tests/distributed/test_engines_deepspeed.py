@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from hf_rat import Regularization, parse
 
-EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED]
+REFUSED = ("momentum_sam", "noisy_tune")
+EVERY = [e for e in (*runs.SETTINGS.values(), *runs.COMPOSED) if e.partition("(")[0] not in REFUSED]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -131,6 +132,14 @@ def test_each_micro_batch_is_one_backward_and_the_weights_are_those_of_a_plain_l
         assert engine.steps == step + 1
     for name, weight in hand.state_dict().items():
         torch.testing.assert_close(engine.module.state_dict()[name], weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("expression", REFUSED)
+def test_what_the_optimizer_of_deepspeed_would_undo_is_refused(stand_in, expression):
+    with pytest.raises(
+        ValueError, match="under DeepSpeed, whose optimizer has weights and momenta of its own; use DDP"
+    ):
+        stand_in(expression, model())
 
 
 # Where a slope is taken of passes that are learned from too, these passes run once more before.

@@ -48,6 +48,9 @@ COMPOSED = [
     "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', begin=1)",
 ]
 
+AT_WEIGHTS = ("sam", "asam", "momentum_sam", "awp", "mixout", "l2_sp", "anchor", "noisy_tune")
+"""Recipes that read or move whole weights."""
+
 OVER_STEP = {
     "sam": "sam(epsilon=0.3, over='step')",
     "asam": "asam(over='step')",
