@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM
 
 from hf_rat import Regularization, parse, sam
-from hf_rat.models import RNNConfig, RNNForSequenceClassification
+from hf_rat.models import LSTM, RNNConfig, RNNForSequenceClassification
 from hf_rat.passes.sites import WeightsSite, open_site
 from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor, Spread
 
@@ -62,9 +62,8 @@ def lora(dropout=0.0, **settings):
 
 def test_adapters_alone_move():
     ours, theirs = assert_by_hand(lora, tiny_batch())
-    moved = {
-        n for (n, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True) if not torch.equal(a, b)
-    }
+    pairs = zip(ours.named_parameters(), theirs.parameters(), strict=True)
+    moved = {name for (name, kept), written in pairs if not torch.equal(kept, written)}
     assert moved
     assert all("lora_" in name or "modules_to_save" in name for name in moved)
 
@@ -149,7 +148,9 @@ def test_what_a_model_runs_again_by_itself_runs_at_the_moved_weights():
 
 
 def test_a_weight_that_is_read_elsewhere_is_named():
-    with pytest.raises(ValueError, match="reads output.weight from elsewhere than the module that holds it") as error:
+    with pytest.raises(
+        ValueError, match=r"reads output\.weight from elsewhere than the module that holds it"
+    ) as error:
         Regularization(sam(), OwnCheckpoint(kept=True)).backward(tiny_batch())
     assert "\n" not in str(error.value)
     Regularization(sam(site="weights:!output.weight"), OwnCheckpoint(kept=True)).backward(tiny_batch())
@@ -176,8 +177,26 @@ def test_recurrent_companions(cell, dropouts):
     torch.manual_seed(5)
     loss = theirs(**batch).loss
     loss.backward()
-    assert float(named["adversarial_task"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(named["adversarial_task"]) == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(gradients(ours), gradients(theirs))
+
+
+def test_a_recurrent_layer_whose_weights_are_dropped_out_is_moved_too():
+    """Without lengths torch's own kernel runs, on weights that are put in the place of the layer's."""
+    torch.manual_seed(0)
+    layer = LSTM(4, 4, dropout={"dropconnect": 0.3}).train()
+    site = open_site("weights", layer)
+    x, move = torch.randn(5, 2, 4), torch.randn(1, sum(site.sizes))
+    moved = copy.deepcopy(layer)
+    with torch.no_grad():
+        for weight, e in zip(moved.parameters(), site.split(move), strict=True):
+            weight.add_(e)
+    torch.manual_seed(1)
+    _, seen = site.moving(lambda inputs: (None, layer(x)[0]), move)({})
+    torch.manual_seed(1)
+    torch.testing.assert_close(seen, moved(x)[0])
+    layer.eval()
+    torch.testing.assert_close(layer(x)[0], copy.deepcopy(layer)(x)[0])
 
 
 # -- what comes back -------------------------------------------------------------------------------------------------
