@@ -249,6 +249,6 @@ class WeightMemory:
             digest = hashlib.sha256()
             for key, value in sorted(self._centres()[name].items()):
                 digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             self._hashes[name] = digest.hexdigest()
         return self._hashes[name]

@@ -207,7 +207,7 @@ class Point:
 
         again = forward if execution.running is None else execution.running.replay(forward)
         # The inputs are an argument because torch looks for devices among the arguments.
-        rerun = at_weights(self._weights, execution.rerun, execution.open_site)
+        rerun = at_weights(self._weights, execution.rerun or execution.run, execution.open_site)
         loss, logits = checkpoint(again, batch.shared_masks(), k, batch.inputs, moves, rerun, use_reentrant=False)
         return loss, logits
 

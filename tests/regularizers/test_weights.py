@@ -4,13 +4,14 @@ import copy
 import json
 import math
 import warnings
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import peft
 import pytest
 import runs
 import tiny
 import torch
+from test_nonfinite import HalfPrecision
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch import nn
 from torch.nn import functional as F
@@ -465,6 +466,20 @@ def test_momentum_over_several_steps(source):
         made.zero_grad()
         assert losses["adversarial_task"] == pytest.approx(loss.item(), rel=1e-3)
     torch.testing.assert_close(flat(ours.parameters()), flat(weights), rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_scale_is_divided_out_of_a_momentum():
+    found = []
+    for accelerator in (None, HalfPrecision(2.0**10)):
+        model = tiny_model()
+        if accelerator is not None:
+            model.forward = MethodType(torch.autocast("cpu", torch.float16)(type(model).forward), model)
+        regularization = Regularization(parse("momentum_sam"), model, accelerator=accelerator)
+        regularization.backward(tiny_batch())
+        regularization.after_step()
+        found.append(regularization._sites.open("weights").direction)
+    assert found[1].norm() == pytest.approx(found[0].norm().item(), rel=1e-2)
+    assert F.cosine_similarity(*found).item() > 0.999
 
 
 def test_the_momentum_of_adam_is_its_first_moment():

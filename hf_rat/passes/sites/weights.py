@@ -239,7 +239,7 @@ class MixedWeightsSite(WeightsSite):
 @contextmanager
 def _recomputing(inside: Callable[[], Any]) -> Iterator[None]:
     """What activation checkpointing runs again of a forward in here, in its backward, runs inside of `inside()`."""
-    usual = checkpoint._checkpoint_without_reentrant_generator
+    usual: Any = checkpoint._checkpoint_without_reentrant_generator
 
     def generator(function: Callable[..., Any], *settings: Any, **kwargs: Any) -> Any:
         def again(*args: Any, **arguments: Any) -> Any:
@@ -248,7 +248,7 @@ def _recomputing(inside: Callable[[], Any]) -> Iterator[None]:
 
         return usual(again, *settings, **kwargs)
 
-    checkpoint._checkpoint_without_reentrant_generator = generator
+    checkpoint._checkpoint_without_reentrant_generator = generator  # type: ignore[assignment]
     try:
         yield
     finally:
