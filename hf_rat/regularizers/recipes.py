@@ -9,10 +9,13 @@ An argument means the same in every recipe:
   papers, or "embedding", which multiplies them by the mean norm of the model's embeddings.
 - `divergence`: how two predictions are compared, the name of one of `divergences.NAMES`.
 - `site`: where the perturbation enters: "embeddings" (the word embeddings, in an encoder-decoder those of the
-  encoder), "decoder_embeddings", or the name of a module, whose output then moves, for instance "vit.embeddings".
+  encoder), "decoder_embeddings", the name of a module, whose output then moves, for instance "vit.embeddings", or
+  "weights", all that is trained or those of a pattern, "weights:*.query.weight".
   adversarial_dropout has sites of its own.
+- `over`, `norm`: at the weights, what a slope is the mean over, and what a norm is taken over.
 - `begin`: training is plain before this optimizer step. `warmup`: over so many steps after `begin` the regularizing
-  part grows linearly to its full weight. Recipes without a clean task loss have no `warmup`, `plain` has neither.
+  part grows linearly to its full weight. Recipes without a clean task loss have no `warmup`, `plain` and `noisy_tune`
+  have neither.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card converts the alpha of the paper and of the official code. A card states the cost in

@@ -48,3 +48,8 @@ def test_what_cannot_be_right_on_shards_is_refused(seen, what, words):
 
 def test_batches_on_shards_stay_whole(seen):
     assert seen["whole"] == "FSDP2 wants the same forwards on every process"
+
+
+def test_each_process_moves_its_weights_by_the_slope_of_its_own_micro_batch(seen):
+    assert seen["each"]["apart"] < 1e-5
+    assert seen["each"]["of each"] > 0.1

@@ -104,6 +104,26 @@ def compared(engine: str, single: bool, expression: str) -> dict[str, Any]:
     return {"losses": averaged(own), "expected": losses, "gradients apart": max(apart.values()), "largest": largest}
 
 
+def moved_by_each_process() -> dict[str, float]:
+    """SAM over the micro-batch: DDP's gradients are the mean of those that each process has at its own weights."""
+    rank = dist.get_rank()
+    halves = [{name: value[part] for name, value in batches()[0].items()} for part in (slice(0, 4), slice(4, 8))]
+
+    def gradients_on(one: nn.Module, half: dict[str, Tensor]) -> dict[str, Tensor]:
+        begun(half)
+        Regularization(parse("sam(epsilon=0.3)"), one, length_buckets="off").backward(half)
+        inside = one.module if isinstance(one, DistributedDataParallel) else one
+        return {name: p.grad.clone() for name, p in inside.named_parameters() if p.grad is not None}
+
+    wanted = [gradients_on(model(), half) for half in halves]
+    found = gradients_on(ENGINES["DDP"](), halves[rank])
+    mean = {name: (wanted[0][name] + wanted[1][name]) / 2 for name in found}
+    return {
+        "apart": max(float((found[name] - value).abs().max()) for name, value in mean.items()),
+        "of each": max(float((wanted[0][name] - wanted[1][name]).abs().max()) for name in found),
+    }
+
+
 def with_a_bad_pass(engine: str) -> dict[str, Any]:
     """The adversarial pass of process 1 is NaN: which losses each process keeps."""
     rank = dist.get_rank()
@@ -152,11 +172,12 @@ def main() -> None:
             name: {expression: compared(*case, expression) for expression in EVERY} for name, case in CASES.items()
         }
         bad = {engine: with_a_bad_pass(engine) for engine in ENGINES}
+        each = moved_by_each_process()
         refused = {"lean": lean(), "FSDP 1": fsdp1()}
         because = whole()
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
-            json.dump({"compared": results, "bad": bad, "refused": refused, "whole": because}, file)
+            json.dump({"compared": results, "bad": bad, "refused": refused, "whole": because, "each": each}, file)
     launches.leave()
 
 

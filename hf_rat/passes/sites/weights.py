@@ -207,14 +207,15 @@ class WeightsSite(Site):
 
     def _require_reached(self, result: Pass, moved: list[Tensor]) -> None:
         """Refuse a model that reads a weight from elsewhere than its module: its pass ran where it was not moved."""
-        if self._reached:
+        if self._reached or not torch.is_grad_enabled():
             return
         names = {id(p): name for name, p in self.parameters.items()}
         ends = {x.grad_fn for x in moved}
-        seen, left = set(ends), [x.grad_fn for x in result if x is not None]
+        seen, left, found = set(), [x.grad_fn for x in result if x is not None], False
         while left:
             node = left.pop()
-            if node is None or node in seen:
+            found = found or node in ends
+            if node is None or node in ends or node in seen:
                 continue
             seen.add(node)
             name = names.get(id(getattr(node, "variable", None)))
@@ -224,6 +225,11 @@ class WeightsSite(Site):
                     f'holds it, where no move reaches it; leave it out, for instance with site="weights:!{name}"'
                 )
             left += [following for following, _ in node.next_functions]
+        if not found:
+            raise ValueError(
+                f'site="weights": no moved weight of {type(self.model).__name__} is in the graph of its loss; it may '
+                "run the model in mini-batches of its own (cached losses); use one that runs it in its forward"
+            )
         self._reached = True
 
 
