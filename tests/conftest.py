@@ -1,5 +1,6 @@
 """What every test stands on: no network, one thread, a fixed seed, tiny models and batches."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
@@ -19,6 +20,13 @@ FOREIGN_MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "fl
 def pytest_configure(config):
     for mark in FOREIGN_MARKS:
         config.addinivalue_line("markers", f"{mark}: of the general model tests of Transformers")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _little_garbage():
+    """The Trainer collects garbage at the start of each run, and looks at all that every module before has left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

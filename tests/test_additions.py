@@ -1,14 +1,12 @@
 """CONTRIBUTING.md's promise: what is added in so few files works from the command line, and the tests find it."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import additions
+import launches
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -29,12 +27,7 @@ def copy(tmp_path_factory):
 
 
 def run(copy, *command):
-    environment = {**os.environ, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=copy, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return launches.fork(*command, folder=copy, PYTHONPATH=str(copy))
 
 
 def test_the_command_line_finds_what_was_added(copy, tmp_path):

@@ -58,9 +58,15 @@ class Cost:
         text = f"{self.forwards} forward and {self.backwards} backward passes"
         return text + (f" and {self.slopes} for slopes" if self.slopes else "")
 
-    def price(self) -> str:
-        """Time and memory as multiples of plain training's."""
-        return f"about {self.time:.1f} times the time and {self.graphs} times the activations of plain training"
+    def price(self, time: float | None = None) -> str:
+        """Time and memory as multiples of plain training's.
+
+        Args:
+            time: the mean over a run in which steps have different costs; None: all steps have this one.
+        """
+        over = "" if time is None else " over the run"
+        time = self.time if time is None else time
+        return f"about {time:.1f} times the time{over} and {self.graphs} times the activations of plain training"
 
 
 def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cost:

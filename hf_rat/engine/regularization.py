@@ -1,8 +1,7 @@
 """A regularizer at work on a model: the only place that runs backwards.
 
 `Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
-back-propagates each group as soon as it is final: R-AT has three forwards and backwards, and one group's graphs at a
-time. Trainers and plain Accelerate loops use the same object.
+back-propagates each group as soon as it is final: one group's graphs at a time. Trainers and other loops use it alike.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_rat.engine.adaptive_epsilon import AdaptiveEpsilon
 from hf_rat.engine.averaged_model import proximal_average
 from hf_rat.engine.bucketing_policy import overhead, why_not_bucketed
 from hf_rat.engine.cost import Cost, rehearse
@@ -28,6 +28,7 @@ from hf_rat.engine.open_sites import OpenSites
 from hf_rat.engine.probes import PassProbe, RateProbe
 from hf_rat.engine.reading import call
 from hf_rat.engine.requirements import require, require_memory
+from hf_rat.engine.schedule import Schedule
 from hf_rat.engine.weight_memory import WeightMemory
 from hf_rat.engine.weighting import Weighting, weigh
 from hf_rat.engine.zero_gains import ZeroGains
@@ -50,17 +51,18 @@ class Regularization:
         run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
         single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
-        length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
-            over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
+        length_buckets: "auto" splits batches by length where that is faster, and exact if the task loss is a mean over
+            examples; "off" leaves them whole. None is "auto", but "off" with a `run`, whose loss may be another.
         memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
             numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
         keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
             one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
         optimizer: the loop's, for `momentum_sam(momentum="optimizer")`.
+        total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
 
     Raises:
-        ValueError: the model cannot carry the regularizer; the message says why.
+        ValueError: the model cannot carry the regularizer; a schedule asks for total_steps, or is never on within.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class Regularization:
         keep: Sequence[str] = (),
         problem: str | None = None,
         optimizer: Any = None,
+        total_steps: int | None = None,
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
+        self.is_plain = is_plain(regularizer)  # at every step
+        self.schedule = Schedule(regularizer, total_steps)
         self.accelerator = accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
@@ -93,9 +98,9 @@ class Regularization:
         require_memory(memory, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
         self.teacher = proximal_average(regularizer, self.unwrapped)
+        self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
         self.weights = WeightMemory(regularizer, self.engine, optimizer)
-        self._sites = OpenSites(regularizer, self.unwrapped)
-        self.weights.open(self._sites)
+        self._sites = self.weights.open(OpenSites(regularizer, self.unwrapped))
         asked = length_buckets or ("auto" if run is None else "off")
         because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
         self.why_not_bucketed = because or ("outputs are kept" if keep else None)
@@ -108,6 +113,7 @@ class Regularization:
             lean=memory == "lean",
             teacher=None if self.teacher is None else self.teacher.logits,
             anchor=self.weights.anchor and self.weights.anchor.logits,
+            share_of=self.adaptive.share_of,
             frames=self.weighting.frames,
             why_one_by_one=self._probe.why_one_by_one,
             require_repeatable=self._probe.require_repeatable,
@@ -116,15 +122,10 @@ class Regularization:
         self._stream = self._keeper.watch(execution)
         self._whole = replace(self._stream, streaming=False)  # all graphs are kept for one backward
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether training is plain at every step."""
-        return is_plain(self.regularizer)
-
     def begin_step(self, batches: Iterable[Mapping[str, Any]], *, step: int = 0, num_labels: Any = None) -> None:
         """Look at all micro-batches of a step, as `backward` will get them; `over="step"` needs it first."""
         looks = ((self._batch(x, step, self._stream), self.weighting.weight(x, num_labels)) for x in batches)
-        self.weights.look_ahead(looks, step)
+        self.weights.look_ahead(self.schedule.term, looks, step)
 
     def backward(
         self,
@@ -142,19 +143,15 @@ class Regularization:
 
         Args:
             inputs: keyword arguments of the model, labels included.
-            unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
-                adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
-            step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
+            unlabeled: a second batch, without labels, of any size. What needs no labels (divergences) is asked of it
+                too, with the same weights, and added; a ValueError where nothing does.
+            step: optimizer steps made so far; recipes with a schedule read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
             num_labels: `count_labels` of the step on all processes, in sum: labels, not micro-batches, count alike.
 
-        Returns:
-            Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
-
-        Raises:
-            ValueError: nothing in the regularizer can use an unlabeled batch.
+        Returns: detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
         """
-        loss, named = self.all_but_last_backward(
+        loss, named = self.backward_all_but_last(
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, num_labels=num_labels
         )
         self.engine.backward(loss / accumulation)
@@ -181,7 +178,7 @@ class Regularization:
         self._gains.see(named, accumulation)
         return named
 
-    def all_but_last_backward(
+    def backward_all_but_last(
         self,
         inputs: Mapping[str, Any],
         *,
@@ -212,8 +209,7 @@ class Regularization:
                 with self.engine.no_sync():
                     self.engine.backward(total / accumulation)
                 done = total.detach() if done is None else done + total.detach()
-                # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
-                # comes when that group's activations are gone.
+                # Before the next group runs: autograd goes through what is newest first, when activations are gone.
                 if batch.table_gradient.is_owed:
                     owed = owed + batch.table_gradient.give_back(self.engine.undo(accumulation, batch.device))
         assert pending is not None
@@ -228,15 +224,15 @@ class Regularization:
         """What one step costs, found by rehearsing the regularizer on a tiny model.
 
         Args:
-            step: the optimizer step (schedules start late); None asks for the full price.
+            step: the optimizer step; None asks for the full price, of a step in which every schedule is on.
             unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
         """
-        step = FULL_STRENGTH if step is None else step
-        term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
-        return rehearse(term, step, self._stream)
+        term = Unlabeled(self.schedule.term) if unlabeled else self.schedule.term
+        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream)
 
     def after_step(self) -> None:
-        """Call after each optimizer step: moves the average that `smart` stays near."""
+        """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
+        self.adaptive.update(finite=self.nonfinite.end_step())
         self.weights.after_step()
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)
@@ -248,6 +244,8 @@ class Regularization:
             "embedding_norms": self._sites.embedding_norms,
             "nonfinite_steps": self.nonfinite.steps,
             "weights": self.weights.state_dict(),
+            "adaptive_epsilon": self.adaptive.state_dict(),
+            "total_steps": self.schedule.total,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -255,6 +253,8 @@ class Regularization:
         self._sites.load_embedding_norms(state.get("embedding_norms", {}))
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
         self.weights.load_state_dict(state.get("weights", {}))
+        self.adaptive.load_state_dict(state.get("adaptive_epsilon", {}))
+        self.schedule.tell_of_another_length(state.get("total_steps"))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -268,10 +268,10 @@ class Regularization:
         self._gains.begin()
         self.weights.begin(batch)
         self._require_rates(batch.inputs)
-        stream = groups(self.regularizer, batch)
-        count = labelled = count_groups(self.regularizer, batch.step)
+        stream = groups(self.schedule.term, batch)
+        count = labelled = count_groups(self.schedule.term, batch.step)
         if unlabeled is not None:
-            asked = Unlabeled(self.regularizer)
+            asked = Unlabeled(self.schedule.term)
             stream = chain(stream, groups(asked, batch.beside(unlabeled, self._split), "unlabeled_"))
             count += count_groups(asked, batch.step)
         for index in range(count):
@@ -283,6 +283,7 @@ class Regularization:
             if losses and not finite:
                 batch.skip_group()
             yield last, finite, losses
+        self.adaptive.add(batch.rises, weight, batch.step)
 
     def _batch(self, inputs: Mapping[str, Any], step: int, execution: Execution) -> Batch:
         self._keeper.begin()

@@ -58,7 +58,7 @@ class WeightMemory:
         self._slopes: dict[str, Tensor] = {}
         self._hashes: dict[str, str] = {}
         self._ahead: list[Ahead] = []
-        self._begun = False
+        self._begun, self._step = False, -1
         terms = list(all_terms(regularizer))
         if engine.steps_in_backward and any(
             isinstance(term, NoisyStart) or isinstance(term.perturb, Momentum) for term in terms
@@ -67,8 +67,8 @@ class WeightMemory:
                 f"{regularizer!r} under DeepSpeed, whose optimizer has weights and momenta of its own; use DDP"
             )
 
-    def open(self, sites: OpenSites) -> None:
-        """Take the centres, at the sites of the regularizer.
+    def open(self, sites: OpenSites) -> OpenSites:
+        """Take the centres, at the sites of the regularizer, and return those.
 
         Raises:
             ValueError: two momenta at one site.
@@ -82,6 +82,7 @@ class WeightMemory:
         self._starts = [(t, sites.open(t.site)) for t in terms if isinstance(t, NoisyStart)]  # type: ignore[misc]
         for at in {term.perturb for term in terms if isinstance(term.perturb, Momentum)}:
             self._open_momentum(at, sites)
+        return sites
 
     def _open_momentum(self, at: Momentum, sites: OpenSites) -> None:
         if at.site in self._momenta:
@@ -92,20 +93,21 @@ class WeightMemory:
 
     # -- in a step ---------------------------------------------------------------------------------------------------
 
-    def look_ahead(self, batches: Iterable[tuple[Batch, Tensor | None]], step: int) -> None:
+    def look_ahead(self, term: Term, batches: Iterable[tuple[Batch, Tensor | None]], step: int) -> None:
         """Take the slopes of all micro-batches of an optimizer step, of this process and of the others.
 
         Args:
+            term: the regularizer, whose schedule knows the run.
             batches: each with the factor that makes its mean loss a part of the step's; None: they count alike.
             step: the optimizer step; where nothing asks for such slopes no batch is looked at.
         """
         self._start(step)
         self._ahead = []
-        if not sites_ahead(self._regularizer, step):
+        if not sites_ahead(term, step):
             return
         slopes: dict[str, Tensor] = {}
         for batch, weight in batches:
-            found = look_ahead(self._regularizer, batch)
+            found = look_ahead(term, batch)
             self._ahead.append(Ahead(found.masks, slopes))
             for name, slope in found.slopes.items():
                 slope = slope if weight is None else torch.where(weight > 0, weight * slope, 0.0)
@@ -115,6 +117,8 @@ class WeightMemory:
     def begin(self, batch: Batch) -> None:
         """Before the passes over a micro-batch, which is told what the look ahead has found."""
         self._start(batch.step)
+        if batch.step != self._step:  # one before that was skipped has left its slopes
+            self._step, self._slopes = batch.step, {}
         for at, site in self._momenta.values():
             if at.source == "optimizer":
                 site.direction = self._optimizer_momentum(site, batch.step)
@@ -240,8 +244,9 @@ class WeightMemory:
 
     def _centres(self) -> dict[str, dict[str, Tensor]]:
         found = {name: {"": site.centre} for name, site in self._centred.items() if site.centre is not None}
-        if self.anchor is not None and self.anchor.copy is not None:
-            found["anchor"] = dict(self.anchor.copy.model.state_dict())
+        copied = None if self.anchor is None or self.anchor.copy is None else self.anchor.copy.model
+        if copied is not None:
+            found["anchor"] = dict(copied.state_dict())
         return found
 
     def _hash(self, name: str) -> str:

@@ -227,7 +227,7 @@ class Weighting:
     def _ask(self, inputs: Mapping[str, Any]) -> None:
         """Look at passes without gradients. All processes do this together."""
         try:
-            loss, logits = self._looked_at(inputs)
+            loss, logits = self._look(inputs)
             self.see(inputs, loss, logits)
             if self.by_position(inputs):
                 self._ask_whether_labels_are_shifted(inputs, loss)
@@ -244,7 +244,7 @@ class Weighting:
         """
         labels = inputs["labels"]
         changed, can_tell = _with_other_first_labels(labels)
-        other, _ = self._looked_at({**inputs, "labels": changed})
+        other, _ = self._look({**inputs, "labels": changed})
         if loss is None or other is None:
             raise ValueError(f"{type(self._base).__name__} returns no loss in evaluation: {WAY_OUT}")
         # A mean over no position is NaN.
@@ -254,7 +254,7 @@ class Weighting:
         if able > 0:
             self._shifts = seen == 0
 
-    def _looked_at(self, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor]:
+    def _look(self, inputs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor]:
         self._asking = True
         try:
             with without_trace(self._engine.model, inputs["labels"].device):

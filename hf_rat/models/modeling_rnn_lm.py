@@ -203,6 +203,14 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             expanded["state"] = _each(expanded["state"], lambda s: s.repeat_interleave(expand_size, 1))
         return ids, expanded
 
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        # From transformers 5.24 on only what is called "cache" is carried to the next step.
+        if "state" in outputs:
+            model_kwargs["state"] = outputs["state"]
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
     def _reorder_cache(self, state: tuple[LayerState, ...] | None, beam_idx: Tensor) -> RecurrentState | None:
         """The state of the beams that go on."""
         return None if state is None else _each(state, lambda s: s.index_select(1, beam_idx.to(s.device)))

@@ -15,6 +15,7 @@ from hf_rat.passes.dropout import DropoutRate, SharedMasks
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.length_buckets import Bucket
 from hf_rat.passes.problems import LABELS
+from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.passes.sites.weights import is_weights
 from hf_rat.passes.table_gradient import TableGradient
@@ -68,6 +69,7 @@ class Batch:
         tally: passes so far.
         table_gradient: what passes withhold from the embeddings.
         awaited: perturbations whose slopes the next backward leaves in their `grad`.
+        rises: (perturbation, its task losses) that `Adaptive` has seen.
     """
 
     inputs: dict[str, Any]
@@ -79,25 +81,15 @@ class Batch:
     ahead: Ahead | None = None
     tally: Tally = field(default_factory=Tally, init=False)
     awaited: list[Tensor] = field(default_factory=list, init=False)
+    rises: list[tuple[Any, Tensor]] = field(default_factory=list, init=False)
 
     @cached_property
-    def size(self) -> int:
-        return self._first.shape[0]
-
-    @property
     def device(self) -> torch.device:
-        return self._first.device
+        return next(iter(batch_tensors(self.inputs).values())).device
 
     @property
     def problem(self) -> str:
         return self.find_problem()
-
-    @cached_property
-    def _first(self) -> Tensor:
-        for value in self.inputs.values():
-            if isinstance(value, Tensor) and value.dim() > 0:
-                return value
-        raise ValueError(f"the batch holds no tensors (its keys: {', '.join(self.inputs) or 'none'})")
 
     @cached_property
     def table_gradient(self) -> TableGradient:

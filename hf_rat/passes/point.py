@@ -223,7 +223,7 @@ class Point:
         batch = self.batch
         if not batch.split:
             return self._forward_perturbed(inputs, moves, run)
-        split = [bucket.tile(copies, batch.size) for bucket in batch.split]
+        split = [bucket.tile(copies, len(batch.inputs["input_ids"])) for bucket in batch.split]
         parts, labels = [], []
         with share_casts(batch.device):
             for bucket in split:

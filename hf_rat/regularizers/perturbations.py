@@ -93,6 +93,10 @@ class Gradient(Perturbation):
     steps: int = 1
     site: str = EMBEDDINGS
 
+    def scaled(self, share: float) -> Gradient:
+        """The same in a ball of another size; `start` is where a slope is taken, not how far the point may go."""
+        return replace(self, ball=self.ball.scaled(share))
+
     @property
     def uses_clean_slope(self) -> bool:
         return self.start == 0
@@ -140,6 +144,10 @@ class Ascent(Perturbation):
     kind: str = "uniform"
     every: bool = False
     site: str = EMBEDDINGS
+
+    def scaled(self, share: float) -> Ascent:
+        """The same of another size, its steps and its start too."""
+        return replace(self, ball=self.ball.scaled(share), step=share * self.step, start=share * self.start)
 
     @property
     def uses_clean_slope(self) -> bool:

@@ -6,7 +6,11 @@ An argument means the same in every recipe:
   start.
 - `alpha`: weight of the regularizing part. `rate`: fraction of units flipped. `passes`: how many dropout passes.
 - `scope`: what a norm is taken over. `unit`: what epsilon, step and start are measured in, "absolute", as in the
-  papers, or "embedding", which multiplies them by the mean norm of the model's embeddings.
+  papers; "embedding", which multiplies them by the mean norm of the model's embeddings; or "relative", by the length
+  of the example's own tensor at the site, all its tokens together and no padding.
+- `target`: epsilon is found. It begins at a hundredth of what is given, which it never exceeds, and moves slowly, once
+  per optimizer step, to where the task loss rises by this share on average: 0.3 means L(x + r) = 1.3 L(x). step and
+  start move with it. With unit="relative".
 - `divergence`: how two predictions are compared, the name of one of `divergences.NAMES`.
 - `site`: where the perturbation enters: "embeddings" (the word embeddings, in an encoder-decoder those of the
   encoder), "decoder_embeddings", the name of a module, whose output then moves, for instance "vit.embeddings", or
@@ -14,8 +18,10 @@ An argument means the same in every recipe:
   adversarial_dropout has sites of its own.
 - `over`, `norm`: at the weights, what a slope is the mean over, and what a norm is taken over.
 - `begin`: training is plain before this optimizer step. `warmup`: over so many steps after `begin` the regularizing
-  part grows linearly to its full weight. Recipes without a clean task loss have no `warmup`, `plain` and `noisy_tune`
-  have neither.
+  part grows linearly to its full weight. `end`: training is plain from this step on. Each is a whole number of steps,
+  or a fraction below 1, a share of all steps of the run. `every`: it is on in one of so many steps, from `begin` on.
+  Recipes without a clean task loss have no `warmup`, `plain` and `noisy_tune`
+  have none of these.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card converts the alpha of the paper and of the official code. A card states the cost in
@@ -26,6 +32,7 @@ perturbation only.
 from __future__ import annotations
 
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, WEIGHTS
+from hf_rat.regularizers.adaptive import adaptive
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Redrawn
 from hf_rat.regularizers.recipe import recipe, require_positive, require_weights
@@ -46,6 +53,7 @@ __all__ = [
     "fraternal",
     "freelb",
     "l2_sp",
+    "mean_teacher",
     "mixout",
     "momentum_sam",
     "neftune",
@@ -81,8 +89,11 @@ def fgm(
     scope: str = "example",
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Fast gradient method, the adversarial training of Miyato et al.
 
@@ -102,12 +113,19 @@ def fgm(
         scope: "example" is the paper. "table" is the FGM of the snippets and of the R-AT authors, one norm over the
             micro-batch's gradient of the embedding table.
     """
-    return TaskLoss() + Adversarial(Gradient(L2(epsilon, scope, unit), site=site), TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(Gradient(L2(epsilon, scope, unit), site=site), target), TaskLoss())
 
 
 @recipe
 def fgsm(
-    epsilon: float = 0.01, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0, warmup: int = 0
+    epsilon: float = 0.01,
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Fast gradient sign method.
 
@@ -121,7 +139,7 @@ def fgsm(
     Args:
         epsilon: largest change of an entry of a word vector.
     """
-    return TaskLoss() + Adversarial(Gradient(Linf(epsilon, unit), site=site), TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(Gradient(Linf(epsilon, unit), site=site), target), TaskLoss())
 
 
 @recipe
@@ -133,8 +151,11 @@ def pgd(
     scope: str = "example",
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Projected gradient descent: K ascents, trained at the last point.
 
@@ -152,7 +173,7 @@ def pgd(
         step: half of epsilon.
     """
     ascent = Ascent(L2(epsilon, scope, unit), step=step, steps=steps, start=start, site=site)
-    return TaskLoss() + Adversarial(ascent, TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(ascent, target), TaskLoss())
 
 
 @recipe
@@ -163,7 +184,9 @@ def freelb(
     start: float = 0.2,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Free large-batch adversarial training: the mean of the task loss over the points of an ascent.
 
@@ -192,7 +215,14 @@ def freelb(
 
 
 @recipe
-def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0) -> Term:
+def neftune(
+    epsilon: float = 5.0,
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Noisy embedding fine-tuning.
 
     L = L(x + u),  u = U(-1, 1) epsilon / sqrt(tokens * dim).
@@ -213,7 +243,15 @@ def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS
 
 
 @recipe
-def rdrop(alpha: float = 0.5, passes: int = 2, divergence: str = "bi_kl", begin: int = 0, warmup: int = 0) -> Term:
+def rdrop(
+    alpha: float = 0.5,
+    passes: int = 2,
+    divergence: str = "bi_kl",
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """R-Drop: two dropout passes of one input must agree.
 
     L = 1/2 [L_1(x) + L_2(x)] + alpha 1/2 [KL(p_1 || p_2) + KL(p_2 || p_1)].
@@ -244,8 +282,11 @@ def rat(
     dropouts: tuple[float, ...] | None = None,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """R-AT, regularized adversarial training: dropout passes at the adversarial point must be right and agree.
 
@@ -278,13 +319,19 @@ def rat(
             raise ValueError(f"rat({name}={values!r}): {name} must have one value per pass, and passes={passes}")
     radius = epsilon if epsilons is None else epsilons
     return TaskLoss() + Adversarial(
-        Gradient(L2(radius, scope, unit), site=site),
+        adaptive(Gradient(L2(radius, scope, unit), site=site), target),
         TaskLoss(passes, dropouts) + alpha * Consistency(divergence, passes),
     )
 
 
 @recipe
-def fraternal(alpha: float = 0.15, begin: int = 0, warmup: int = 0) -> Term:
+def fraternal(
+    alpha: float = 0.15,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Fraternal dropout: two dropout passes must give the same logits.
 
     L = 1/2 [L_1(x) + L_2(x)] + alpha 1/m ||z_1 - z_2||^2, z the logits, m how many.
@@ -300,7 +347,13 @@ def fraternal(alpha: float = 0.15, begin: int = 0, warmup: int = 0) -> Term:
 
 
 @recipe
-def pi_model(alpha: float = 1.0, begin: int = 0, warmup: int = 0) -> Term:
+def pi_model(
+    alpha: float = 1.0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Pi-model: the task loss of one dropout pass, and a second one that must give the same probabilities.
 
     L = L_1(x) + alpha 1/C sum_c (p_1c - p_2c)^2.
@@ -318,7 +371,13 @@ def pi_model(alpha: float = 1.0, begin: int = 0, warmup: int = 0) -> Term:
 
 
 @recipe
-def expectation_linear(alpha: float = 0.25, begin: int = 0, warmup: int = 0) -> Term:
+def expectation_linear(
+    alpha: float = 0.25,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Expectation-linear dropout: a dropout pass must agree with the network without dropout.
 
     L = L(x, dropout) + alpha 1/m ||z(x, dropout) - z(x, no dropout)||^2.
@@ -344,8 +403,10 @@ def vat(
     steps: int = 1,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Virtual adversarial training: the prediction must not change along its most sensitive direction.
 
@@ -380,8 +441,10 @@ def smart(
     beta: float = 0.99,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """SMART: smoothness in a box, and a step that stays near an average of the model.
 
@@ -411,13 +474,41 @@ def smart(
 
 
 @recipe
+def mean_teacher(
+    alpha: float = 1.0, beta: float = 0.99, divergence: str = "mse", begin: int = 0, warmup: int = 0
+) -> Term:
+    """Mean teacher: the prediction must agree with that of an average of the model.
+
+    L = L(x) + alpha D(p~(x), p(x)),  p~ the model whose weights are beta x their average + (1 - beta) x the new ones
+    after each optimizer step.
+
+    Relations: smart's second term; pi_model compares with another pass of the same weights. The average is also the
+        better model: what is evaluated and saved is it with average="ema(0.99)", which is then kept once.
+    Cost: 2F + 1B.
+    Reference: Tarvainen, Valpola 2017, "Mean teachers are better role models: Weight-averaged consistency targets
+        improve semi-supervised deep learning results". https://arxiv.org/abs/1703.01780
+    Paper and code: there the teacher has dropout and input noise of its own; here it runs without. The code begins
+        with a plain mean, beta = min(1 - 1 / (step + 1), beta); here beta is constant, from the initial weights. The
+        code's ramp-up of alpha is exp(-5 (1 - t)^2); warmup is linear.
+    Args:
+        alpha: up to 100 in the code, after a ramp-up (use warmup), of squared errors averaged over the classes, as
+            here.
+        beta: 0.99 during the ramp-up and 0.999 after it in the paper.
+        divergence: "mse" in the paper, which finds "kl" worse.
+    """
+    return TaskLoss() + alpha * Proximal(divergence, beta)
+
+
+@recipe
 def r3f(
     epsilon: float = 1e-5,
     alpha: float = 1.0,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """R3F: the prediction must not change under parametric noise.
 
@@ -452,8 +543,10 @@ def adversarial_dropout(
     divergence: str = "kl",
     base: str = "ones",
     fixed: bool = False,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Adversarial dropout: the prediction must survive the worst dropout mask near the full network.
 
@@ -504,7 +597,13 @@ def adversarial_dropout(
 
 @recipe
 def sam(
-    epsilon: float = 0.05, norm: str = "all", over: str = "microbatch", site: str = WEIGHTS, begin: int = 0
+    epsilon: float = 0.05,
+    norm: str = "all",
+    over: str = "microbatch",
+    site: str = WEIGHTS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """SAM, sharpness-aware minimization: the loss at the worst weights nearby, instead of the loss at the weights.
 
@@ -534,7 +633,13 @@ def sam(
 
 @recipe
 def asam(
-    epsilon: float = 0.5, eta: float = 0.01, over: str = "microbatch", site: str = WEIGHTS, begin: int = 0
+    epsilon: float = 0.5,
+    eta: float = 0.01,
+    over: str = "microbatch",
+    site: str = WEIGHTS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """ASAM: sam with a neighbourhood that is as wide in each weight as that weight is large.
 
@@ -564,7 +669,9 @@ def momentum_sam(
     norm: str = "all",
     momentum: str = "own",
     site: str = WEIGHTS,
-    begin: int = 0,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Momentum-SAM: sam without its second pass, at weights that a momentum of earlier slopes tells.
 
@@ -594,7 +701,13 @@ def momentum_sam(
 
 @recipe
 def awp(
-    epsilon: float = 0.005, inputs: float = 0.0, over: str = "microbatch", site: str = WEIGHTS, begin: int = 0
+    epsilon: float = 0.005,
+    inputs: float = 0.0,
+    over: str = "microbatch",
+    site: str = WEIGHTS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Adversarial weight perturbation: the loss, at perturbed inputs or not, at weights moved by a share of each.
 
@@ -624,7 +737,7 @@ def awp(
 
 
 @recipe
-def mixout(rate: float = 0.1, site: str = WEIGHTS, begin: int = 0) -> Term:
+def mixout(rate: float = 0.1, site: str = WEIGHTS, begin: float = 0, end: float | None = None, every: int = 1) -> Term:
     """Mixout: dropout whose dropped weights are not zero but those that training began with.
 
     L = L(w'),  w' = [(1 - m) w + m u - rate u] / (1 - rate),  m one number in {0, 1} for each weight, 1 with
@@ -651,7 +764,14 @@ def mixout(rate: float = 0.1, site: str = WEIGHTS, begin: int = 0) -> Term:
 
 
 @recipe
-def l2_sp(alpha: float = 0.01, site: str = WEIGHTS, begin: int = 0, warmup: int = 0) -> Term:
+def l2_sp(
+    alpha: float = 0.01,
+    site: str = WEIGHTS,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """L2-SP: weight decay towards the weights that training began with, instead of towards zero.
 
     L = L(w) + alpha 1/2 ||w - u||_2^2,  u the weights that training began with.
@@ -673,7 +793,14 @@ def l2_sp(alpha: float = 0.01, site: str = WEIGHTS, begin: int = 0, warmup: int 
 
 
 @recipe
-def anchor(alpha: float = 1.0, divergence: str = "kl", begin: int = 0, warmup: int = 0) -> Term:
+def anchor(
+    alpha: float = 1.0,
+    divergence: str = "kl",
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Anchor: the prediction must stay near that of the model that training began with.
 
     L = L(x) + alpha KL(p_0(x) || p(x)),  p_0 the model that training began with, without dropout and gradients.

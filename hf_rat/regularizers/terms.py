@@ -22,7 +22,8 @@ from torch import Tensor
 
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.point import Plan, Point
-from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, Scaled, TaskLoss, Term
+from hf_rat.regularizers.adaptive import Adaptive
+from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, TaskLoss, Term
 from hf_rat.regularizers.divergences import mean_divergence
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
 from hf_rat.regularizers.weight_perturbations import Mixed
@@ -106,7 +107,21 @@ class Adversarial(Term):
         name = "noisy" if isinstance(self.at, (Noise, Dropped, Mixed)) else "adversarial"
         for share, there in self.at(point, plan=plan_of(self.term, point.batch.step)):
             for group in groups_at(there, self.term, f"{name}_"):
-                yield _weigh(share, group)
+                yield _weigh(share, self._seen(group, point, f"{name}_task"))
+
+    def _seen(self, group: Group, point: Point, task: str) -> Group:
+        """The same group, whose task loss an adaptive perturbation sees."""
+        at = self.at
+        if not isinstance(at, Adaptive):
+            return group
+
+        def seen() -> Losses:
+            losses = group()
+            if task in losses:
+                at.see(point, losses[task])
+            return losses
+
+        return seen
 
     def count_elsewhere(self, step: int) -> int:
         return self.at.visits * count_groups(self.term, step)
@@ -114,7 +129,7 @@ class Adversarial(Term):
 
 @dataclass(frozen=True)
 class Proximal(Term):
-    """Agreement with a slow average of the model itself (SMART's Bregman proximal point).
+    """Agreement with a slow average of the model itself (SMART's Bregman proximal point, a mean teacher).
 
     Args:
         divergence: of (average, here).
@@ -132,25 +147,6 @@ class Proximal(Term):
         point.batch.tally.searches += 1
         there = teacher(point.batch.inputs)
         return {"proximal": mean_divergence(point.batch, self.divergence, there, point.logits[0])}
-
-
-@dataclass(frozen=True)
-class Scheduled(Term):
-    """Plain training before step `begin`, the whole term from step `begin + warmup` on, a linear ramp between.
-
-    The ramp scales what a factor scales: everything but the clean task loss.
-    """
-
-    term: Term
-    begin: int
-    warmup: int
-
-    def parts(self, step: int) -> Iterator[tuple[float, Term]]:
-        if step < self.begin:
-            yield 1.0, TaskLoss()
-            return
-        ramp = min(1.0, (step - self.begin + 1) / (self.warmup + 1))
-        yield from Scaled(ramp, self.term).parts(step)
 
 
 def all_terms(term: Term) -> Iterator[Term]:

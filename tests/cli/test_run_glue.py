@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import launches
 import pytest
 import torch
 from datasets import Dataset
@@ -77,6 +76,7 @@ def test_the_example_run(tmp_path, capsys, caplog):
     caplog.set_level("INFO", "hf_rat")
     out = tmp_path / "out"
     words = ["--reg", "rdrop(alpha=1.0)", "--num_train_epochs", "2", "--output_dir", str(out)]
+    words += ["--max_eval_samples", "200"]
     assert glue.main(words) == 0
     names = {
         "model.safetensors",
@@ -97,13 +97,11 @@ def test_the_example_run(tmp_path, capsys, caplog):
     assert (plain.split()[0], regularized.split()[0], tuned.split()[:2]) == ("plain", "rdrop", ["plain,", "tuned"])
     assert "made to show the effect" in printed
     assert str(out / "README.md") in lines[-1]
-    results = json.loads((out / "all_results.json").read_text())
     for row, folder in ((plain, out / "plain"), (regularized, out), (tuned, out / "plain-tuned")):
         own = json.loads((folder / "all_results.json").read_text())
         # The loss is that of evaluation, the task's alone whatever was trained: no column mixes two kinds.
         assert row.split()[-4:-1] == [f"{own[f'eval_{name}']:.4f}" for name in ("accuracy_train", "accuracy", "loss")]
         assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
-    assert results["eval_samples"] >= 2000
     choice = json.loads((out / "plain-tuned" / "choice.json").read_text())
     assert {trial["dropout"] for trial in choice["trials"]} == {0.1, 0.3, 0.5}
     assert choice["held_back_loss"] == min(trial["held_back_loss"] for trial in choice["trials"])
@@ -121,6 +119,7 @@ def test_the_example_run(tmp_path, capsys, caplog):
 def test_the_example_rule_is_learned(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results = glue.run([])
+    assert results["eval_samples"] >= 2000
     assert results["eval_accuracy"] > 0.7  # the labels are balanced: guessing is 0.5
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["glue-001"]
 
@@ -128,7 +127,8 @@ def test_the_example_rule_is_learned(tmp_path, monkeypatch):
 def test_plain_and_the_regularizer_start_from_the_same_weights_and_data(tmp_path):
     """With a regularizer of weight zero the two models of the example are one."""
     out = tmp_path / "out"
-    glue.run(["--reg", "vat(alpha=0)", "--max_steps", "5", "--output_dir", str(out)])
+    few = ["--max_train_samples", "64", "--max_eval_samples", "20"]
+    glue.run(["--reg", "vat(alpha=0)", "--max_steps", "5", "--output_dir", str(out), *few])
     one, other = load_file(out / "model.safetensors"), load_file(out / "plain" / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -329,6 +329,38 @@ def test_lora_saves_an_adapter_that_peft_loads(common, tmp_path, model):
     assert "rat(epsilon=0.1" in (out / "README.md").read_text()
 
 
+def test_what_is_predicted_and_saved_is_the_average(common, tmp_path, data):
+    words = ["--task_name", "rte", "--do_train", "--do_eval", "--do_predict", "--average", "ema(0.6)", *common]
+    words += ["--learning_rate", "0.05", "--save_steps", "1", "--max_steps", "3", "--optim", "sgd"]
+    glue.run(words)
+    out = tmp_path / "out"
+    saved = load_file(out / "model.safetensors")
+    raw = [load_file(out / f"checkpoint-{step}" / "raw_model.safetensors") for step in (1, 2, 3)]
+    last = load_file(out / "checkpoint-2" / "model.safetensors")
+    for name, value in saved.items():
+        torch.testing.assert_close(value, 0.6 * last[name] + 0.4 * raw[2][name], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(saved["classifier.weight"], raw[2]["classifier.weight"])
+    assert (
+        "The weights are an average: `ema(0.6)` of those after 3 optimizer steps." in (out / "README.md").read_text()
+    )
+    predicted = (out / "predict_results_rte.txt").read_text()
+    again = [*words[: words.index("--output_dir")], "--output_dir", str(tmp_path / "again"), "--report_to", "none"]
+    again[again.index("--model_name_or_path") + 1] = str(out)
+    glue.run([word for word in again if word not in ("--do_train", "--average", "ema(0.6)")])
+    assert (tmp_path / "again" / "predict_results_rte.txt").read_text() == predicted
+
+
+def test_the_last_layer_is_new_when_training_begins(common, tmp_path, model):
+    glue.run(["--task_name", "rte", "--do_train", "--reinit_layers", "1", "--learning_rate", "0", *common])
+    before, after = load_file(f"{model}/model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {
+        name
+        for name in before
+        if name.endswith("weight") and (".layer.0." in name or "pooler" in name) and "LayerNorm" not in name
+    }
+
+
 def test_resuming_continues_exactly(common, tmp_path):
     """Six steps at once, and six steps of which a second run makes the last four, end in the same weights."""
     words = ["--task_name", "rte", "--do_train", "--reg", "rat(epsilon=0.1)", "--save_steps", "2", *common]
@@ -373,6 +405,14 @@ def test_a_half_written_checkpoint_is_named_and_the_one_before_works(common, tmp
         (["--task_name", "rte", "--do_eval", "--config_name", "/none/such"], ["--config_name '/none/such'"]),
         (["--task_name", "mnli", "--do_eval"], ["--model_name_or_path", "--ignore_mismatched_sizes"]),
         (["--task_name", "rte", "--do_eval", "--lora_r", "2", "--lora_target_modules", "nothing"], ["'nothing'"]),
+        (["--task_name", "rte", "--do_train", "--average", "ema(2)"], ["--average 'ema(2)' must be", "swa(0.5)"]),
+        (["--task_name", "rte", "--do_train", "--reinit_layers", "3"], ["--reinit_layers 3 must be 1 to 1"]),
+        (["--task_name", "rte", "--do_eval", "--reinit_layers", "1"], ["--reinit_layers 1 needs --do_train"]),
+        (
+            ["--task_name", "rte", "--do_train", "--reinit_layers", "1", "--lora_r", "2"],
+            ["--reinit_layers 1: --lora_r"],
+        ),
+        (["--task_name", "rte", "--do_train", "--layer_decay", "2"], ["--layer_decay 2", "above 0 and at most 1"]),
         (["--train_file", "none.csv", "--do_eval"], ["--train_file 'none.csv'", "no such file"]),
         (["--task_name", "rte", "--do_eval", "--lora_alpha", "8"], ["--lora_alpha 8", "--lora_r"]),
         (
@@ -437,30 +477,19 @@ def test_the_command_line_lists_its_commands(capsys):
 @pytest.mark.slow
 def test_two_processes_make_the_model_of_one(tmp_path, data, model):
     """2 processes x 6 of the twelve rows train what 1 process x 12 does, and predict each test row once, in order."""
-    weights = []
+    weights, script = [], ROOT / "run_glue.py"
     for processes, size in ((1, 12), (2, 6)):
         out = tmp_path / f"{processes}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += [str(ROOT / "run_glue.py"), "--task_name", "rte", "--data_dir", data, "--model_name_or_path", model]
-        command += [
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
-            "--output_dir",
-            str(out),
-            "--max_steps",
-            "3",
-            "--use_cpu",
-        ]
-        command += ["--per_device_train_batch_size", str(size), "--dropout", "0", "--reg", "fgm(epsilon=0.1)"]
-        command += ["--use_cpu", "--optim", "sgd", "--learning_rate", "1", "--submission_dir", str(out / "submission")]
-        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stderr.count("Regularizer fgm") == 1
-        assert f"on cpu x {processes}" in done.stderr
+        words = ["--task_name", "rte", "--data_dir", data, "--model_name_or_path", model, "--use_cpu"]
+        words += ["--do_train", "--do_eval", "--do_predict", "--output_dir", str(out), "--max_steps", "3"]
+        words += ["--per_device_train_batch_size", str(size), "--dropout", "0", "--reg", "fgm(epsilon=0.1)"]
+        words += ["--optim", "sgd", "--learning_rate", "1", "--submission_dir", str(out / "submission")]
+        if processes == 1:
+            printed = launches.fork(script, *words)
+        else:
+            printed = launches.run([*launches.TORCHRUN, "--nproc_per_node", "2", str(script), *words])
+        assert printed.count("Regularizer fgm") == 1
+        assert f"on cpu x {processes}" in printed
         weights.append(load_file(out / "model.safetensors"))
         assert (out / "submission" / "RTE.tsv").read_text().count("\n") == 13
     for name, one in weights[0].items():

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -18,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hf_rat.cli import main as cli
 from hf_rat.cli import textcls
 from hf_rat.data.tasks import CLUE, TEXTS
+from hf_rat.finetuning import word_model
 from hf_rat.models import COMPANIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +102,22 @@ def test_the_other_known_data(common, name):
     results = textcls.run(["--dataset_name", name, *common, "--do_predict", "--num_train_epochs", "1"])
     task = next(task for task in TEXTS if task.name == name)
     assert {f"test_{metric}" for metric in task.metrics} <= set(results)
+
+
+def test_two_runs_may_read_the_same_texts_at_once(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    read = word_model._read_words
+
+    def slower(*arguments):
+        monkeypatch.setattr(word_model, "_read_words", read)
+        textcls.run(["--dataset_name", "imdb", *common, "--output_dir", str(tmp_path / "quicker")])
+        return read(*arguments)
+
+    monkeypatch.setattr(word_model, "_read_words", slower)
+    textcls.run(["--dataset_name", "imdb", *common])
+    words = [json.loads((tmp_path / name / "tokenizer.json").read_text())["model"] for name in ("out", "quicker")]
+    assert words[0] == words[1]
+    assert len(list((tmp_path / "cache" / "hf_rat_vocabularies").iterdir())) == 1
 
 
 def test_a_second_run_reads_no_text_again(common, tmp_path, monkeypatch):
@@ -253,9 +268,9 @@ def test_labels_that_differ_between_splits(common, tmp_path):
 
 @pytest.mark.slow
 def test_the_example_run_of_the_script(tmp_path):
-    words = [sys.executable, str(ROOT / "run_textcls.py"), "--reg", "rat", "--output_dir", str(tmp_path), "--use_cpu"]
-    done = subprocess.run([*words, "--num_train_epochs", "2"], capture_output=True, text=True, check=True)
-    assert any(line.startswith("plain  ") for line in done.stdout.splitlines())
+    words = ["--reg", "rat", "--output_dir", str(tmp_path), "--use_cpu", "--num_train_epochs", "2"]
+    printed = launches.fork(ROOT / "run_textcls.py", *words, "--max_eval_samples", "200")
+    assert any(line.startswith("plain  ") for line in printed.splitlines())
     assert (tmp_path / "model.safetensors").is_file()
 
 
@@ -341,11 +356,19 @@ def test_a_stream_in_two_processes_makes_the_model_of_one(tmp_path):
     weights = []
     for processes, size in ((1, 8), (2, 4)):
         out = tmp_path / f"{processes}"
-        command = [*launches.TORCHRUN, "--nproc_per_node", str(processes), str(ROOT / "run_textcls.py"), "--streaming"]
-        command += [f"--{split}_file={tmp_path / f'{split}.jsonl'}" for split in ("train", "validation")]
-        command += ["--do_train", "--max_steps", "3", "--per_device_train_batch_size", str(size), "--dropout", "0"]
+        command = [f"--{split}_file={tmp_path / f'{split}.jsonl'}" for split in ("train", "validation")]
+        command += [
+            "--streaming",
+            "--do_train",
+            "--max_steps",
+            "3",
+            "--per_device_train_batch_size",
+            str(size),
+            "--dropout",
+            "0",
+        ]
         command += ["--optim", "sgd", "--learning_rate", "1", "--reg", "fgm", "--use_cpu", "--output_dir", str(out)]
-        launches.run(command)
+        launches.fork(ROOT / "run_textcls.py", *command, processes=processes)
         weights.append(load_file(out / "model.safetensors"))
     for name, one in weights[0].items():
         torch.testing.assert_close(weights[1][name], one, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""`accelerate launch` over two processes of one machine, and of two hosts: what they get is what one process gets.
+"""Two processes of one machine, and `accelerate launch` on two hosts: what they get is what one process gets.
 
 The hosts are two network namespaces of this machine, joined by one cable. Each has its own loopback and its own
 `accelerate launch`, so that nothing can go by way of localhost. That needs root and the command `ip` (iproute2).
@@ -18,6 +18,7 @@ from launched_processes import CASES, noise
 
 pytestmark = pytest.mark.slow
 
+SCRIPT = launches.HERE / "launched_processes.py"
 ADDRESSES = ("10.71.0.1", "10.71.0.2")
 # Two processes of one machine have every recipe in test_invariance.py; here is what comes on top of DDP.
 WHERE = {
@@ -54,12 +55,23 @@ def hosts():
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def launch(where, config, result, *words, inside=()):
-    command = [*inside, *launches.ACCELERATE, "--config_file", f"configs/accelerate/{config}.yaml", *words]
-    return launches.start(
-        [*command, str(launches.HERE / "launched_processes.py"), str(result), *WHERE[where]],
-        **({"GLOO_SOCKET_IFNAME": "cable"} if inside else {}),
-    )
+def launch_on(hosts, *words):
+    where = ["--config_file", "configs/accelerate/two_hosts.yaml", "--main_process_ip", ADDRESSES[0]]
+    launched = [
+        launches.start(
+            ["ip", "netns", "exec", name, *launches.ACCELERATE, *where, "--machine_rank", str(rank), str(SCRIPT)]
+            + [str(word) for word in words],
+            GLOO_SOCKET_IFNAME="cable",
+        )
+        for rank, name in enumerate(hosts)
+    ]
+    try:
+        printed = [launches.finish(process, 500) for process in launched]
+    finally:
+        for process in launched:
+            process.terminate()  # one that waits for a host that failed; nothing where it has ended
+    for process, said in zip(launched, printed, strict=True):
+        assert process.returncode == 0, said[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +82,9 @@ def seen(request, tmp_path_factory):
     def on(where):
         result = tmp_path_factory.mktemp("launched") / "result.json"
         if where == "one machine":
-            launched = [launch(where, "ddp_2_processes", result)]
+            launches.fork(SCRIPT, result, *WHERE[where], processes=2)
         else:
-            words = ("--main_process_ip", ADDRESSES[0], "--machine_rank")
-            launched = [
-                launch(where, "two_hosts", result, *words, str(rank), inside=("ip", "netns", "exec", name))
-                for rank, name in enumerate(request.getfixturevalue("hosts"))
-            ]
-        try:
-            printed = [launches.finish(process, 500) for process in launched]
-        finally:
-            for process in launched:
-                process.terminate()  # one that waits for a host that failed; nothing where it has ended
-        for process, words in zip(launched, printed, strict=True):
-            assert process.returncode == 0, words[-4000:]
+            launch_on(request.getfixturevalue("hosts"), result, *WHERE[where])
         return json.loads(result.read_text(encoding="utf-8"))
 
     return on

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import socket
-import sys
 
 import launches
 import pytest
@@ -15,8 +13,8 @@ from hf_rat.finetuning.checkpoints import checkpoint_problem, checkpoints, resum
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = str(launches.HERE / "killed_processes.py")
-LAUNCH = [*launches.ACCELERATE, "--config_file", "configs/accelerate/ddp_2_processes.yaml", SCRIPT]
+SCRIPT = launches.HERE / "killed_processes.py"
+LAUNCH = [*launches.ACCELERATE, "--config_file", "configs/accelerate/ddp_2_processes.yaml", str(SCRIPT)]
 SECONDS = 240
 """Until the others have ended, from their start on; gloo itself would wait half an hour for a silent process."""
 
@@ -25,32 +23,14 @@ SECONDS = 240
 def straight(tmp_path_factory):
     """The last checkpoint of the run that was not cut."""
     folder = tmp_path_factory.mktemp("straight")
-    launches.run([*LAUNCH, str(folder), "straight"])
+    launches.fork(SCRIPT, folder, "straight", processes=2)
     return folder / f"checkpoint-{STEPS}"
-
-
-def alone(folder, what):
-    """Both processes without a launcher, which would end one for the other: return codes, and what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        launches.start([sys.executable, SCRIPT, str(folder), what], RANK=str(rank), LOCAL_RANK=str(rank), **where)
-        for rank in (0, 1)
-    ]
-    try:
-        printed = [launches.finish(process, SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], printed
 
 
 def assert_goes_on_as_if_nothing_happened(folder, straight):
     """From the newest checkpoint that is whole, to the same weights, averages and logs, bit for bit."""
     whole = next(path for path in checkpoints(folder) if checkpoint_problem(path) is None)
-    launches.run([*LAUNCH, str(folder), str(whole)])
+    launches.fork(SCRIPT, folder, whole, processes=2)
     resumed = folder / straight.name
     for name in ("model.safetensors", "teacher.safetensors"):
         theirs, ours = load_file(straight / name), load_file(resumed / name)
@@ -78,7 +58,8 @@ def test_the_run_is_worth_killing(straight):
 
 
 def test_a_worker_is_killed_in_a_pass(straight, tmp_path):
-    (ours, killed), printed = alone(tmp_path, WORKER_DIES)
+    # Without a launcher, which would end one for the other.
+    (ours, killed), printed = launches.fork_and_wait(SCRIPT, tmp_path, WORKER_DIES, processes=2, seconds=SECONDS)
     assert killed == -signal.SIGKILL
     assert ours == 1, printed[0][-3000:]
     assert "Error" in printed[0]

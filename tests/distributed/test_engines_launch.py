@@ -118,6 +118,7 @@ def test_what_accelerate_does_not_do_on_a_cpu_is_refused(environment, settings, 
 @pytest.mark.parametrize(("name", "processes"), [("cpu_1", 1), ("ddp_2_processes", 2)])
 def test_the_main_script_runs_from_a_file(name, processes, tmp_path):
     command = [*launches.ACCELERATE, "--config_file", str(CONFIGS / f"{name}.yaml"), "run_glue.py", "--use_cpu"]
+    command += ["--max_train_samples", "40", "--max_eval_samples", "20"]
     printed = launches.run([*command, "--reg", "rat", "--max_steps", "2", "--output_dir", str(tmp_path / "out")])
     assert f"on cpu x {processes}" in printed
     assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -13,8 +13,7 @@ BOTH = pytest.mark.parametrize("engine", sharded_processes.ENGINES)
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     result = tmp_path_factory.mktemp("sharded") / "result.json"
-    script = str(launches.HERE / "sharded_processes.py")
-    launches.run([*launches.TORCHRUN, "--nproc-per-node", "2", script, str(result)])
+    launches.fork(launches.HERE / "sharded_processes.py", result, processes=2)
     return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -22,7 +21,7 @@ def seen(tmp_path_factory):
 @pytest.mark.parametrize("case", sharded_processes.CASES)
 def test_two_processes_get_the_losses_and_gradients_of_one(seen, case, expression):
     one = seen["compared"][case][expression]
-    if case != "DDP" and expression == runs.SETTINGS["smart"]:
+    if case != "DDP" and expression in runs.AVERAGED:
         assert "FSDP2 shards the weights" in one["refused"]
         assert "\n" not in one["refused"]
         return
@@ -40,7 +39,10 @@ def test_a_bad_pass_on_one_process_is_left_out_on_both(seen, engine):
     assert seen["bad"][engine] == {"kept": [["task"], ["task"]], "finite": True, "counted": 1}
 
 
-@pytest.mark.parametrize(("what", "words"), [("lean", "FSDP2 cannot"), ("FSDP 1", "fsdp_version: 2")])
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("lean", "FSDP2 cannot"), ("FSDP 1", "fsdp_version: 2"), ("average", "average='ema(0.9)' keeps an average")],
+)
 def test_what_cannot_be_right_on_shards_is_refused(seen, what, words):
     assert words in seen["refused"][what]
     assert "\n" not in seen["refused"][what]

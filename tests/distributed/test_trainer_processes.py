@@ -16,8 +16,7 @@ from test_hosts_sentence_transformers import save_tiny_bert
 def test_two_processes_make_the_step_of_one(tmp_path):
     save_tiny_bert(tmp_path)
     result = tmp_path / "two.json"
-    script = [str(launches.HERE / "trainer_processes.py"), str(result), str(tmp_path)]
-    launches.run([*launches.TORCHRUN, "--nproc-per-node", "2", *script], seconds=400)
+    launches.fork(launches.HERE / "trainer_processes.py", result, tmp_path, processes=2)
     one, two = trainer_processes.steps(tmp_path, processes=1), json.loads(result.read_text(encoding="utf-8"))
     assert one.keys() == two.keys()
     for name, expected in one.items():

@@ -10,13 +10,10 @@ which draws its weights for each.
 """
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import keyed
+import launches
 import peft
 import pytest
 import runs
@@ -233,25 +230,9 @@ def test_every_label_counts_alike_for_every_recipe(expression):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two_processes.py wrote: one launch for all tests below."""
+    """What two_processes.py wrote: once for all tests below."""
     result = tmp_path_factory.mktemp("two") / "result.json"
-    root = Path(__file__).parents[2]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    launched = subprocess.Popen(
-        [*launch, "--nproc-per-node", "2", str(root / "tests" / "support" / "two_processes.py"), str(result)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, errors = launched.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        launched.terminate()  # not kill: the launcher then ends its two processes
-        _, errors = launched.communicate()
-        pytest.fail(f"the two processes wait for each other\n{errors[-4000:]}")
-    assert launched.returncode == 0, errors[-4000:]
+    launches.fork(launches.HERE / "two_processes.py", result, processes=2)
     return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -311,6 +292,29 @@ def test_the_grouping_changes_nothing_beside_unlabeled_batches(two, grouping):
         assert seen["exchanges"] == 1
         assert seen["equal"]
     runs.assert_same_logs(seen["logs"], reference)
+
+
+@pytest.mark.parametrize(("process", "sizes"), [("None", [8, 16]), ("0", [8, 8, 8]), ("1", [8, 8, 8])])
+def test_processes_of_which_one_may_not_double_the_batch_run_alike(two, process, sizes):
+    """The pass of the clean batch, and the two adversarial ones."""
+    seen = two["draws for the batch in"][process]
+    assert seen["sizes"] == [sizes, sizes]
+    assert seen["equal"]
+
+
+@pytest.mark.parametrize("name", two_processes.AVERAGED)
+def test_two_processes_keep_the_average_of_one(two, name):
+    how = two_processes.AVERAGED[name]
+    options = {"eval_dataset": runs.examples(16, seed=2)}
+    settings = {"average": how["average"], "options": options, **WHOLE, **two_processes.EVALUATED}
+    one = runs.trainer(how["reg"], keyed.KeyedTrainer, **settings)
+    one.train()
+    seen = two["averaged"][name]
+    runs.assert_same_logs(seen["logs"], runs.ran(one).logs)
+    evaluated = [log["eval_loss"] for log in one.state.log_history if "eval_loss" in log]
+    assert seen["eval losses"] == pytest.approx(evaluated, rel=1e-5)
+    assert len(evaluated) == 3
+    assert seen["equal"], "the processes ended with different averages"
 
 
 @pytest.mark.parametrize("case", ["adversarial pass", "adversarial pass, single backward"])

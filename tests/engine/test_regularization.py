@@ -422,7 +422,7 @@ def test_the_unit_of_epsilon_survives_training_and_a_checkpoint():
 
 def test_a_unit_that_could_not_be_measured_survives_a_checkpoint(monkeypatch):
     """A scaled table that FSDP2 shards has none."""
-    monkeypatch.setattr("hf_rat.passes.sites.embeddings._mean_norm", lambda module: None)
+    monkeypatch.setattr("hf_rat.passes.sites.embeddings.mean_norm", lambda module: None)
     kept = Regularization(fgm(), tiny_model()).state_dict()
     again = Regularization(fgm(), tiny_model())
     again.load_state_dict(kept)

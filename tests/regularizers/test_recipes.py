@@ -295,6 +295,15 @@ def smart(model, batch, average, epsilon, step, steps, start, alpha, mu):
     return {"task": task, "smoothness": alpha * bi_kl(clean, moved), "proximal": alpha * mu * bi_kl(before, clean)}
 
 
+def mean_teacher(model, batch, average, alpha, divergence="mse"):
+    task, student = run(model, batch, embed(model, batch))
+    with torch.no_grad():
+        _, teacher = run(average, batch, embed(average, batch))
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    apart = {"mse": (p - q).square().mean(), "kl": (p * (p.log() - q.log())).sum(-1).mean()}
+    return {"task": task, "proximal": alpha * apart[divergence]}
+
+
 def adversarial_dropout(model, batch, rate, alpha, start_mask="one_drop"):
     """The influence map by autograd on an explicit mask in front of the classifier, then the flips that gain most."""
     units = model.classifier.in_features
@@ -517,6 +526,11 @@ CASES = [
     ("l2_sp(alpha=2)", lambda m, b: l2_sp(m, b, 2)),
     ("anchor(alpha=2)", lambda m, b: anchor(m, b, 2)),
     ("noisy_tune(epsilon=0.5)", lambda m, b: noisy_tune(m, b, 0.5)),
+    ("mean_teacher(alpha=9)", lambda m, b: mean_teacher(m, b, copy.deepcopy(m).eval(), 9)),
+    (
+        "mean_teacher(alpha=3, divergence='kl')",
+        lambda m, b: mean_teacher(m, b, copy.deepcopy(m).eval(), 3, "kl"),
+    ),
 ]
 ROOT = Path(__file__).parents[2]
 
@@ -638,19 +652,23 @@ def test_the_authors_weight_converts_by_the_batch_size_whatever_it_is():
         )
 
 
-def test_smart_stays_near_its_average_over_several_steps():
-    batches = [tiny_batch(SIZE, seed=seed) for seed in range(3)]
-    settings = {"epsilon": 0.05, "step": 0.03, "steps": 2, "start": 0.02, "alpha": 2.0, "mu": 0.7}
+SMART = {"epsilon": 0.05, "step": 0.03, "steps": 2, "start": 0.02, "alpha": 2.0, "mu": 0.7}
+AVERAGED = {"smart": (smart, SMART), "mean_teacher": (mean_teacher, {"alpha": 9.0})}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_model_stays_near_its_average_over_several_steps(name):
+    batches, (oracle, settings) = [tiny_batch(SIZE, seed=seed) for seed in range(3)], AVERAGED[name]
     ours, theirs = tiny_model(dropout=0.1), tiny_model(dropout=0.1)
     arguments = ", ".join(f"{name}={value}" for name, value in settings.items())
-    regularization = Regularization(parse(f"smart({arguments}, beta=0.8)"), ours)
+    regularization = Regularization(parse(f"{name}({arguments}, beta=0.8)"), ours)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (ours, theirs)]
     average = copy.deepcopy(theirs).eval()
     for step, batch in enumerate(batches):
         torch.manual_seed(step)
         losses = regularization.backward(batch, step=step)
         torch.manual_seed(step)
-        expected = smart(theirs, batch, average, **settings)
+        expected = oracle(theirs, batch, average, **settings)
         sum(expected.values()).backward()
         assert losses.keys() == expected.keys()
         for name, value in expected.items():

@@ -162,7 +162,7 @@ def test_back_propagating_group_by_group_is_one_backward_of_the_sum(expression):
 def test_named_losses_sum_to_the_loss_that_is_back_propagated(expression):
     model = tiny_model(dropout=0.1)
     regularization = Regularization(parse(expression), model)
-    loss, named = regularization.all_but_last_backward(tiny_batch())
+    loss, named = regularization.backward_all_but_last(tiny_batch())
     assert loss.requires_grad
     assert loss.item() == pytest.approx(total(named), rel=1e-5)
     assert not any(value.requires_grad for value in named.values())

@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForMaskedLM
 from hf_rat import Regularization, parse, sam
 from hf_rat.models import LSTM, RNNConfig, RNNForSequenceClassification
 from hf_rat.passes.sites import WeightsSite, open_site
+from hf_rat.regularizers.balls import L2
 from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor, Spread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no dropout")
@@ -319,6 +320,12 @@ def test_each_tensor_has_a_ball_of_its_own():
     moved = PerTensor(0.3, "relative").farthest(slope, geometry).view(-1).split(list(site.sizes))
     for piece, weight in zip(moved, site.parameters.values(), strict=True):
         assert piece.norm().item() == pytest.approx(0.3 * weight.detach().norm().item(), rel=1e-4, abs=1e-12)
+
+
+def test_a_relative_length_is_a_share_of_that_of_the_weights():
+    _, geometry, slope = weights_and_slope()
+    moved = L2(0.3, unit="relative").farthest(slope, geometry)
+    assert moved.norm().item() == pytest.approx(0.3 * geometry.values().norm().item(), rel=1e-5)
 
 
 def test_no_point_of_the_ellipsoid_is_farther():

@@ -1,6 +1,6 @@
 """Run by test_engines_hosts.py in two processes; process 0 writes what both saw to a JSON file.
 
-accelerate launch --config_file configs/accelerate/... launched_processes.py RESULT.json CASE...
+launched_processes.py RESULT.json CASE...
 """
 
 from __future__ import annotations

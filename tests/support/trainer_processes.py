@@ -1,6 +1,6 @@
 """Run by test_trainer_processes.py in two processes; process 0 writes the logs of a step of each to a JSON file.
 
-python -m torch.distributed.run --nproc-per-node 2 trainer_processes.py RESULT.json FOLDER
+trainer_processes.py RESULT.json FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run by test_invariance.py in two processes; process 0 writes what all of them saw to the JSON file it is given.
 
-python -m torch.distributed.run --nproc-per-node 2 two_processes.py RESULT.json
+two_processes.py RESULT.json
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ GROUPINGS: dict[str, dict[str, Any]] = {
 SPLIT = ["rat(epsilon=0.5)", "freelb(epsilon=0.4, step=0.2, steps=3, start=0.2)", "vat(epsilon=0.5, start=0.5)"]
 """Run in length buckets too, of which the processes have different numbers; and lean."""
 LEAN = ["rat(epsilon=0.5)", "rdrop(passes=3)"]
+
+
+AVERAGED = {
+    "ema(0.5), plain": {"average": "ema(0.5)", "reg": "plain"},
+    "swa(0.4), rat": {"average": "swa(0.4)", "reg": "rat(epsilon=0.5)"},
+    "ema(0.5), mean teacher": {"average": "ema(0.5)", "reg": "mean_teacher(alpha=9, beta=0.5)"},
+}
+"""Evaluated after each of three steps over 16 examples."""
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 3, "count": 48}
 
 
 BY_POSITION = {name: how for name, how in GROUPINGS.items() if name != "2 x 8, single backward"}
@@ -81,10 +90,12 @@ def train(
         BadPass(one.model, bad["number"], bad.get("gradient", False))
     one.train()
     seen = runs.ran(one)
+    evaluated = [log["eval_loss"] for log in one.state.log_history if "eval_loss" in log]
     flat = torch.cat([value.float().flatten() for value in seen.weights.values()])
     others = one.accelerator.gather(flat[None])
     return {
         "logs": seen.logs,
+        "eval losses": evaluated,
         "exchanges": counter.buckets,
         "equal": bool((others == flat).all()),
         "finite": bool(flat.isfinite().all()),
@@ -92,9 +103,42 @@ def train(
     }
 
 
+def sizes_of_passes(process: int | None) -> dict[str, Any]:
+    """How many examples each training pass of a step has, in each process, whose models differ.
+
+    Args:
+        process: where the classifier's input is masked by numbers that the whole batch shares; None: in neither.
+    """
+    sizes: list[int] = []
+    one = runs.trainer(runs.SETTINGS["rat"], **GROUPINGS["2 x 8"])
+
+    def mask(module: nn.Module, args: Any) -> Any:
+        if module.training and torch.is_grad_enabled():
+            sizes.append(len(args[0]))
+        if one.accelerator.process_index == process and module.training:
+            return args[0] * (torch.rand(args[0].shape[-1]) < 0.9) / 0.9
+        return None
+
+    one.model.classifier.register_forward_pre_hook(mask)
+    one.train()
+    flat = torch.cat([value.flatten() for value in runs.ran(one).weights.values()])
+    every: list[Any] = [None, None]
+    torch.distributed.all_gather_object(every, sizes)
+    return {"sizes": every, "equal": bool((one.accelerator.gather(flat[None]) == flat).all())}
+
+
+def averaged(settings: dict[str, Any]) -> dict[str, Any]:
+    rows = {"eval_dataset": runs.examples(16, seed=2)}
+    return {
+        name: train(how["reg"], options=rows, average=how["average"], per_device_train_batch_size=8, **settings)
+        for name, how in AVERAGED.items()
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"grouped": {}, "bad": {}}
+    results["draws for the batch in"] = {str(process): sizes_of_passes(process) for process in (None, 0, 1)}
     with keyed.noise():
         for expression in runs.INVARIANT:
             results["grouped"][expression] = {
@@ -105,6 +149,7 @@ def main() -> None:
             name: train(runs.UNLABELED, options=beside, count=16, **{**settings, "max_steps": 1})
             for name, settings in GROUPINGS.items()
         }
+        results["averaged"] = averaged(EVALUATED)
         eight = GROUPINGS["2 x 8"]
         results["lean"] = {expression: train(expression, reg_memory="lean", **eight) for expression in LEAN}
         with keyed.by_bucket(), pytest.MonkeyPatch.context() as patch:

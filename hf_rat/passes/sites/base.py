@@ -11,7 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from hf_rat.passes.dropout import without_trace
+from hf_rat.passes.outputs import logits_of
 from hf_rat.passes.sites.geometry import Geometry
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def batch_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What has a length among the inputs.
+
+    Raises:
+        ValueError: there is nothing.
+    """
+    tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.dim() > 0}
+    if not tensors:
+        raise ValueError(f"the batch holds no tensors (its keys: {', '.join(inputs) or 'none'})")
+    return tensors
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    return tuple((name, tuple(x.shape)) for name, x in tensors.items())
 
 
 class Site:
@@ -26,6 +45,7 @@ class Site:
         self.move: Tensor | None = None
         self.fired = False
         self.module: Any = None
+        self._examples: dict[Shapes, int] = {}
 
     def close(self) -> None:
         """Take the hook off."""
@@ -34,6 +54,28 @@ class Site:
     def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         """The geometry of a batch."""
         raise NotImplementedError
+
+    def count_examples(self, inputs: Mapping[str, Any]) -> int:
+        """How many examples a batch has: as many as its tensors are long.
+
+        Where these have several lengths (class weights, the patches of all images), it is the one that the logits
+        have too, for which the model runs once for each combination of shapes; the first, where they have none of
+        them.
+        """
+        tensors = batch_tensors(inputs)
+        lengths = [len(x) for x in tensors.values()]
+        if len(set(lengths)) == 1:
+            return lengths[0]
+        shapes = shapes_of(tensors)
+        if shapes not in self._examples:
+            with without_trace(self.model, next(iter(tensors.values())).device):
+                outputs = self.model(**inputs)
+            try:
+                rows = len(logits_of(outputs, type(self.model).__name__))
+            except ValueError:  # a loss alone
+                rows = 0
+            self._examples[shapes] = rows if rows in lengths else lengths[0]
+        return self._examples[shapes]
 
     def table_ids(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """(batch, time) int64, what `module` looks up in a table that learns; None where this is no such look-up."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_rat.passes.dropout import without_trace
 from hf_rat.passes.outputs import logits_of
-from hf_rat.passes.sites.base import Site
+from hf_rat.passes.sites.base import Site, batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
 
 LOGITS_INPUT = "logits input"
@@ -55,11 +55,11 @@ class LogitsInputSite(Site):
         return f"the dropout mask never reached the output layer of {type(self.model).__name__}"
 
     def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
-        first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
+        first = next(iter(batch_tensors(inputs).values()))
         if self.module is None:
             self.module = self._find(inputs, first)
             self._handle = self.module.register_forward_pre_hook(self._hook)
-        return Geometry(shape=(first.shape[0], self.module.in_features), device=first.device)
+        return Geometry(shape=(self.count_examples(inputs), self.module.in_features), device=first.device)
 
     def _find(self, inputs: Mapping[str, Any], first: Tensor) -> nn.Linear:
         """The nn.Linear that runs last and is as wide as the logits, or makes as many numbers.

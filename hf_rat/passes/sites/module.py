@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_rat.passes.adapters import without_adapters
-from hf_rat.passes.sites.base import OutputSite
+from hf_rat.passes.sites.base import OutputSite, Shapes, batch_tensors, shapes_of
 from hf_rat.passes.sites.geometry import Geometry
-
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class ModuleSite(OutputSite):
@@ -48,33 +47,38 @@ class ModuleSite(OutputSite):
 
     def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         """The geometry of a batch. Looks at the model when inputs of these shapes come for the first time."""
-        tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and x.dim() > 0}
-        first = next(iter(tensors.values()))
-        shapes = tuple((name, tuple(x.shape)) for name, x in tensors.items())
+        tensors = batch_tensors(inputs)
+        first, shapes = next(iter(tensors.values())), shapes_of(tensors)
         if shapes not in self._shapes:
             # An axis of the batch grows with the batch; there is no other way to be sure of it.
-            twice = {name: torch.cat([x, x]) if len(x) == len(first) else x for name, x in tensors.items()}
+            examples = self.count_examples(inputs)
+            twice = {name: torch.cat([x, x]) if len(x) == examples else x for name, x in tensors.items()}
             one, two = self._shape(inputs, first), self._shape({**inputs, **twice}, first)
-            if one[0] != len(first) or two != (2 * one[0], *one[1:]):
+            if one[0] != examples or two != (2 * one[0], *one[1:]):
                 raise ValueError(
-                    f"the output of {self.name} in {type(self.model).__name__} has shape {one} for {len(first)} "
-                    f"examples and {two} for {2 * len(first)}: a site must be batch-first"
+                    f"the output of {self.name} in {type(self.model).__name__} has shape {one} for {examples} "
+                    f"examples and {two} for {2 * examples}: a site must be batch-first"
                 )
             self._shapes[shapes] = one
         shape, attention = self._shapes[shapes], inputs.get("attention_mask")
         mask = None
         if isinstance(attention, Tensor) and len(shape) == 3 and attention.shape == shape[:2]:
             mask = attention.bool()
-        return Geometry(shape=shape, device=first.device, mask=mask, embedding_norm=None)
+        own = partial(self._output, inputs, first)
+        return Geometry(shape=shape, device=first.device, mask=mask, embedding_norm=None, own=own)
 
     def _shape(self, inputs: Mapping[str, Any], device: Tensor) -> tuple[int, ...]:
-        found = self.probe(inputs, device)
-        if found is None:
-            raise ValueError(f"{type(self.model).__name__} does not run its {self.name}, so it cannot be perturbed")
-        output = found[1]
+        output = self._output(inputs, device)
         if not (isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1):
             raise ValueError(
                 f"the output of {self.name} in {type(self.model).__name__} is no floating point tensor with a batch "
                 f"axis but {type(output).__name__}; name a module that puts one out"
             )
         return tuple(output.shape)
+
+    def _output(self, inputs: Mapping[str, Any], device: Tensor) -> Any:
+        """What the module puts out in evaluation, in its first run."""
+        found = self.probe(inputs, device)
+        if found is None:
+            raise ValueError(f"{type(self.model).__name__} does not run its {self.name}, so it cannot be perturbed")
+        return found[1]

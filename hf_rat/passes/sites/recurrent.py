@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from hf_rat.passes.sites.base import Site
+from hf_rat.passes.sites.base import Site, batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
 
 RECURRENT = "recurrent state"
@@ -68,8 +68,8 @@ class RecurrentSite(Site):
         )
 
     def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
-        first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
-        return Geometry(shape=(first.shape[0], self._units), device=first.device)
+        device = next(iter(batch_tensors(inputs).values())).device
+        return Geometry(shape=(self.count_examples(inputs), self._units), device=device)
 
 
 def _last_recurrent(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -53,11 +53,14 @@ class WeightsGeometry(Geometry):
 
     Args:
         sizes: how many numbers each tensor has, in their order.
-        values: () -> the weights as they are, (1, weights).
     """
 
     sizes: Sequence[int] = ()
-    values: Callable[[], Tensor] = field(default=lambda: torch.empty(1, 0))
+
+    def values(self) -> Tensor:
+        """(1, weights), as they are."""
+        assert self.own is not None
+        return self.own()
 
     def per_tensor(self, of_each: Tensor) -> Tensor:
         """(1, tensors) -> (1, weights): each number at all places of its tensor."""
@@ -120,9 +123,8 @@ class WeightsSite(Site):
 
     def geometry(self, inputs: Mapping[str, Any]) -> WeightsGeometry:
         device = next(iter(self.parameters.values())).device
-        return WeightsGeometry(
-            (1, sum(self.sizes)), device, embedding_norm=None, sizes=tuple(self.sizes), values=self.values
-        )
+        shape = (1, sum(self.sizes))
+        return WeightsGeometry(shape, device, embedding_norm=None, own=self.values, sizes=tuple(self.sizes))
 
     def values(self) -> Tensor:
         """(1, weights), a copy of the weights as they are."""
