@@ -115,6 +115,7 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments)
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
+    known |= {"--models", "--datasets"}
     known |= {"--help-all", "--alike", "--baseline", "--score", "--best", "--trials", "--race", "--controls", "--jobs"}
     known |= launch_command_parser()._option_string_actions.keys()
     wrong = []

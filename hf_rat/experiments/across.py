@@ -143,7 +143,8 @@ def _middle(runs: Sequence[np.ndarray], confidence: float, seed: int) -> Middle:
 
     Its standard error comes from drawing the seeds of each data set again. Among n seeds the variance of what is drawn
     is too small by (n - 1) / n, so the runs are stretched about their mean. With few seeds quantiles of the drawn
-    means would be too narrow still: Student's t, with n - 1 degrees of freedom for each data set.
+    means would be too narrow still: Student's t, with Satterthwaite's degrees of freedom, which are few where most
+    of the variance comes from few data sets.
     """
     mean = float(stats.trim_mean(np.concatenate(runs), _CUT))
     if min(map(len, runs)) == 1:
@@ -155,5 +156,9 @@ def _middle(runs: Sequence[np.ndarray], confidence: float, seed: int) -> Middle:
         chosen = run[generator.integers(n, size=(_RESAMPLES, n))]
         drawn.append(middle + (chosen - middle) * np.sqrt(n / (n - 1)))
     error = float(np.std(stats.trim_mean(np.concatenate(drawn, axis=1), _CUT, axis=1), ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, sum(len(run) - 1 for run in runs))) * error
+    parts = np.array([len(run) * run.var(ddof=1) for run in runs])
+    if not parts.any():
+        return Middle(mean, mean, mean)
+    df = parts.sum() ** 2 / (parts**2 / [len(run) - 1 for run in runs]).sum()
+    half = float(stats.t.ppf((1 + confidence) / 2, df)) * error
     return Middle(mean, mean - half, mean + half)

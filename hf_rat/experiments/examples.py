@@ -62,6 +62,9 @@ def gain_over_examples(
             sides.append(-np.square(predicted - expected))
         else:
             sides.append(pseudo_values(measure, predicted, expected))
+    if not all(np.isfinite(side).all() for side in sides):  # as a correlation of predictions that are all alike
+        notes.append(f"{method}: without some examples there is no {metric_of(score)[0]}; no second interval")
+        return None
     return crossed_difference(*sides)
 
 

@@ -118,6 +118,12 @@ def metric_of(name: str) -> tuple[str, str]:
     return score, ""
 
 
+def usual_score(names: Sequence[str]) -> str:
+    """The score that counts where none is asked for: the first that is no loss and not of the training rows."""
+    scores = [name for name in names if metric_of(name)[1] != "train"]
+    return next((name for name in scores if metric_of(name)[0] != "loss"), (scores or names)[0])
+
+
 def read(folders: Sequence[Path]) -> list[Record]:
     """Every record in the folders: folder by folder, the methods in the order of the table that lies there.
 

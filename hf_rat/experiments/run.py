@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -126,12 +127,16 @@ class Run:
         return record
 
     def reason(self, record: Mapping[str, Any]) -> str:
-        """Why it failed, in one line: the last that it printed, or the signal that ended it."""
+        """Why it failed, in one line: the error that it printed, or else its last line; the signal that ended it."""
         status = record.get("status", 1)
         if status < 0:
             return f"ended by {signal.Signals(-status).name}" + (", as for want of memory" if status == -9 else "")
         lines = [line.strip() for line in self.log_end().splitlines() if line.strip()]
-        return lines[-1].removeprefix("error: ") if lines else f"exit status {status}, nothing printed"
+        if not lines:
+            return f"exit status {status}, nothing printed"
+        # Trackers say goodbye after it.
+        told = [line for line in lines if re.match(r"error: |[\w.]*(Error|Exception)\b", line)]
+        return (told or lines)[-1].removeprefix("error: ")
 
     def starved(self) -> bool:
         """Whether it seems to have failed because the disk is full."""

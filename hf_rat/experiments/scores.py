@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hf_rat.experiments.records import Record, bare, metric_of
+from hf_rat.experiments.records import Record, bare, metric_of, usual_score
 from hf_rat.experiments.verdict import LOWER_IS_BETTER
 
 
@@ -16,7 +16,7 @@ def score_of(record: Mapping[str, Any], asked: str | None) -> tuple[str, float] 
 
     Args:
         record: of the run.
-        asked: name of the score without eval_; None takes the first that is no loss, else the loss.
+        asked: name of the score without eval_; None takes the first that is no loss and not of the training rows.
 
     Raises:
         ValueError: the run does not have that score.
@@ -26,7 +26,7 @@ def score_of(record: Mapping[str, Any], asked: str | None) -> tuple[str, float] 
     if not names:
         return None
     if asked is None:
-        name = next((name for name in names if metric_of(name)[0] != "loss"), names[0])
+        name = usual_score(names)
     elif f"eval_{asked}" in names:
         name = f"eval_{asked}"
     else:

@@ -166,6 +166,7 @@ def _trials(cell: Cell, called: Mapping[str, str]) -> Table:
         [
             called[row.method],
             str(row.trials),
+            _short(row.settings, "d"),
             _number(cell, row.held_back),
             _number(cell, row.mean),
             _signed(cell, row.gap),
@@ -174,7 +175,10 @@ def _trials(cell: Cell, called: Mapping[str, str]) -> Table:
         if row.trials is not None
     ]
     below = "Trials chose each method's arguments on held-back training data; the gap is what was lost from there."
-    return Table(("method", "trials", "held back", "final", "gap"), rows, below)
+    for row in cell.rows:
+        if row.chosen:
+            below += f" {called[row.method]}: {', '.join(f'{name} {value}' for name, value in row.chosen.items())}."
+    return Table(("method", "trials", "settings", "held back", "final", "gap"), rows, below)
 
 
 def _compared(cell: Cell) -> dict[str, Difference]:

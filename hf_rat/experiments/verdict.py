@@ -16,7 +16,7 @@ from hf_rat.experiments.across import Across, compare_across
 from hf_rat.experiments.crossed import CrossedDifference
 from hf_rat.experiments.examples import gain_over_examples
 from hf_rat.experiments.paired import Difference, holm, paired_difference
-from hf_rat.experiments.records import Record, bare, by_cell, metric_of
+from hf_rat.experiments.records import Record, bare, by_cell, metric_of, usual_score
 
 LOWER_IS_BETTER = ("loss", "mse")
 FEWEST_CELLS = 4  # from so many on, a verdict over all of them is given
@@ -41,6 +41,8 @@ class Row:
         corrected: p of the gain after Holm's correction for all methods of the cell; None without two pairs.
         gain_on_tests_like_it: the gain over seeds and examples; None where predictions were not kept.
         trials: runs that the search for its arguments made; None where no search is told.
+        settings: how many different ones they tried.
+        chosen: argument or flag -> the value that was chosen; empty where there was nothing to choose.
         held_back: score of the chosen one on held-back training data.
         gap: `held_back` minus `mean`.
     """
@@ -59,6 +61,8 @@ class Row:
     corrected: float | None
     gain_on_tests_like_it: CrossedDifference | None
     trials: int | None
+    settings: int | None
+    chosen: Mapping[str, str]
     held_back: float | None
     gap: float | None
 
@@ -116,8 +120,8 @@ def judge(records: Sequence[Record], baseline: str | None = None, score: str | N
     Args:
         records: of all methods, seeds and cells.
         baseline: a method; None takes plain where every cell has it, else the first.
-        score: a name without eval_ or test_; None takes each cell's first score that is no loss, else its loss. That
-            of the test split counts where all finished runs of a cell have it.
+        score: a name without eval_ or test_; None takes each cell's first score that is no loss and not of the
+            training rows. That of the test split counts where all finished runs of a cell have it.
 
     Raises:
         ValueError: the baseline is no method of a cell, or no run of a cell has the score.
@@ -170,7 +174,8 @@ def _cell(name: str, methods: Mapping[str, Mapping[int, Record]], baseline: str,
         own = values[method]
         failed = [seed for seed, record in runs.items() if not record.finished]
         average = mean(own.values()) if own else None
-        trials, held_back = _search(runs, score)
+        search = next(iter(runs.values())).search or {}
+        held_back = {bare(name): value for name, value in (search.get("held_back") or {}).items()}.get(bare(score))
         wider = gain_over_examples(runs, methods[baseline], score, notes) if method in gains else None
         rows.append(
             Row(
@@ -187,7 +192,9 @@ def _cell(name: str, methods: Mapping[str, Mapping[int, Record]], baseline: str,
                 gain=gains.get(method),
                 corrected=corrected.get(method),
                 gain_on_tests_like_it=wider,
-                trials=trials,
+                trials=search.get("trials"),
+                settings=search.get("settings"),
+                chosen=search.get("chosen") or {},
                 held_back=held_back,
                 gap=None if held_back is None or average is None else held_back - average,
             )
@@ -201,7 +208,7 @@ def _score(cell: str, finished: Sequence[Record], asked: str | None) -> str:
     if not known:
         raise ValueError(f"no run{_on(cell)} has finished with a score: there is nothing to compare")
     if asked is None:
-        asked = next((name for name in known if metric_of(name)[0] != "loss"), known[0])
+        asked = usual_score(known)
     elif asked not in known:
         raise ValueError(f"--score {asked}: no run{_on(cell)} has it; there are: {', '.join(known)}")
     names = (f"test_{asked}", f"eval_{asked}")
@@ -232,15 +239,6 @@ def _cost(runs: Mapping[int, Record], baseline: Mapping[int, Record]) -> float |
         if own and other:
             ratios.append(own / other)
     return median(ratios) if ratios else None
-
-
-def _search(runs: Mapping[int, Record], score: str) -> tuple[int | None, float | None]:
-    """Trials made, and the score of the chosen one on held-back data."""
-    told = next(iter(runs.values())).search
-    if told is None:
-        return None, None
-    held_back = {bare(name): value for name, value in (told.get("held_back") or {}).items()}
-    return told["trials"], held_back.get(bare(score))
 
 
 def _across(cells: Sequence[Cell], baseline: str) -> Across | None:

@@ -37,7 +37,7 @@ def test_a_run_leaves_its_record_and_its_log(tmp_path):
     assert {"python", "torch", "transformers"} <= record["versions"].keys()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=SUPPORT, capture_output=True, text=True, check=False)
     assert (record["git"] or {}).get("commit", "") == head.stdout.strip()
-    assert run.log.read_text() == "plain says hello\nand a library writes to the descriptor\n"
+    assert run.log.read_text() == "plain says hello\nand a library writes to the descriptor\ngoodbye\n"
 
 
 def test_nothing_leaks_from_run_to_run(tmp_path):

@@ -104,12 +104,16 @@ def test_trials_and_examples_have_tables(tmp_path):
     made(tmp_path / "plain", "plain", accuracies(0.70, 0.72))
     made(tmp_path / "rat", "rat", accuracies(0.73, 0.75))
     for name, value in (("plain", 0.7), ("rat", 0.79)):
-        (tmp_path / name / "search.json").write_text(json.dumps({"trials": 12, "held_back": {"eval_accuracy": value}}))
-    trials = drawn(markdown(judge(read([tmp_path]))))[3]
+        chosen = {"epsilon": "0.1", "--dropout": "0.3"} if name == "rat" else {}
+        search = {"trials": 12, "settings": 3, "chosen": chosen, "held_back": {"eval_accuracy": value}}
+        (tmp_path / name / "search.json").write_text(json.dumps(search))
+    text = markdown(judge(read([tmp_path])))
+    assert " `rat`: epsilon 0.1, --dropout 0.3." in text
+    trials = drawn(text)[3]
     assert trials == [
-        ["method", "trials", "held back", "final", "gap"],
-        ["`plain`", "12", "70.00", "71.00", "-1.00"],
-        ["`rat`", "12", "79.00", "74.00", "+5.00"],
+        ["method", "trials", "settings", "held back", "final", "gap"],
+        ["`plain`", "12", "3", "70.00", "71.00", "-1.00"],
+        ["`rat`", "12", "3", "79.00", "74.00", "+5.00"],
     ]
 
 

@@ -182,12 +182,27 @@ def test_no_finished_run(tmp_path):
         told(tmp_path)
 
 
+def test_the_score_of_training_rows_counts_only_if_asked_for(tmp_path):
+    for name, value in (("plain", 0.8), ("rat", 0.7)):
+        scores = {"eval_accuracy_train": value, "eval_accuracy": 1 - value}
+        made(tmp_path / name, name, {1: scores, 2: scores})
+    assert told(tmp_path)[0].score == "eval_accuracy"
+    assert judge(read([tmp_path]), score="accuracy_train").cells[0].score == "eval_accuracy_train"
+
+
 def test_trials_and_the_gap_from_held_back_data(tmp_path):
     made(tmp_path / "a", "plain", accuracies(0.70, 0.72))
     made(tmp_path / "b", "rat", accuracies(0.73, 0.75))
-    search = {"trials": 30, "chosen": {}, "held_back": {"eval_accuracy": 0.79, "eval_loss": 1}, "log": []}
+    search = {
+        "trials": 30,
+        "settings": 4,
+        "chosen": {"epsilon": "0.1"},
+        "held_back": {"eval_accuracy": 0.79, "eval_loss": 1},
+        "log": [],
+    }
     (tmp_path / "b" / "search.json").write_text(json.dumps(search))
     _, rows = told(tmp_path)
+    assert (rows["rat"].settings, rows["rat"].chosen) == (4, {"epsilon": "0.1"})
     assert (rows["rat"].trials, rows["rat"].held_back, rows["rat"].gap) == (30, 0.79, pytest.approx(0.05))
 
 

@@ -4,6 +4,7 @@ Every call leaves a line "<method> <seed> begun" in the file that QUICK_CALLS na
 probe, which has --max_steps, takes no time and leaves "... probed".
 """
 
+import atexit
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ def main(argv):
     seconds = 0 if probe else float(words.get("--seconds", 0))
     global leaked
     leaked += 1
+    atexit.register(print, "goodbye")  # as trackers do, which send the rest then
     _tell(method, seed, "probed" if probe else "begun")
     folder.mkdir(parents=True)
     print(f"{method} says hello", flush=True)
