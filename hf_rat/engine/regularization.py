@@ -1,13 +1,12 @@
 """A regularizer at work on a model: the only place that runs backwards.
 
 `Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
-back-propagates each group as soon as it is final: R-AT has three forwards and backwards, and one group's graphs at a
-time. Trainers and plain Accelerate loops use the same object.
+back-propagates each group as soon as it is final: one group's graphs at a time. Trainers and other loops use it alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,12 +29,12 @@ from hf_rat.engine.probes import PassProbe, RateProbe
 from hf_rat.engine.reading import call
 from hf_rat.engine.requirements import require, require_memory
 from hf_rat.engine.schedule import Schedule
+from hf_rat.engine.weight_memory import WeightMemory
 from hf_rat.engine.weighting import Weighting, weigh
 from hf_rat.engine.zero_gains import ZeroGains
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.execution import Execution, Pass
 from hf_rat.passes.length_buckets import Bucket, buckets
-from hf_rat.passes.problems import LABELS
 from hf_rat.passes.running_buffers import RunningBuffers
 from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.terms import FULL_STRENGTH, Term, accumulate, count_groups, groups, is_plain
@@ -59,6 +58,7 @@ class Regularization:
         keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
             one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
+        optimizer: the loop's, for `momentum_sam(momentum="optimizer")`.
         total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
 
     Raises:
@@ -77,9 +77,11 @@ class Regularization:
         memory: str = "fast",
         keep: Sequence[str] = (),
         problem: str | None = None,
+        optimizer: Any = None,
         total_steps: int | None = None,
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
+        self.is_plain = is_plain(regularizer)  # at every step
         self.schedule = Schedule(regularizer, total_steps)
         self.accelerator = accelerator
         self.engine = Engine(model, accelerator)
@@ -97,7 +99,8 @@ class Regularization:
         self._bucket_overhead = overhead(self.unwrapped)
         self.teacher = proximal_average(regularizer, self.unwrapped)
         self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
-        self._sites = OpenSites(regularizer, self.unwrapped)
+        self.weights = WeightMemory(regularizer, self.engine, optimizer)
+        self._sites = self.weights.open(OpenSites(regularizer, self.unwrapped))
         asked = length_buckets or ("auto" if run is None else "off")
         because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
         self.why_not_bucketed = because or ("outputs are kept" if keep else None)
@@ -109,6 +112,7 @@ class Regularization:
             streaming=not self.single_backward,
             lean=memory == "lean",
             teacher=None if self.teacher is None else self.teacher.logits,
+            anchor=self.weights.anchor and self.weights.anchor.logits,
             share_of=self.adaptive.share_of,
             frames=self.weighting.frames,
             why_one_by_one=self._probe.why_one_by_one,
@@ -118,10 +122,10 @@ class Regularization:
         self._stream = self._keeper.watch(execution)
         self._whole = replace(self._stream, streaming=False)  # all graphs are kept for one backward
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether training is plain at every step."""
-        return is_plain(self.regularizer)
+    def begin_step(self, batches: Iterable[Mapping[str, Any]], *, step: int = 0, num_labels: Any = None) -> None:
+        """Look at all micro-batches of a step, as `backward` will get them; `over="step"` needs it first."""
+        looks = ((self._batch(x, step, self._stream), self.weighting.weight(x, num_labels)) for x in batches)
+        self.weights.look_ahead(self.schedule.term, looks, step)
 
     def backward(
         self,
@@ -139,18 +143,13 @@ class Regularization:
 
         Args:
             inputs: keyword arguments of the model, labels included.
-            unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
-                adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
+            unlabeled: a second batch, without labels, of any size. What needs no labels (divergences) is asked of it
+                too, with the same weights, and added; a ValueError where nothing does.
             step: optimizer steps made so far; recipes with a schedule read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
-            num_labels: `count_labels`, summed over the step and all processes: labels count alike. Default:
-                micro-batches do.
+            num_labels: `count_labels` of the step on all processes, in sum: labels, not micro-batches, count alike.
 
-        Returns:
-            Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
-
-        Raises:
-            ValueError: nothing in the regularizer can use an unlabeled batch.
+        Returns: detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
         """
         loss, named = self.backward_all_but_last(
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, num_labels=num_labels
@@ -210,8 +209,7 @@ class Regularization:
                 with self.engine.no_sync():
                     self.engine.backward(total / accumulation)
                 done = total.detach() if done is None else done + total.detach()
-                # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
-                # comes when that group's activations are gone.
+                # Before the next group runs: autograd goes through what is newest first, when activations are gone.
                 if batch.table_gradient.is_owed:
                     owed = owed + batch.table_gradient.give_back(self.engine.undo(accumulation, batch.device))
         assert pending is not None
@@ -235,6 +233,7 @@ class Regularization:
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
         self.adaptive.update(finite=self.nonfinite.end_step())
+        self.weights.after_step()
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)
 
@@ -244,6 +243,7 @@ class Regularization:
             "regularizer": repr(self.regularizer),
             "embedding_norms": self._sites.embedding_norms,
             "nonfinite_steps": self.nonfinite.steps,
+            "weights": self.weights.state_dict(),
             "adaptive_epsilon": self.adaptive.state_dict(),
             "total_steps": self.schedule.total,
         }
@@ -252,6 +252,7 @@ class Regularization:
         """Continue from `state_dict()`: epsilon keeps the unit that the run began with."""
         self._sites.load_embedding_norms(state.get("embedding_norms", {}))
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
+        self.weights.load_state_dict(state.get("weights", {}))
         self.adaptive.load_state_dict(state.get("adaptive_epsilon", {}))
         self.schedule.tell_of_another_length(state.get("total_steps"))
 
@@ -265,16 +266,13 @@ class Regularization:
     ) -> Iterator[tuple[bool, dict[str, Tensor], dict[str, Tensor]]]:
         """(whether it is the last, its finite losses, all of them) of each group; the last one exchanges gradients."""
         self._gains.begin()
+        self.weights.begin(batch)
         self._require_rates(batch.inputs)
-        self._sites.probe(batch.geometry)
         stream = groups(self.schedule.term, batch)
         count = labelled = count_groups(self.schedule.term, batch.step)
         if unlabeled is not None:
-            # The kind of task is that of the labelled batch: without labels it can be unknown.
-            inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-            beside = Batch(inputs, batch.find_problem, batch.execution, batch.step, self._split(inputs), updated=True)
             asked = Unlabeled(self.schedule.term)
-            stream = chain(stream, groups(asked, beside, "unlabeled_"))
+            stream = chain(stream, groups(asked, batch.beside(unlabeled, self._split), "unlabeled_"))
             count += count_groups(asked, batch.step)
         for index in range(count):
             last = index == count - 1
@@ -292,7 +290,9 @@ class Regularization:
         inputs = dict(inputs)
         self.weighting.problem(inputs)  # which may run the model
         problem = partial(self.weighting.problem, inputs, ask=False)
-        return Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
+        batch = Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
+        self._sites.probe(batch.geometry)
+        return batch
 
     def _split(self, inputs: Mapping[str, Any]) -> list[Bucket]:
         if not self.why_not_bucketed and (split := buckets(inputs, self._bucket_overhead)):

@@ -17,10 +17,12 @@ from transformers.training_args import OptimizerNames
 
 from hf_rat.passes.adapters import without_adapters
 from hf_rat.passes.problems import require_problem
+from hf_rat.passes.sites import is_weights
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.balls import Hamming
 from hf_rat.regularizers.perturbations import Redrawn
 from hf_rat.regularizers.terms import Proximal, TaskLoss, Term, all_terms, is_plain
+from hf_rat.regularizers.weight_terms import Anchored, Distance, NoisyStart
 
 MEMORY = ("fast", "lean")
 """What to do with the activations of several dropout passes: see `Regularization`."""
@@ -203,6 +205,17 @@ def _require_readable_weights(regularizer: Term, terms: list[Term], model: nn.Mo
     if any(isinstance(term, Proximal) for term in terms):
         require_whole_weights(repr(regularizer), model)
     zero3 = any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
+    sharded = zero3 or any(isinstance(module, FSDPModule) for module in model.modules())
+    movers = [term.perturb for term in terms if term.perturb is not None and is_weights(term.perturb.site or "")]
+    if any(isinstance(getattr(getattr(at, "ball", None), "radius", None), tuple) for at in movers):
+        raise ValueError(
+            f"{regularizer!r} has an epsilon for each pass, and all passes at a point have the same weights; give one"
+        )
+    if sharded and (movers or any(isinstance(term, (Distance, Anchored, NoisyStart)) for term in terms)):
+        raise ValueError(
+            f"{regularizer!r} reads or moves whole weights, and {'ZeRO-3' if zero3 else 'FSDP2'} shards them over the "
+            "processes; use DDP, ZeRO-1 or ZeRO-2"
+        )
     balls = [getattr(term.perturb, "ball", None) for term in terms]
     if zero3 and any(getattr(ball, "unit", None) == "embedding" for ball in balls):
         raise ValueError(

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
-from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, SITES, is_weights
 from hf_rat.regularizers.balls import SCOPES, UNITS
 from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.perturbations import START_MASKS
 from hf_rat.regularizers.schedules import Scheduled
 from hf_rat.regularizers.terms import Term
+from hf_rat.regularizers.weight_balls import NORMS
+from hf_rat.regularizers.weight_perturbations import OVER, SOURCES
 
 P = ParamSpec("P")
 
@@ -139,9 +141,9 @@ def _yes_or_no(value: Any) -> str | None:
 
 
 def _place_name(value: Any) -> str | None:
-    if isinstance(value, str) and re.fullmatch(r"[\w.]+", value):
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+|weights:\S+", value):
         return None
-    return f"{', '.join(name for name in SITES if name not in MASKS)} or the name of a module"
+    return f"{', '.join(name for name in SITES if name not in (*MASKS, MIXED))} or the name of a module"
 
 
 def _several(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
@@ -162,6 +164,19 @@ def require_positive(recipe_name: str, name: str, value: float) -> None:
     if value <= 0:
         raise ValueError(
             f"{recipe_name}({name}={value!r}): {name} must be positive, since a divergence has no slope at its minimum"
+        )
+
+
+def require_weights(recipe_name: str, site: str) -> None:
+    """Refuse a site that is not at the weights.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if not is_weights(site):
+        raise ValueError(
+            f"{recipe_name}(site={site!r}): {recipe_name} is about weights; site must be 'weights', or "
+            "'weights:PATTERN' with a pattern of their names"
         )
 
 
@@ -189,6 +204,11 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "divergence": _choice(tuple(NAMES)),
     "epsilons": _several(_number(0)),
     "dropouts": _several(_number(0, 1, open_high=True)),
+    "over": _choice(OVER),
+    "norm": _choice(NORMS),
+    "eta": _number(0),
+    "inputs": _number(0),
+    "momentum": _choice(SOURCES),
 }
 """Name of an argument, the same in every recipe -> what its value must be, or None where it is that."""
 

@@ -113,6 +113,8 @@ class Averaging(_Base):
             teacher = self._teacher
             if teacher is not None:
                 teacher.save(output_dir)
+            if self._regularization is not None:
+                self._regularization.weights.save(output_dir)
             if self._average is not None:
                 if self._average is not teacher:
                     self._average.save(output_dir)

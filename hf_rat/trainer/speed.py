@@ -55,6 +55,7 @@ def tokens_per_second(
             for index, batch in enumerate([*taken[:1], *taken]):
                 for which, method in enumerate((regularization, bare)):
                     begun = _now(on_gpu)
+                    method.begin_step([batch], step=step)
                     method.backward(batch, step=step)
                     seconds[which] += (_now(on_gpu) - begun) * (index > 0)
                     model.zero_grad()

@@ -86,6 +86,7 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
         self._regularization: Regularization | None = None
         self._resumed_from: str | None = None
         self._num_labels: Tensor | None = None
+        self._step_ahead: list[Any] = []
         self._components = Components()
         self._gradients_finite = True
         self._announcer = Announcer(heard=False)
@@ -122,6 +123,7 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
                 problem=self._problem,
+                optimizer=self.optimizer,
                 total_steps=self._total_steps,
             )
         return self._regularization
@@ -185,6 +187,11 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
                 f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
                 "passes; leave return_outputs at False, or call model.eval() first"
             )
+        # Taken first: an error in there leaves none of them for another step.
+        samples, self._step_ahead = self._step_ahead, []
+        if samples:
+            prepared = (self._prepare_inputs(sample) for sample in samples)
+            self.regularization.begin_step(prepared, step=self.state.global_step, num_labels=self._num_labels)
         self.host.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.backward_all_but_last(
@@ -206,6 +213,7 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
         if samples and not self._announcer.has_told:
             self._announce(samples[0])
         self._num_labels = weighting.find_num_labels(samples, across=self.args.average_tokens_across_devices)
+        self._step_ahead = list(samples)
         if self._num_labels is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
             self._num_labels = self._num_labels * self.accelerator.gradient_accumulation_steps
         return samples, given
@@ -236,8 +244,10 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
         regularization = self.regularization
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
-        if self._resumed_from is not None and regularization.teacher is not None:
-            regularization.teacher.load(self._resumed_from)
+        if self._resumed_from is not None:
+            regularization.weights.load(self._resumed_from)
+            if regularization.teacher is not None:
+                regularization.teacher.load(self._resumed_from)
         self._begin_average()
         self._begin_by_layer()
         heard = self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING

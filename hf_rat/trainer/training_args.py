@@ -82,12 +82,18 @@ class RegularizedTrainingArguments(TrainingArguments):
     reg_site: str | None = field(
         default=None,
         metadata={
-            "help": "Where the perturbation enters: embeddings, decoder_embeddings or the name of a module; of "
+            "help": "Where the perturbation enters: embeddings, decoder_embeddings, weights or a module; of "
             f"adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"
         },
     )
     reg_base: str | None = field(
         default=None, metadata={"help": f"Adversarial dropout: ones or random. {_IN_EXPRESSION}"}
+    )
+    reg_over: str | None = field(
+        default=None, metadata={"help": f"At the weights, slopes over microbatch or step. {_IN_EXPRESSION}"}
+    )
+    reg_norm: str | None = field(
+        default=None, metadata={"help": f"At the weights, a norm over all of them or each tensor. {_IN_EXPRESSION}"}
     )
     reg_single_backward: bool = field(
         default=False,

@@ -25,6 +25,10 @@ def test_two_processes_get_the_losses_and_gradients_of_one(seen, case, expressio
         assert "FSDP2 shards the weights" in one["refused"]
         assert "\n" not in one["refused"]
         return
+    if case != "DDP" and expression.partition("(")[0] in runs.AT_WEIGHTS:
+        assert "FSDP2 shards them" in one["refused"]
+        assert "\n" not in one["refused"]
+        return
     assert one["losses"] == pytest.approx(one["expected"], rel=1e-5, abs=1e-6)
     assert one["largest"] > 0.01
     assert one["gradients apart"] < 1e-4
@@ -46,3 +50,8 @@ def test_what_cannot_be_right_on_shards_is_refused(seen, what, words):
 
 def test_batches_on_shards_stay_whole(seen):
     assert seen["whole"] == "FSDP2 wants the same forwards on every process"
+
+
+def test_each_process_moves_its_weights_by_the_slope_of_its_own_micro_batch(seen):
+    assert seen["each"]["apart"] < 1e-5
+    assert seen["each"]["of each"] > 0.1

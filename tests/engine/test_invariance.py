@@ -5,7 +5,8 @@ would be zero and prove nothing, so dropout is on, and it and all noise are keye
 24 examples make two steps of 16 and 8: the second is a short last window where the first is 4 x 4. Where labels are by
 position, micro-batches and processes have unequal numbers of them.
 
-`scope="table"` is exempt: it takes one norm over a process's micro-batch.
+`scope="table"` and `over="microbatch"` are exempt: they take one norm over a process's micro-batch. So is mixout,
+which draws its weights for each.
 """
 
 import json
@@ -26,7 +27,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hf_rat import Regularization, parse
 from hf_rat.regularizers import RECIPES
 
-EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED]
+EVERY = runs.INVARIANT
 WHOLE = {"per_device_train_batch_size": 16}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 

@@ -237,7 +237,7 @@ def test_no_way_of_running_text_is_in_the_parser():
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
-NUMBERS = ("epsilon", "step", "start", "alpha", "mu")
+NUMBERS = ("epsilon", "step", "start", "alpha", "mu", "eta", "inputs")
 BAD = {
     **dict.fromkeys(NUMBERS, (-0.1, float("nan"), float("inf"), "1", None, True, (1.0,))),
     **dict.fromkeys(("rate", "beta"), (-0.1, 1.0, 1.5, float("nan"), "0.1", None)),
@@ -256,6 +256,9 @@ BAD = {
     "fixed": [1, 0, "True", None],
     "epsilons": [(0.1, -0.2), (0.1, float("nan")), 0.5, (), "ab"],
     "dropouts": [(0.1, 1.0), (0.1, -0.1), 0.5, ()],
+    "over": ["batch", "", None, 1],
+    "norm": ["table", None, 2],
+    "momentum": ["adam", None, 0.9],
 }
 BAD_CALLS = [
     (name, argument, value)

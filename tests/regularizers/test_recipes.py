@@ -338,6 +338,124 @@ def adversarial_dropout(model, batch, rate, alpha, start_mask="one_drop"):
     return {"task": task, "smoothness": alpha * kl(clean, masked_run(worst))}
 
 
+# -- at other weights ------------------------------------------------------------------------------------------------
+
+
+def written(model, batch, moves):
+    """The task loss with the weights overwritten by what they are and a move, and put back after its own backward."""
+    weights = list(model.parameters())
+    kept = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for w, move in zip(weights, moves, strict=True):
+            w.add_(move)
+    loss, _ = run(model, batch, embed(model, batch))
+    loss.backward()
+    with torch.no_grad():
+        for w, value in zip(weights, kept, strict=True):
+            w.copy_(value)
+    return loss.detach()
+
+
+def weight_slopes(model, batch, masks, move=0.0):
+    """Of the task loss, through the model's own embeddings; 0 where a weight has none (the pooler's of no use)."""
+    with masks:
+        loss, _ = run(model, batch, embed(model, batch) + move)
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(model.parameters(), found, strict=True)]
+
+
+def length(tensors):
+    return torch.stack([x.square().sum() for x in tensors]).sum().sqrt()
+
+
+def sam(model, batch, rho, per_tensor=False):
+    masks = Replay()
+    g = weight_slopes(model, batch, masks)
+    lengths = [length([x]).clamp(min=1e-30) if per_tensor else length(g) for x in g]
+    with masks:
+        return {"adversarial_task": written(model, batch, [rho * x / n for x, n in zip(g, lengths, strict=True)])}
+
+
+def asam(model, batch, rho, eta=0.01):
+    masks = Replay()
+    g = weight_slopes(model, batch, masks)
+    t = [w.detach().abs() + eta for w in model.parameters()]
+    norm = length([a * b for a, b in zip(t, g, strict=True)])
+    with masks:
+        moves = [rho * a * a * b / norm for a, b in zip(t, g, strict=True)]
+        return {"adversarial_task": written(model, batch, moves)}
+
+
+def awp(model, batch, gamma):
+    masks = Replay()
+    g = weight_slopes(model, batch, masks)
+    pairs = list(zip(model.parameters(), g, strict=True))
+    with masks:
+        moves = [gamma * w.detach().norm() * x / x.norm().clamp(min=1e-30) for w, x in pairs]
+        return {"adversarial_task": written(model, batch, moves)}
+
+
+def awp_at_perturbed_inputs(model, batch, gamma, epsilon):
+    """Without dropout: each of the three passes has masks of its own, but for the last two."""
+    x = embed(model, batch).detach().requires_grad_()
+    h = slope(run(model, batch, x)[0], x)
+    r = epsilon * h / norms(h)
+    g = weight_slopes(model, batch, Replay(), r)
+    moves = [
+        gamma * w.detach().norm() * s / s.norm().clamp(min=1e-30) for w, s in zip(model.parameters(), g, strict=True)
+    ]
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for w, move in zip(moved.parameters(), moves, strict=True):
+            w.add_(move)
+    loss, _ = run(moved, batch, embed(moved, batch) + r)
+    loss.backward()
+    for w, there in zip(model.parameters(), moved.parameters(), strict=True):
+        w.grad = there.grad
+    return {"adversarial_adversarial_task": loss.detach()}
+
+
+def momentum_sam(model, batch):
+    """At the first step there is no momentum yet; tests/regularizers/test_weights.py has several steps."""
+    return {"adversarial_task": run(model, batch, embed(model, batch))[0]}
+
+
+def mixout(model, batch, rate):
+    """Of what training begins with: the centre is another model's, which the test sets."""
+    weights = list(model.parameters())
+    drawn = torch.empty(1, sum(w.numel() for w in weights)).uniform_(-1, 1).add(1).div(2).flatten()
+    mixed = {}
+    for name, w in model.named_parameters():
+        chosen, drawn = (drawn[: w.numel()] < rate).float().view_as(w), drawn[w.numel() :]
+        mixed[name] = ((1 - chosen) * w + chosen * w.detach() - rate * w.detach()) / (1 - rate)
+    names = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": batch["labels"]}
+    return {"noisy_task": torch.func.functional_call(model, mixed, (), names).loss}
+
+
+def l2_sp(model, batch, alpha):
+    """At the first step the weights are the centre; tests/regularizers/test_weights.py has several steps."""
+    task, _ = run(model, batch, embed(model, batch))
+    return {"task": task, "distance": alpha * sum((w - w.detach()).square().sum() for w in model.parameters()) / 2}
+
+
+def anchor(model, batch, alpha):
+    task, logits = run(model, batch, embed(model, batch))
+    with torch.no_grad():
+        _, was = run(copy.deepcopy(model).eval(), batch, embed(model, batch))
+    return {"task": task, "anchor": alpha * kl(was, logits)}
+
+
+def noisy_tune(model, batch, amount):
+    """One draw for all weights, in the order of `parameters()`."""
+    weights = list(model.parameters())
+    drawn = torch.empty(1, sum(w.numel() for w in weights)).uniform_(-1, 1).flatten()
+    with torch.no_grad():
+        for w in weights:
+            noise, drawn = drawn[: w.numel()].view_as(w) / 2, drawn[w.numel() :]
+            w.add_(noise * amount * w.std())
+    return {"task": run(model, batch, embed(model, batch))[0]}
+
+
 # -- the comparison --------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +516,16 @@ CASES = [
         "smart(epsilon=0.05, step=0.03, steps=2, start=0.02, alpha=2, mu=0.7)",
         lambda m, b: smart(m, b, copy.deepcopy(m).eval(), 0.05, 0.03, 2, 0.02, 2, 0.7),
     ),
+    ("sam(epsilon=0.5)", lambda m, b: sam(m, b, 0.5)),
+    ("sam(epsilon=0.1, norm='tensor')", lambda m, b: sam(m, b, 0.1, per_tensor=True)),
+    ("asam(epsilon=0.5)", lambda m, b: asam(m, b, 0.5)),
+    ("asam(epsilon=0.3, eta=0.1)", lambda m, b: asam(m, b, 0.3, 0.1)),
+    ("awp(epsilon=0.05)", lambda m, b: awp(m, b, 0.05)),
+    ("momentum_sam(epsilon=0.5)", momentum_sam),
+    ("mixout(rate=0.7)", lambda m, b: mixout(m, b, 0.7)),
+    ("l2_sp(alpha=2)", lambda m, b: l2_sp(m, b, 2)),
+    ("anchor(alpha=2)", lambda m, b: anchor(m, b, 2)),
+    ("noisy_tune(epsilon=0.5)", lambda m, b: noisy_tune(m, b, 0.5)),
     ("mean_teacher(alpha=9)", lambda m, b: mean_teacher(m, b, copy.deepcopy(m).eval(), 9)),
     (
         "mean_teacher(alpha=3, divergence='kl')",
@@ -427,6 +555,10 @@ def test_all_names_recipes():
 @pytest.mark.parametrize(("expression", "oracle"), CASES, ids=[expression for expression, _ in CASES])
 def test_loss_and_every_gradient_agree_with_the_equation(expression, oracle):
     compare(expression, oracle)
+
+
+def test_awp_at_perturbed_inputs_agrees_with_the_equation():
+    compare("awp(epsilon=0.05, inputs=0.5)", lambda m, b: awp_at_perturbed_inputs(m, b, 0.05, 0.5), dropout=0.0)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

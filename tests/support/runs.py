@@ -31,6 +31,11 @@ STRONG = {
     "mean_teacher": "mean_teacher(alpha=9, beta=0.5)",
     "r3f": "r3f(epsilon=0.1)",
     "adversarial_dropout": "adversarial_dropout(rate=0.2)",
+    "sam": "sam(epsilon=0.3)",
+    "momentum_sam": "momentum_sam(epsilon=0.3)",
+    "awp": "awp(epsilon=0.02)",
+    "l2_sp": "l2_sp(alpha=5.0)",
+    "noisy_tune": "noisy_tune(epsilon=0.5)",
 }
 """Recipes whose default arguments add next to nothing to the loss of the tiny model, with others that do."""
 
@@ -47,6 +52,19 @@ COMPOSED = [
     "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', every=3)",
     "fgsm(epsilon=0.5, unit='relative') + rat(epsilon=0.9, unit='relative', target=0.3)",
 ]
+
+AT_WEIGHTS = ("sam", "asam", "momentum_sam", "awp", "mixout", "l2_sp", "anchor", "noisy_tune")
+"""Recipes that read or move whole weights."""
+
+OVER_STEP = {
+    "sam": "sam(epsilon=0.3, over='step')",
+    "asam": "asam(over='step')",
+    "awp": "awp(epsilon=0.02, over='step')",
+}
+"""Recipes whose loss depends on how a batch is cut, unless they take their slope over the whole step."""
+
+INVARIANT = [*({**SETTINGS, **OVER_STEP}[name] for name in SETTINGS if name != "mixout"), *COMPOSED]
+"""Every recipe for which 16 = 4 x 4; mixout draws its weights anew for each micro-batch."""
 
 BY_POSITION = ["plain", SETTINGS["rat"], "vat(epsilon=0.5, start=0.5) + adversarial_dropout(rate=0.2)"]
 """For tasks with a label per position: one of each kind of term."""

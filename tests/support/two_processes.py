@@ -140,7 +140,7 @@ def main() -> None:
     results: dict[str, Any] = {"grouped": {}, "bad": {}}
     results["draws for the batch in"] = {str(process): sizes_of_passes(process) for process in (None, 0, 1)}
     with keyed.noise():
-        for expression in [*runs.SETTINGS.values(), *runs.COMPOSED]:
+        for expression in runs.INVARIANT:
             results["grouped"][expression] = {
                 name: train(expression, **settings) for name, settings in GROUPINGS.items()
             }

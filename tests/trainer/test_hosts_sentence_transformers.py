@@ -23,11 +23,13 @@ from hf_rat import (  # noqa: E402
     fgm,
     fgsm,
     freelb,
+    momentum_sam,
     neftune,
     pgd,
     plain,
     rat,
     rdrop,
+    sam,
     smart,
     vat,
 )
@@ -223,6 +225,37 @@ def test_noise_is_there(folder, tmp_path):
     clean = logged(trainer(folder, "triplets", tmp_path, plain()))["loss"]
     log = logged(trainer(folder, "triplets", tmp_path, neftune(epsilon=5)))
     assert log["loss"] == log["loss_noisy_task"] != pytest.approx(clean, rel=1e-2)
+
+
+def test_sam_over_a_step_by_hand(folder, tmp_path):
+    """The gradient of both micro-batches at weights moved by their slope, written into a model of its own."""
+    slopes = {name: g for name, g in step_by_hand(folder, "pairs", False)[1].items() if g is not None}
+    norm = torch.stack([g.square().sum() for g in slopes.values()]).sum().sqrt()
+    moved = BertModel.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if name in slopes:
+                parameter.add_(EPSILON * slopes[name] / norm)
+    moved.save_pretrained(tmp_path / "moved")
+    expected, gradients = step_by_hand(str(tmp_path / "moved"), "pairs", False)
+    one = trainer(folder, "pairs", tmp_path, sam(epsilon=EPSILON, over="step"))
+    bert = one.model.transformers_model
+    before = {name: parameter.detach().clone() for name, parameter in bert.named_parameters()}
+    log = logged(one)
+    assert log["loss_adversarial_task"] == pytest.approx(expected["task"], rel=1e-4)
+    for name, parameter in bert.named_parameters():
+        if name in slopes:
+            torch.testing.assert_close(before[name] - parameter, 0.1 * gradients[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("regularizer", [sam(), momentum_sam()], ids=str)
+def test_a_loss_that_runs_the_model_again_in_the_backward_is_refused_at_moved_weights(regularizer, folder, tmp_path):
+    def cached(model):
+        return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)
+
+    with pytest.raises(ValueError, match="is in the graph of its loss") as error:
+        trainer(folder, "triplets", tmp_path, regularizer, cached).train()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
