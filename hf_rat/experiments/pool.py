@@ -54,7 +54,8 @@ class Pool:
     def submit(self, run: Run) -> Future[dict[str, Any]]:
         """Have a run made; its record, of which "finished" is False if it failed.
 
-        The future raises OSError if the record could not be written, or the run failed, on a full disk; so do all after it.
+        The future raises OSError if the record could not be written, or the run failed, on a full disk; so do those
+        after it.
         """
         return self._threads.submit(self._make, run)
 
