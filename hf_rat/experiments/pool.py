@@ -36,6 +36,7 @@ class Pool:
     def __init__(self, runner: Runner, jobs: int = 1, watch: Watch | None = None) -> None:
         self._runner, self._watch = runner, watch
         self._stopping = False
+        self._full: OSError | None = None
         self._threads = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="hf-rat-run")
 
     def __enter__(self) -> Pool:
@@ -53,7 +54,8 @@ class Pool:
     def submit(self, run: Run) -> Future[dict[str, Any]]:
         """Have a run made; its record, of which "finished" is False if it failed.
 
-        The future raises OSError if the record could not be written, or the run failed, on a full disk.
+        The future raises OSError if the record could not be written, or the run failed, on a full disk; so do those
+        after it.
         """
         return self._threads.submit(self._make, run)
 
@@ -69,11 +71,17 @@ class Pool:
         return {run: record or made[run] for run, record in kept.items()}
 
     def _make(self, run: Run) -> dict[str, Any]:
+        if self._full is not None:
+            raise self._full  # no further run is begun
         if self._watch is not None:
             self._watch.begin(run)
-        record = run.make(self._runner)
-        if self._watch is not None and not self._stopping:  # a run that was ended has not failed
-            self._watch.end(run, record)
-        if not record["finished"] and run.starved():
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, says {run.log}")
+        try:
+            record = run.make(self._runner)
+            if self._watch is not None and not self._stopping:  # a run that was ended has not failed
+                self._watch.end(run, record)
+            if not record["finished"] and run.starved():
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, says {run.log}")
+        except OSError as error:
+            self._full = error
+            raise
         return record
