@@ -76,7 +76,7 @@ def test_the_example_run(tmp_path, capsys, caplog):
     caplog.set_level("INFO", "hf_rat")
     out = tmp_path / "out"
     words = ["--reg", "rdrop(alpha=1.0)", "--num_train_epochs", "2", "--output_dir", str(out)]
-    words += ["--max_eval_samples", "200"]
+    words += ["--max_train_samples", "100", "--max_eval_samples", "200"]
     assert glue.main(words) == 0
     names = {
         "model.safetensors",

@@ -269,7 +269,7 @@ def test_labels_that_differ_between_splits(common, tmp_path):
 @pytest.mark.slow
 def test_the_example_run_of_the_script(tmp_path):
     words = ["--reg", "rat", "--output_dir", str(tmp_path), "--use_cpu", "--num_train_epochs", "2"]
-    printed = launches.fork(ROOT / "run_textcls.py", *words, "--max_eval_samples", "200")
+    printed = launches.fork(ROOT / "run_textcls.py", *words, "--max_train_samples", "100", "--max_eval_samples", "200")
     assert any(line.startswith("plain  ") for line in printed.splitlines())
     assert (tmp_path / "model.safetensors").is_file()
 
@@ -315,6 +315,13 @@ def test_unlabelled_texts_are_regularized_too(common, tmp_path):
         textcls.run([*files, "--semi_supervised", *common, "--reg", "vat", "--output_dir", str(tmp_path / "none")])
 
 
+@pytest.fixture
+def no_sleep(monkeypatch):
+    """Without the five seconds that `datasets` sleeps, for fear of threads, at each end of a stream of parquet."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+@pytest.mark.usefixtures("no_sleep")
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
 def test_a_stream_is_trained_on_as_files_are(common, tmp_path, kind):
     rows = Dataset.from_dict(reviews(60))
@@ -330,6 +337,7 @@ def test_a_stream_is_trained_on_as_files_are(common, tmp_path, kind):
     assert set(config.id2label.values()) == {"0", "1"}
 
 
+@pytest.mark.usefixtures("no_sleep")
 def test_streams_of_known_data_and_what_they_refuse(common, data, tmp_path):
     steps = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no"]
     results = textcls.run(["--dataset_name", "clue/tnews", "--streaming", *common, *steps])

@@ -1,10 +1,8 @@
 """How a regularizer is given to a trainer or a loop, and what is said when that is not how."""
 
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
+import launches
 import pytest
 import runs
 import tiny
@@ -137,13 +135,12 @@ def test_training_plainly_for_want_of_a_regularizer_is_told_once(tmp_path):
 
 SCRIPT = """
 import logging, sys
-sys.path.insert(0, sys.argv[1])
 import runs, tiny
 from transformers import TrainingArguments
 from hf_rat import RegularizedTrainer, fgm
 
 def train(**settings):
-    args = TrainingArguments(sys.argv[2], use_cpu=True, report_to="none", max_steps=1, save_strategy="no", **settings)
+    args = TrainingArguments(sys.argv[1], use_cpu=True, report_to="none", max_steps=1, save_strategy="no", **settings)
     data = {"train_dataset": runs.examples(4), "data_collator": runs.collate}
     RegularizedTrainer(tiny.tiny_model(), args, regularizer=fgm(), **data).train()
     print("--", file=sys.stderr, flush=True)
@@ -160,10 +157,11 @@ train(log_level="error")
 
 def test_the_price_is_seen_in_a_script(tmp_path):
     """As it is, with logging set up, with our logger switched off, with the Trainer's log level."""
-    command = [sys.executable, "-c", SCRIPT, str(Path(runs.__file__).parent), str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    said = [[line for line in part.splitlines() if "forward and" in line] for part in ran.stderr.split("--\n")]
-    assert [len(lines) for lines in said[:4]] == [1, 1, 0, 0], ran.stderr
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    printed = launches.fork(script, tmp_path)
+    said = [[line for line in part.splitlines() if "forward and" in line] for part in printed.split("--\n")]
+    assert [len(lines) for lines in said] == [1, 1, 0, 0, 0], printed
     for (line,) in said[:2]:
         assert "Regularizer fgm(" in line
         assert "2 forward and 2 backward passes per step (plain: 1 and 1)" in line
