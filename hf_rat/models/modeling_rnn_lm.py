@@ -174,7 +174,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self,
         input_ids: Any,
         next_sequence_length: int | None = None,
@@ -184,7 +184,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The new tokens only, unless use_cache=False; the mask of what is passed."""
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+        inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             inputs_embeds=inputs_embeds,
