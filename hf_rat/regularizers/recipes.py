@@ -475,7 +475,13 @@ def smart(
 
 @recipe
 def mean_teacher(
-    alpha: float = 1.0, beta: float = 0.99, divergence: str = "mse", begin: int = 0, warmup: int = 0
+    alpha: float = 1.0,
+    beta: float = 0.99,
+    divergence: str = "mse",
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Mean teacher: the prediction must agree with that of an average of the model.
 

@@ -210,10 +210,11 @@ def test_a_run_of_many_is_the_same_command_in_a_fresh_process(tmp_path):
 def test_twenty_kills_at_random_moments(tmp_path):
     draw, at_work = random.Random(0), 0
     for _ in range(20):
-        before = Comparison(tmp_path, seconds=1)
+        before = Comparison(tmp_path, seconds=0.5)
         finished, seen = before.finished(), len(before.told())
-        assert before.process.stdout.readline(), "it says at once what it is going to do"
-        time.sleep(draw.uniform(0.2, 1.6))
+        if draw.random() < 0.75:  # else before its first run, or while one starts
+            before.wait(lambda told=before.told, seen=seen: any(line[2] == "begun" for line in told()[seen:]))
+        time.sleep(draw.uniform(0, 0.8))
         assert before.process.poll() is None, "it ended before it was killed 20 times"
         before.process.kill()
         before.end()
@@ -222,7 +223,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
         at_work += bool(begun - {line[:2] for line in told if line[2] == "ended"})
         assert not begun & finished, "a finished run was repeated"
         assert finished <= before.finished(), "a finished run was lost"
-    assert at_work >= 10, "most kills must find runs at work"
-    code, _, error = Comparison(tmp_path, seconds=1).end()
+    assert at_work >= 7, "many kills must find runs at work"
+    code, _, error = Comparison(tmp_path, seconds=0.5).end()
     assert (code, error) == (0, "")
     assert len(before.finished()) == 20
