@@ -24,8 +24,6 @@ from hf_rat.experiments.words import value_of
 
 STEPS = 10
 """Training steps of a probe."""
-# A step after every warm-up and delay that a recipe may have.
-_LATE = 10**9
 _Cell = tuple[str | None, str | None]
 
 
@@ -104,15 +102,16 @@ class Durations:
 
 @functools.cache
 def factor(expression: str) -> float:
-    """How many times the time of plain training a regularizer takes; 1 if it cannot be read, which its run tells."""
+    """How many times the time of a plain step a regularizer takes, its schedule on; 1 if it cannot be read."""
     from hf_rat.engine.cost import rehearse  # imports torch
+    from hf_rat.regularizers.algebra import FULL_STRENGTH
     from hf_rat.regularizers.expressions import parse
 
     try:
         regularizer = parse(expression)
     except ValueError:
         return 1.0
-    return rehearse(regularizer, _LATE).time / rehearse(parse("plain"), _LATE).time
+    return rehearse(regularizer, FULL_STRENGTH).time / rehearse(parse("plain"), FULL_STRENGTH).time
 
 
 def _expression(run: Run) -> str:

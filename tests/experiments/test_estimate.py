@@ -30,6 +30,8 @@ def test_a_method_costs_what_its_passes_cost():
     assert factor("plain") == 1
     # Two forwards and backwards to one, with the shares of a plain step that cost.py states.
     assert factor("rdrop") == pytest.approx((2 * (0.375 + 0.56) + 0.065) / 1)
+    scheduled = ("rdrop(begin=60, warmup=60)", "rdrop(begin=0.5, warmup=0.2, end=0.9, every=2)", "rdrop(end=10)")
+    assert [factor(expression) for expression in scheduled] == [factor("rdrop")] * 3
     assert factor("rat(epsilon=") == 1, "what cannot be read is told by its run"
 
 
