@@ -116,6 +116,13 @@ def mean_divergence(batch: Batch, name: str, p: Tensor, q: Tensor) -> Tensor:
     return mean(problem, diverge(name, p, q, problem, keep), keep)
 
 
+def divergence_from(model: Callable[[dict[str, Any]], Tensor], batch: Batch, name: str, q: Tensor) -> Tensor:
+    """The same from the logits of another model on the batch, which is one more forward pass without gradients."""
+    batch.tally.forwards += 1
+    batch.tally.searches += 1
+    return mean_divergence(batch, name, model(batch.inputs), q)
+
+
 def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None = None) -> Tensor:
     """The divergence `name` between two outputs of one model.
 

@@ -24,7 +24,7 @@ from hf_rat.passes.batch import Batch
 from hf_rat.passes.point import Plan, Point
 from hf_rat.regularizers.adaptive import Adaptive
 from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, TaskLoss, Term
-from hf_rat.regularizers.divergences import mean_divergence
+from hf_rat.regularizers.divergences import divergence_from, mean_divergence
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
 from hf_rat.regularizers.weight_perturbations import Mixed
 from hf_rat.regularizers.weight_terms import Distance, NoisyStart
@@ -143,10 +143,7 @@ class Proximal(Term):
         teacher = point.batch.execution.teacher
         if teacher is None:
             raise ValueError("the proximal term needs a teacher: run it through Regularization, which keeps one")
-        point.batch.tally.forwards += 1
-        point.batch.tally.searches += 1
-        there = teacher(point.batch.inputs)
-        return {"proximal": mean_divergence(point.batch, self.divergence, there, point.logits[0])}
+        return {"proximal": divergence_from(teacher, point.batch, self.divergence, point.logits[0])}
 
 
 def all_terms(term: Term) -> Iterator[Term]:

@@ -9,7 +9,7 @@ import torch
 from hf_rat.passes.point import Point
 from hf_rat.passes.sites import WEIGHTS
 from hf_rat.regularizers.algebra import Losses, Term
-from hf_rat.regularizers.divergences import mean_divergence
+from hf_rat.regularizers.divergences import divergence_from
 from hf_rat.regularizers.weight_balls import Spread
 
 
@@ -46,10 +46,7 @@ class Anchored(Term):
         anchor = point.batch.execution.anchor
         if anchor is None:
             raise ValueError("the anchor needs the model that training began with: run it through Regularization")
-        point.batch.tally.forwards += 1
-        point.batch.tally.searches += 1
-        was = anchor(point.batch.inputs)
-        return {"anchor": mean_divergence(point.batch, self.divergence, was, point.logits[0])}
+        return {"anchor": divergence_from(anchor, point.batch, self.divergence, point.logits[0])}
 
 
 @dataclass(frozen=True)

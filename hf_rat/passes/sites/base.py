@@ -55,6 +55,16 @@ class Site:
         """The geometry of a batch."""
         raise NotImplementedError
 
+    def _tell_what_is_lost(self, asked: Tensor, felt: Tensor, whose: str) -> None:
+        """Warn where rounding takes more than half of a perturbation, measured along itself."""
+        left = float((asked * felt).sum() / asked.square().sum())
+        if left < 0.5:
+            warnings.warn(
+                f"a perturbation of at most {float(asked.abs().max()):.1g} is lost in the half precision {whose} "
+                f"({left:.0%} of it is felt); enlarge it, or keep the weights in fp32 under autocast",
+                stacklevel=2,
+            )
+
     def count_examples(self, inputs: Mapping[str, Any]) -> int:
         """How many examples a batch has: as many as its tensors are long.
 
@@ -168,19 +178,9 @@ class OutputSite(Site):
             asked = (move - first if self._replaces else move).detach()
             if asked.any():
                 self._measured = True
-                self._tell_what_is_lost(asked, (moved.float() - first.float()).detach())
+                whose = f"that the {type(self.module).__name__} of {type(self.model).__name__} puts out"
+                self._tell_what_is_lost(asked, (moved.float() - first.float()).detach(), whose)
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-    def _tell_what_is_lost(self, asked: Tensor, felt: Tensor) -> None:
-        """Warn where rounding takes more than half of a perturbation, measured along itself."""
-        left = float((asked * felt).sum() / asked.square().sum())
-        if left < 0.5:
-            warnings.warn(
-                f"a perturbation of at most {float(asked.abs().max()):.1g} is lost in the half precision that the "
-                f"{type(self.module).__name__} of {type(self.model).__name__} puts out ({left:.0%} of it is felt); "
-                "enlarge it, or keep the weights in fp32 under autocast",
-                stacklevel=2,
-            )
 
     def probe(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:
         """Run the model up to this site: (first positional argument, output) of the module; None if it did not run."""

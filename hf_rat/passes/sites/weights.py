@@ -8,7 +8,6 @@ whatever happens in between. `w + e` is no leaf, so autocast keeps no cast of it
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,7 +171,7 @@ class WeightsSite(Site):
         ]
         if not self._measured and move.any():
             self._measured = True
-            self._tell_what_is_lost(now, moved, move)
+            self._tell_what_rounding_takes(now, moved, move)
         return moved
 
     def _at(self, weight: Tensor, move: Tensor, place: int) -> Tensor:
@@ -180,20 +179,12 @@ class WeightsSite(Site):
         return weight + move
 
     @torch.no_grad()
-    def _tell_what_is_lost(self, now: list[Tensor], moved: list[Tensor], move: Tensor) -> None:
-        """Warn where rounding takes more than half of a move, measured along itself."""
+    def _tell_what_rounding_takes(self, now: list[Tensor], moved: list[Tensor], move: Tensor) -> None:
         if not any(w.dtype in (torch.float16, torch.bfloat16) for w in now):
             return
         asked = self.flat([self._at(w, e, i) - w for i, (w, e) in enumerate(zip(now, self.split(move), strict=True))])
         felt = self.flat([m.float() - w.float() for m, w in zip(moved, now, strict=True)])
-        left = float((asked * felt).sum() / asked.square().sum())
-        if left < 0.5:
-            warnings.warn(
-                f"a perturbation of at most {float(asked.abs().max()):.1g} is lost in the half precision of the "
-                f"weights of {type(self.model).__name__} ({left:.0%} of it is felt); enlarge it, or keep the weights "
-                "in fp32 under autocast",
-                stacklevel=2,
-            )
+        self._tell_what_is_lost(asked, felt, f"of the weights of {type(self.model).__name__}")
 
     @contextmanager
     def _in_place(self, tensors: list[Tensor]) -> Iterator[None]:
