@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_rat.cli._source import Flag, cards, read
 from hf_rat.finetuning.blame import not_a_flag
@@ -110,6 +110,13 @@ class Command:
             if name not in said:
                 groups.setdefault(_GROUPS.get(flag.owner, "training"), []).append(name)
         return groups
+
+
+class Parser(argparse.ArgumentParser):
+    """Of commands whose flags are no dataclass's: what is wrong is one line, not the usage of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument "))
 
 
 class _Page(argparse.RawDescriptionHelpFormatter):

@@ -12,9 +12,9 @@ import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hf_rat.cli._commands import Command, commands, methods, require_methods
+from hf_rat.cli._commands import Command, Parser, commands, methods, require_methods
 from hf_rat.cli._source import read
 from hf_rat.experiments.choosing import require_choosing
 from hf_rat.experiments.compare import compare
@@ -50,13 +50,8 @@ def run(argv: Sequence[str]) -> None:
     compare(experiment, shlex.join(["hf-rat", "compare", *argv]), processes)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message.removeprefix("argument "))
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="hf-rat compare",
         usage="%(prog)s [EXPERIMENT.yaml] [--methods M ...] [--seeds N ...]\n"
         "    [--output_dir DIR] [--models M ...] [--datasets D ...] [--jobs N]\n"

@@ -6,8 +6,9 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from hf_rat.cli._commands import Parser
 from hf_rat.data.predictions import predictions_name, read_predictions
 from hf_rat.data.submission import FILES, LEADERBOARDS, problems, submission_state, write_answers
 from hf_rat.data.tasks import Task
@@ -19,18 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return reported(run, argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def run(argv: Sequence[str]) -> None:
     """Find the predictions, check all of them, and only then write the files and say what is missing.
 
     Raises:
         ValueError: a folder is no run, several runs answer one test split, or an answer would be refused.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="hf-rat submit",
         usage="%(prog)s glue|clue RUN [RUN ...] --output_dir DIR [--best]",
         description=f"{__doc__}\nA run is a folder that glue or textcls wrote with --do_predict. Files that DIR\n"

@@ -10,8 +10,8 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from hf_rat.cli._commands import Parser
 from hf_rat.experiments.records import alike, former, read
 from hf_rat.experiments.telling import tell
 from hf_rat.finetuning.blame import reported
@@ -22,18 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return reported(run, argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def run(argv: Sequence[str]) -> None:
     """Tell what the flags name.
 
     Raises:
         ValueError: a folder, the baseline or the score is not there, or the files cannot be written.
     """
-    parser = _Parser(prog="hf-rat verdict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="hf-rat verdict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="output folder of hf-rat compare")
     parser.add_argument(
         "--baseline", metavar="METHOD", help="what the others are compared with [plain, else the first]"
