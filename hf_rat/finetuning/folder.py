@@ -52,7 +52,7 @@ def prepare_folder(flags: Flags, stem: str) -> Path | None:
 
 @contextmanager
 def in_its_folder(flags: Flags) -> Iterator[None]:
-    """A run: when it fails, no empty folder stays behind; when it is interrupted, it says how to go on.
+    """A run: failed, it leaves no empty folder; interrupted, it says how to go on; at its end the processes part.
 
     Args:
         flags: `training.output_dir` is the folder, which `prepare_folder` may still have to settle.
@@ -73,6 +73,8 @@ def in_its_folder(flags: Flags) -> Iterator[None]:
                 _outlive_launcher()
                 raise KeyboardInterrupt(f"interrupted: {_how_to_go_on(flags)}") from None
         raise
+    # Gloo's threads, left to the end of the interpreter, now and then abort a process that has done all its work.
+    PartialState().destroy_process_group()
 
 
 def _how_to_go_on(flags: Flags) -> str:
