@@ -34,9 +34,9 @@ SIDES = ("before", "before again", "after")
 
 
 def unpacked(commit: str, folder: Path) -> Path:
-    """A copy of hf_rat at a commit."""
+    """A copy of hf_rat and its benchmarks at a commit."""
     archive = subprocess.run(
-        ["git", "archive", "--format=tar", commit, "hf_rat"], cwd=ROOT, check=True, capture_output=True
+        ["git", "archive", "--format=tar", commit, "hf_rat", "benchmarks"], cwd=ROOT, check=True, capture_output=True
     )
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")

@@ -224,4 +224,4 @@ def test_the_task_loss_of_a_batch_without_labels_is_one_line():
 
 def test_a_batch_without_tensors_is_one_line():
     with pytest.raises(ValueError, match="holds no tensors"):
-        _ = Batch({"text": ["a"]}, lambda: PROBLEM, Execution(None, None)).size
+        _ = Batch({"text": ["a"]}, lambda: PROBLEM, Execution(None, None)).device
