@@ -21,6 +21,7 @@ import numpy as np
 from scipy.stats import permutation_test
 
 from hf_rat.cli import glue, textcls
+from hf_rat.experiments.paired import paired_difference
 
 COMMANDS = {"glue": glue, "textcls": textcls}
 FOLDERS = {"plain": "plain", "rat": "", "plain, tuned": "plain-tuned"}
@@ -40,11 +41,11 @@ def run(command: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def paired(better: list[float], usual: list[float]) -> dict[str, float]:
-    """Mean difference, wins, and the two-sided p of the exact permutation test of paired samples."""
-    differences = np.array(better) - np.array(usual)
+def paired(better: list[float], usual: list[float]) -> dict[str, float | None]:
+    """The paired difference with its interval (Student's t over seeds), and the two-sided p of all changes of sign."""
+    found = paired_difference(better, usual)
     test = permutation_test(
-        (differences,),
+        (np.array(better) - np.array(usual),),
         lambda sample, axis: sample.mean(axis),
         permutation_type="samples",
         vectorized=True,
@@ -52,10 +53,12 @@ def paired(better: list[float], usual: list[float]) -> dict[str, float]:
         batch=4096,
     )
     return {
-        "mean": float(differences.mean()),
-        "sd": float(differences.std(ddof=1)),
-        "wins": int((differences > 0).sum()),
-        "of": len(differences),
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "sd": found.sd,
+        "wins": found.wins,
+        "of": found.n,
         "p": float(test.pvalue),
     }
 
@@ -65,11 +68,12 @@ def table(report: dict[str, Any]) -> str:
     count = len(report["runs"])
     lines = [f"| training | clean accuracy in percent, mean ± SD of {count} seeds |", "|---|---|"]
     lines += [f"| {name} | {100 * a['mean']:.1f} ± {100 * a['sd']:.1f} |" for name, a in report["accuracy"].items()]
-    lines += ["", "| paired difference | points, mean ± SD | higher in | exact p |", "|---|---|---|---|"]
+    lines += ["", "| paired difference | points, mean ± SD | 95 % interval | higher in | exact p |", "|" + "---|" * 5]
     for name in ("rat against plain", "rat against plain, tuned"):
         found = report[name]
         difference = f"{100 * found['mean']:+.1f} ± {100 * found['sd']:.1f}"
-        lines.append(f"| {name} | {difference} | {found['wins']} of {found['of']} | {found['p']:.2g} |")
+        interval = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+        lines.append(f"| {name} | {difference} | {interval} | {found['wins']} of {found['of']} | {found['p']:.2g} |")
     lines += [
         "",
         "| seed | plain | rat | plain, tuned | dropout | epochs | seconds, whole command |",
@@ -97,20 +101,30 @@ def main() -> None:
         if seed in {run["seed"] for run in runs}:
             continue
         runs.append(run(arguments.command, seed))
-        report = {
-            "command": f"{arguments.command} --reg rat --seed S",
-            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy")},
-        }
-        accuracies = {name: [one[name]["eval_accuracy"] for one in runs] for name in FOLDERS}
-        if len(runs) > 1:
-            report["accuracy"] = {name: {"mean": mean(all_), "sd": stdev(all_)} for name, all_ in accuracies.items()}
-            report["rat against plain"] = paired(accuracies["rat"], accuracies["plain"])
-            report["rat against plain, tuned"] = paired(accuracies["rat"], accuracies["plain, tuned"])
-        report["runs"] = runs
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        report["command"] = f"{arguments.command} --reg rat --seed S"
+        report["versions"] = {name: version(name) for name in ("torch", "transformers", "accelerate", "numpy")}
+        write(arguments.output, told(report))
     if len(runs) > 1:
+        report = told(report)
+        write(arguments.output, report)
         arguments.output.with_name("table.md").write_text(table(report), encoding="utf-8")
         print(table(report))
+
+
+def told(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the statistics of its runs, which stand last."""
+    runs = report.pop("runs")
+    accuracies = {name: [one[name]["eval_accuracy"] for one in runs] for name in FOLDERS}
+    if len(runs) > 1:
+        report["accuracy"] = {name: {"mean": mean(all_), "sd": stdev(all_)} for name, all_ in accuracies.items()}
+        report["rat against plain"] = paired(accuracies["rat"], accuracies["plain"])
+        report["rat against plain, tuned"] = paired(accuracies["rat"], accuracies["plain, tuned"])
+    report["runs"] = runs
+    return report
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every name that `hf_rat` exports; nothing else may be bound here. Importing it takes torch and Transformers."""
 
 from hf_rat import models as models  # lets Transformers' Auto classes find the companion models
+from hf_rat.engine.averaged_model import AveragedWeights as AveragedWeights
 from hf_rat.engine.regularization import Regularization as Regularization
 from hf_rat.passes.point import Point as Point
 from hf_rat.regularizers.expressions import parse as parse

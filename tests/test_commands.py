@@ -10,6 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hf_rat.cli import compare
 from hf_rat.cli.main import main
+from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
@@ -23,9 +24,25 @@ SCRIPTS = {"run_glue.py": "glue", "run_textcls.py": "textcls"}
 AN_OLD_COMMIT = re.compile(r"at commit `?[0-9a-f]{7,40}\b")
 
 
+# A shell function with the flags that several commands share, and what calls it.
+RUN = re.compile(r'^run\(\) \{\n +(.*) "\$@"\n\}\n(.*)', re.DOTALL)
+
+
+def unfolded(block: str) -> str:
+    """A fenced block with the commands that its function `run` makes, with one seed, each on a line of its own."""
+    found = RUN.match(block)
+    if found is None:
+        return block
+    shared, calls = found.groups()
+    return "\n".join(
+        f"{shared} {call}".replace("$seed", "1") for call in re.findall(r"^ *run (.*)$", calls, re.MULTILINE)
+    )
+
+
 def code(page: str) -> list[str]:
     """The lines of a page's fenced blocks, continued ones joined, and its code spans."""
-    fenced = "\n".join(re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    fenced = "\n".join(map(unfolded, blocks))
     rest = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
     return fenced.replace("\\\n", " ").splitlines() + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", rest)
 
@@ -59,9 +76,10 @@ def check(command: list[str]) -> None:
             build(dataclass_, given)
         parse(given.get("reg", "plain"))
     elif name == "compare" and flags:
-        methods, _, _, base = compare.parse(flags)
-        for method in methods:
-            check([*base, *method.flags, "--reg", method.expression])
+        experiment = compare.parse(flags)
+        for run in sampled(experiment).plan():
+            if run.seed == experiment.seeds[0]:
+                check(list(run.command))
     else:
         try:
             status = main([name, "--help"])
@@ -97,7 +115,8 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments)
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
-    known |= {"--help-all"}
+    known |= {"--models", "--datasets"}
+    known |= {"--help-all", "--alike", "--baseline", "--score", "--best", "--trials", "--race", "--controls", "--jobs"}
     known |= launch_command_parser()._option_string_actions.keys()
     wrong = []
     for path in PAGES:
@@ -115,6 +134,10 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     [
         ("```bash\npip install x && accelerate launch \\\n    --n 2 run_glue.py --reg rat\n```", "glue --reg rat"),
         ("say `hf-rat compare --methods plain 'rat(epsilon=1)' ...`", "compare --methods plain rat(epsilon=1)"),
+        (
+            '```bash\nrun() {\n    hf-rat glue --bf16 "$@"\n}\nfor seed in 1 2; do\n    run --seed $seed\ndone\n```',
+            "glue --bf16 --seed 1",
+        ),
         ("```python\nhf_rat.rat()\n```\nand `hf_rat/rat.py`", None),
     ],
 )

@@ -19,7 +19,7 @@ RAW = "https://raw.githubusercontent.com/hf-rat/hf-rat/main/"
 
 
 def test_it_is_read_in_two_minutes():
-    assert len(README.split()) <= 1000
+    assert sum(word != "|" for word in README.split()) <= 1000, "the strokes of a table are no words"
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {"plain"}))

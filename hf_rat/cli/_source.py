@@ -85,6 +85,17 @@ class Source(dict[str, Any]):
         except KeyError:
             return otherwise
 
+    def keys_of(self, name: str) -> list[Any]:
+        """The keys of a constant that is a dictionary, whatever its values are."""
+        for node in self.tree.body:
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.value, ast.Dict)
+                and ast.unparse(node.targets[0]) == name
+            ):
+                return [self.value(key) for key in node.value.keys if key is not None]
+        raise KeyError(name)
+
     def value(self, node: ast.expr) -> Any:
         """What an expression of constants is."""
         return eval(compile(ast.Expression(node), "<constant>", "eval"), {}, self)

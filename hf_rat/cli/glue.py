@@ -164,5 +164,5 @@ EXAMPLE = Example(
     build=_small_bert,
     dropout=0.1,
     told="generated pairs (a quarter of their labels are wrong)",
-    rat="rat(epsilon=0.3, begin=60, warmup=60)",
+    rat="rat(epsilon=0.3, begin=0.23, warmup=0.23)",
 )

@@ -16,6 +16,7 @@ from hf_rat.data.tasks import CLUE, GLUE, HeldOut, Task
 
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"
+LEADERBOARDS = {"glue": GLUE, "clue": CLUE}
 FILES: dict[str, tuple[Task, HeldOut]] = {
     held_out.file: (task, held_out) for task in (*GLUE, *CLUE) for held_out in task.test if held_out.file is not None
 }
@@ -31,7 +32,7 @@ def answer(task: Task, value: float) -> str:
     """
     if task.regression:
         low, high = task.bounds if task.bounds is not None else (-math.inf, math.inf)
-        return f"{min(max(float(value), low), high):.3f}"
+        return f"{min(max(low, float(value)), high):.3f}"  # in this order -0.0 becomes 0.000
     return task.labels[int(value)] if task.submit_names else str(int(value))
 
 
@@ -163,7 +164,21 @@ def pack(directory: Path) -> Path | None:
     if problems(directory):
         return None
     path = directory / ARCHIVE
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in (name for name in FILES if (directory / name).is_file()):
             archive.write(directory / name, arcname=name)
+    os.replace(unfinished, path)
     return path
+
+
+def submission_state(directory: Path) -> str:
+    """Pack the submission when it is complete, and say in a line what there is or what is missing."""
+    archive = pack(directory)
+    if archive is not None:
+        return f"Submission: {archive} is complete"
+    missing = missing_files(directory)
+    wrong = [problem for problem in problems(directory) if not problem.endswith(": missing")]
+    parts = [f"still missing {', '.join(missing)}"] if missing else []
+    parts += [f"not acceptable: {'; '.join(wrong)}"] if wrong else []
+    return f"Submission: {directory}: {'; '.join(parts)}"

@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TO
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from hf_rat.passes.adapters import without_adapters
-from hf_rat.passes.sites import SITES
+from hf_rat.passes.sites import SITES, is_weights
 
 SPLITTING = ("auto", "off")
 """What may be asked of a run: see `Regularization`."""
@@ -56,7 +56,7 @@ def why_not_bucketed(
         return "length_buckets is off"
     if plain:
         return "training is plain"
-    module = next((site for site in sites if site not in SITES), None)
+    module = next((site for site in sites if site not in SITES and not is_weights(site)), None)
     if module is not None:
         return f"the output of {module} may not be cut with the tokens"
     base = without_adapters(model)

@@ -11,7 +11,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.execution import Execution
-from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site, is_weights, open_site
+from hf_rat.regularizers.ahead import look_ahead, sites_ahead
 from hf_rat.regularizers.terms import Term, count_groups, groups
 
 # Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
@@ -25,7 +26,8 @@ class Cost:
     Attributes:
         forwards: forward passes, those of a search included.
         backwards: passes that are back-propagated to the parameters.
-        slopes: further traversals, for a slope with respect to the perturbation only.
+        slopes: further traversals, for a slope with respect to the perturbation only; one with respect to the weights
+            goes as far as a backward, and is counted as one.
         groups: backwards that are made one after the other.
         graphs: passes whose activations are in memory at a time, at most.
     """
@@ -56,9 +58,15 @@ class Cost:
         text = f"{self.forwards} forward and {self.backwards} backward passes"
         return text + (f" and {self.slopes} for slopes" if self.slopes else "")
 
-    def price(self) -> str:
-        """Time and memory as multiples of plain training's."""
-        return f"about {self.time:.1f} times the time and {self.graphs} times the activations of plain training"
+    def price(self, time: float | None = None) -> str:
+        """Time and memory as multiples of plain training's.
+
+        Args:
+            time: the mean over a run in which steps have different costs; None: all steps have this one.
+        """
+        over = "" if time is None else " over the run"
+        time = self.time if time is None else time
+        return f"about {time:.1f} times the time{over} and {self.graphs} times the activations of plain training"
 
 
 def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cost:
@@ -82,6 +90,7 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
             separate_slope_pass=like is not None and like.separate_slope_pass,
             rerun=None if like is None or like.rerun is None else stage.run,
             teacher=lambda inputs: stage.run(inputs)[1].detach(),
+            anchor=lambda inputs: stage.run(inputs)[1].detach(),
         )
         inputs = {"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])}
         return _rehearse(regularizer, Batch(inputs, lambda: "single_label_classification", execution, step))
@@ -90,6 +99,8 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
 def _rehearse(regularizer: Term, batch: Batch) -> Cost:
     tally, streaming = batch.tally, batch.execution.streaming
     backwards = count = 0
+    if sites_ahead(regularizer, batch.step):
+        batch.ahead = look_ahead(regularizer, batch)
     graphs: list[int] = []
     for group in groups(regularizer, batch):
         before, reruns = tally.forwards - tally.searches, tally.reruns
@@ -106,7 +117,8 @@ def _rehearse(regularizer: Term, batch: Batch) -> Cost:
         )
     # A regularizer of unlabeled batches that begins later has no group yet.
     alive = max(graphs, default=0) if streaming else sum(graphs)
-    return Cost(tally.forwards + tally.reruns, backwards, tally.slopes, count, alive)
+    slopes = tally.slopes - tally.weight_slopes
+    return Cost(tally.forwards + tally.reruns, backwards + tally.weight_slopes, slopes, count, alive)
 
 
 class _Stage(nn.Module):
@@ -123,6 +135,10 @@ class _Stage(nn.Module):
         return self.embedding
 
     def site(self, name: str) -> Site:
+        if name not in self._sites and is_weights(name):
+            opened: Any = open_site(name.partition(":")[0], self)
+            opened.centre = opened.values()
+            self._sites[name] = opened
         if name not in self._sites:
             self._sites[name] = SITES[name if name in MASKS else EMBEDDINGS](self)
         return self._sites[name]

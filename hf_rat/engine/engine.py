@@ -73,6 +73,16 @@ class Engine:
             **settings,
         )
 
+    def has_single_backward(self, asked: bool | None) -> bool:
+        """Whether a micro-batch has one backward; None leaves it to the engine.
+
+        Raises:
+            ValueError: it was said to have several, and the engine steps on each.
+        """
+        if self.steps_in_backward and asked is False:
+            raise ValueError("single_backward is False, and DeepSpeed makes a step on every backward; use None")
+        return self.steps_in_backward if asked is None else asked
+
     def backward(self, loss: Tensor) -> None:
         if self._accelerator is None:
             loss.backward()
@@ -119,6 +129,10 @@ class Engine:
         if self._accelerator is None or self._accelerator.scaler is None:
             return loss
         return self._accelerator.scaler.scale(loss)
+
+    def undo(self, accumulation: int, device: torch.device) -> Tensor:
+        """What a gradient is multiplied by to be that of a loss before it was divided and scaled for `backward`."""
+        return accumulation * self.accumulation / self.scale(torch.ones((), device=device))
 
     @property
     def accumulation(self) -> int:

@@ -23,6 +23,7 @@ class NonfiniteGuard:
     def __init__(self, everywhere: Callable[[Tensor], Tensor]) -> None:
         self._everywhere = everywhere
         self.steps = 0
+        self._in_this_step = False
         self._last = -1
         self._told: set[str] = set()
 
@@ -64,9 +65,15 @@ class NonfiniteGuard:
 
     def count(self, step: int) -> None:
         """Count optimizer step `step` (once)."""
+        self._in_this_step = True
         if step != self._last:
             self._last = step
             self.steps += 1
+
+    def end_step(self) -> bool:
+        """Whether all of an optimizer step was finite, which is over."""
+        finite, self._in_this_step = not self._in_this_step, False
+        return finite
 
     def _tell(self, what: str, happened: str) -> None:
         """Warn of each kind of fault once, on the first process."""

@@ -10,6 +10,7 @@ from hf_rat.engine.requirements import warn_of_no_flips
 from hf_rat.passes.sites import EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.terms import Term, all_terms
+from hf_rat.regularizers.weight_terms import Distance, NoisyStart
 
 
 class OpenSites:
@@ -29,7 +30,8 @@ class OpenSites:
     def __init__(self, regularizer: Term, model: nn.Module) -> None:
         self._regularizer, self._model = regularizer, model
         perturbations = [term.perturb for term in all_terms(regularizer) if term.perturb is not None]
-        self.names = sorted({at.site for at in perturbations if at.site})
+        about = {term.site for term in all_terms(regularizer) if isinstance(term, (Distance, NoisyStart))}
+        self.names = sorted({at.site for at in perturbations if at.site} | about)
         self._sites: dict[str, Site] = {}
         self._probed: set[str] = set()
         for name in self.names:

@@ -1,16 +1,12 @@
 """A regularizer at work on a model: the only place that runs backwards.
 
 `Regularization` opens the sites of a model, turns batches into groups of named losses (regularizers/terms.py) and
-back-propagates each group as soon as it is final: R-AT has three forwards and backwards, and one group's graphs at a
-time. Trainers and plain Accelerate loops use the same object:
-
-    regularization = Regularization(rat(epsilon=0.1), model, accelerator=accelerator)
-    losses = regularization.backward(batch, step=step)      # {"task": ..., "adversarial_task": ...}, detached
+back-propagates each group as soon as it is final: one group's graphs at a time. Trainers and other loops use it alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_rat.engine.adaptive_epsilon import AdaptiveEpsilon
 from hf_rat.engine.averaged_model import proximal_average
 from hf_rat.engine.bucketing_policy import overhead, why_not_bucketed
 from hf_rat.engine.cost import Cost, rehearse
@@ -31,12 +28,13 @@ from hf_rat.engine.open_sites import OpenSites
 from hf_rat.engine.probes import PassProbe, RateProbe
 from hf_rat.engine.reading import call
 from hf_rat.engine.requirements import require, require_memory
+from hf_rat.engine.schedule import Schedule
+from hf_rat.engine.weight_memory import WeightMemory
 from hf_rat.engine.weighting import Weighting, weigh
 from hf_rat.engine.zero_gains import ZeroGains
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.execution import Execution, Pass
 from hf_rat.passes.length_buckets import Bucket, buckets
-from hf_rat.passes.problems import LABELS
 from hf_rat.passes.running_buffers import RunningBuffers
 from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.terms import FULL_STRENGTH, Term, accumulate, count_groups, groups, is_plain
@@ -48,22 +46,23 @@ class Regularization:
 
     Args:
         regularizer: the term, for instance `rat(epsilon=0.1) + 0.5 * vat()`, or its text.
-        model: the model that is trained, as the loop calls it (wrapped by DDP, compiled, with adapters, or bare).
-            Open the regularization before the first forward of a compiled model.
+        model: the model that is trained, as the loop calls it; a compiled one before its first forward.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
         run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
         single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
             engine decide: DeepSpeed steps its optimizer on every backward and needs it.
-        length_buckets: "auto" splits each batch by length where that is faster, and exact if the task loss is a mean
-            over examples; "off" leaves it whole. None is "auto", but "off" with a `run`, whose loss may be another.
+        length_buckets: "auto" splits batches by length where that is faster, and exact if the task loss is a mean over
+            examples; "off" leaves them whole. None is "auto", but "off" with a `run`, whose loss may be another.
         memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
             numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
         keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
             one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
+        optimizer: the loop's, for `momentum_sam(momentum="optimizer")`.
+        total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
 
     Raises:
-        ValueError: the model cannot carry the regularizer; the message says why.
+        ValueError: the model cannot carry the regularizer; a schedule asks for total_steps, or is never on within.
     """
 
     def __init__(
@@ -78,14 +77,16 @@ class Regularization:
         memory: str = "fast",
         keep: Sequence[str] = (),
         problem: str | None = None,
+        optimizer: Any = None,
+        total_steps: int | None = None,
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
+        self.is_plain = is_plain(regularizer)  # at every step
+        self.schedule = Schedule(regularizer, total_steps)
         self.accelerator = accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
-        self.single_backward = self.engine.steps_in_backward if single_backward is None else single_backward
-        if self.engine.steps_in_backward and not self.single_backward:
-            raise ValueError("single_backward is False, and DeepSpeed makes a step on every backward; use None")
+        self.single_backward = self.engine.has_single_backward(single_backward)
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
         self._running = RunningBuffers(self.unwrapped)
         self._gains = ZeroGains(regularizer, self.unwrapped)
@@ -95,13 +96,14 @@ class Regularization:
         self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
-        asked = length_buckets or ("auto" if run is None else "off")
         self._bucket_overhead = overhead(self.unwrapped)
         self.teacher = proximal_average(regularizer, self.unwrapped)
-        self._sites = OpenSites(regularizer, self.unwrapped)
-        self.why_not_bucketed = why_not_bucketed(
-            asked, self.is_plain, self._sites.names, self.unwrapped, accelerator
-        ) or ("outputs are kept" if keep else None)
+        self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
+        self.weights = WeightMemory(regularizer, self.engine, optimizer)
+        self._sites = self.weights.open(OpenSites(regularizer, self.unwrapped))
+        asked = length_buckets or ("auto" if run is None else "off")
+        because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
+        self.why_not_bucketed = because or ("outputs are kept" if keep else None)
         self._keeper = KeptOutputs(keep, self.unwrapped)
         self.kept = self._keeper.values
         execution = self.engine.execution(
@@ -110,6 +112,8 @@ class Regularization:
             streaming=not self.single_backward,
             lean=memory == "lean",
             teacher=None if self.teacher is None else self.teacher.logits,
+            anchor=self.weights.anchor and self.weights.anchor.logits,
+            share_of=self.adaptive.share_of,
             frames=self.weighting.frames,
             why_one_by_one=self._probe.why_one_by_one,
             require_repeatable=self._probe.require_repeatable,
@@ -118,12 +122,10 @@ class Regularization:
         self._stream = self._keeper.watch(execution)
         self._whole = replace(self._stream, streaming=False)  # all graphs are kept for one backward
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether training is plain at every step."""
-        return is_plain(self.regularizer)
-
-    # -- what a loop calls -------------------------------------------------------------------------------------------
+    def begin_step(self, batches: Iterable[Mapping[str, Any]], *, step: int = 0, num_labels: Any = None) -> None:
+        """Look at all micro-batches of a step, as `backward` will get them; `over="step"` needs it first."""
+        looks = ((self._batch(x, step, self._stream), self.weighting.weight(x, num_labels)) for x in batches)
+        self.weights.look_ahead(self.schedule.term, looks, step)
 
     def backward(
         self,
@@ -141,18 +143,13 @@ class Regularization:
 
         Args:
             inputs: keyword arguments of the model, labels included.
-            unlabeled: a second batch, without labels, of any size. What needs no labels (the divergences of vat,
-                adversarial_dropout, rdrop and so on) is asked of it too, with the same weights, and added.
-            step: optimizer steps made so far; recipes with `begin` or `warmup` read it.
+            unlabeled: a second batch, without labels, of any size. What needs no labels (divergences) is asked of it
+                too, with the same weights, and added; a ValueError where nothing does.
+            step: optimizer steps made so far; recipes with a schedule read it.
             accumulation: micro-batches in this optimizer step; gradients (not the returned losses) are divided by it.
-            num_labels: `count_labels`, summed over the step and all processes: labels count alike. Default:
-                micro-batches do.
+            num_labels: `count_labels` of the step on all processes, in sum: labels, not micro-batches, count alike.
 
-        Returns:
-            Detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
-
-        Raises:
-            ValueError: nothing in the regularizer can use an unlabeled batch.
+        Returns: detached scalars, named task, adversarial_task, consistency and so on; they sum to the loss.
         """
         loss, named = self.backward_all_but_last(
             inputs, unlabeled=unlabeled, step=step, accumulation=accumulation, num_labels=num_labels
@@ -212,13 +209,9 @@ class Regularization:
                 with self.engine.no_sync():
                     self.engine.backward(total / accumulation)
                 done = total.detach() if done is None else done + total.detach()
-                # Built before the next group runs: autograd goes through what is newest first, so the table's gradient
-                # comes when that group's activations are gone.
+                # Before the next group runs: autograd goes through what is newest first, when activations are gone.
                 if batch.table_gradient.is_owed:
-                    # A leaf's gradient is that of a loss that was divided and scaled as the returned one will be.
-                    divided = accumulation * self.engine.accumulation
-                    scale = self.engine.scale(torch.ones((), device=batch.device))
-                    owed = owed + batch.table_gradient.give_back(divided / scale)
+                    owed = owed + batch.table_gradient.give_back(self.engine.undo(accumulation, batch.device))
         assert pending is not None
         self._gains.see(named, accumulation)
         return pending + owed + (0.0 if done is None else done), named
@@ -231,15 +224,16 @@ class Regularization:
         """What one step costs, found by rehearsing the regularizer on a tiny model.
 
         Args:
-            step: the optimizer step (schedules start late); None asks for the full price.
+            step: the optimizer step; None asks for the full price, of a step in which every schedule is on.
             unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
         """
-        step = FULL_STRENGTH if step is None else step
-        term = Unlabeled(self.regularizer) if unlabeled else self.regularizer
-        return rehearse(term, step, self._stream)
+        term = Unlabeled(self.schedule.term) if unlabeled else self.schedule.term
+        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream)
 
     def after_step(self) -> None:
-        """Call after each optimizer step: moves the average that `smart` stays near."""
+        """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
+        self.adaptive.update(finite=self.nonfinite.end_step())
+        self.weights.after_step()
         if self.teacher is not None:
             self.teacher.update(self.unwrapped)
 
@@ -249,12 +243,18 @@ class Regularization:
             "regularizer": repr(self.regularizer),
             "embedding_norms": self._sites.embedding_norms,
             "nonfinite_steps": self.nonfinite.steps,
+            "weights": self.weights.state_dict(),
+            "adaptive_epsilon": self.adaptive.state_dict(),
+            "total_steps": self.schedule.total,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`: epsilon keeps the unit that the run began with."""
         self._sites.load_embedding_norms(state.get("embedding_norms", {}))
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
+        self.weights.load_state_dict(state.get("weights", {}))
+        self.adaptive.load_state_dict(state.get("adaptive_epsilon", {}))
+        self.schedule.tell_of_another_length(state.get("total_steps"))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -266,16 +266,13 @@ class Regularization:
     ) -> Iterator[tuple[bool, dict[str, Tensor], dict[str, Tensor]]]:
         """(whether it is the last, its finite losses, all of them) of each group; the last one exchanges gradients."""
         self._gains.begin()
+        self.weights.begin(batch)
         self._require_rates(batch.inputs)
-        self._sites.probe(batch.geometry)
-        stream = groups(self.regularizer, batch)
-        count = labelled = count_groups(self.regularizer, batch.step)
+        stream = groups(self.schedule.term, batch)
+        count = labelled = count_groups(self.schedule.term, batch.step)
         if unlabeled is not None:
-            # The kind of task is that of the labelled batch: without labels it can be unknown.
-            inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-            beside = Batch(inputs, batch.find_problem, batch.execution, batch.step, self._split(inputs), updated=True)
-            asked = Unlabeled(self.regularizer)
-            stream = chain(stream, groups(asked, beside, "unlabeled_"))
+            asked = Unlabeled(self.schedule.term)
+            stream = chain(stream, groups(asked, batch.beside(unlabeled, self._split), "unlabeled_"))
             count += count_groups(asked, batch.step)
         for index in range(count):
             last = index == count - 1
@@ -286,13 +283,16 @@ class Regularization:
             if losses and not finite:
                 batch.skip_group()
             yield last, finite, losses
+        self.adaptive.add(batch.rises, weight, batch.step)
 
     def _batch(self, inputs: Mapping[str, Any], step: int, execution: Execution) -> Batch:
         self._keeper.begin()
         inputs = dict(inputs)
         self.weighting.problem(inputs)  # which may run the model
         problem = partial(self.weighting.problem, inputs, ask=False)
-        return Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
+        batch = Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
+        self._sites.probe(batch.geometry)
+        return batch
 
     def _split(self, inputs: Mapping[str, Any]) -> list[Bucket]:
         if not self.why_not_bucketed and (split := buckets(inputs, self._bucket_overhead)):

@@ -17,10 +17,12 @@ from transformers.training_args import OptimizerNames
 
 from hf_rat.passes.adapters import without_adapters
 from hf_rat.passes.problems import require_problem
+from hf_rat.passes.sites import is_weights
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.balls import Hamming
 from hf_rat.regularizers.perturbations import Redrawn
 from hf_rat.regularizers.terms import Proximal, TaskLoss, Term, all_terms, is_plain
+from hf_rat.regularizers.weight_terms import Anchored, Distance, NoisyStart
 
 MEMORY = ("fast", "lean")
 """What to do with the activations of several dropout passes: see `Regularization`."""
@@ -200,12 +202,19 @@ def _require_readable_weights(regularizer: Term, terms: list[Term], model: nn.Mo
             f"{regularizer!r} under FSDP 1, which shows no weights and no embeddings outside its own forward; use "
             "fsdp_version: 2"
         )
+    if any(isinstance(term, Proximal) for term in terms):
+        require_whole_weights(repr(regularizer), model)
     zero3 = any(hasattr(parameter, "ds_tensor") for parameter in model.parameters())
     sharded = zero3 or any(isinstance(module, FSDPModule) for module in model.modules())
-    if sharded and any(isinstance(term, Proximal) for term in terms):
+    movers = [term.perturb for term in terms if term.perturb is not None and is_weights(term.perturb.site or "")]
+    if any(isinstance(getattr(getattr(at, "ball", None), "radius", None), tuple) for at in movers):
         raise ValueError(
-            f"{regularizer!r} keeps an average of the whole model, and {'ZeRO-3' if zero3 else 'FSDP2'} shards the "
-            "weights over the processes; use DDP, ZeRO-1 or ZeRO-2"
+            f"{regularizer!r} has an epsilon for each pass, and all passes at a point have the same weights; give one"
+        )
+    if sharded and (movers or any(isinstance(term, (Distance, Anchored, NoisyStart)) for term in terms)):
+        raise ValueError(
+            f"{regularizer!r} reads or moves whole weights, and {'ZeRO-3' if zero3 else 'FSDP2'} shards them over the "
+            "processes; use DDP, ZeRO-1 or ZeRO-2"
         )
     balls = [getattr(term.perturb, "ball", None) for term in terms]
     if zero3 and any(getattr(ball, "unit", None) == "embedding" for ball in balls):
@@ -213,6 +222,30 @@ def _require_readable_weights(regularizer: Term, terms: list[Term], model: nn.Mo
             f"{regularizer!r} measures the embedding table, which ZeRO-3 shards over the processes; use "
             'unit="absolute"'
         )
+
+
+def require_whole_weights(asked: str, model: nn.Module) -> None:
+    """Refuse an average of a model that is nowhere whole.
+
+    Args:
+        asked: what keeps the average.
+        model: with or without wrappers.
+
+    Raises:
+        ValueError: with the engine that shards the weights.
+    """
+    modules = list(model.modules())
+    sharding = {
+        "ZeRO-3": any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()),
+        "FSDP2": any(isinstance(module, FSDPModule) for module in modules),
+        "FSDP 1": any(isinstance(module, FullyShardedDataParallel) for module in modules),
+    }
+    for engine, shards in sharding.items():
+        if shards:
+            raise ValueError(
+                f"{asked} keeps an average of the whole model, and {engine} shards the weights over the processes; "
+                "use DDP, ZeRO-1 or ZeRO-2"
+            )
 
 
 def _checkpoints_reentrantly(module: nn.Module) -> bool:

@@ -29,6 +29,7 @@ from hf_rat.finetuning.processes import on_main, say
 from hf_rat.finetuning.run import run_job
 from hf_rat.finetuning.summary import read_results, table
 from hf_rat.finetuning.whole_splits import build_trainer
+from hf_rat.regularizers.algebra import FULL_STRENGTH
 from hf_rat.regularizers.recipe import Recipe
 
 # What every example's defaults begin with.
@@ -81,7 +82,7 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         example: rows and model.
 
     Returns:
-        The results of the chosen regularizer, which may be `plain`: then nothing else is trained.
+        The results of the chosen regularizer. If it is `plain`, or with --alone, nothing else is trained.
 
     Raises:
         ValueError: a flag asks for what generated data and a model without pretrained weights cannot give.
@@ -102,13 +103,21 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         say(f"--reg rat stands for {example.rat} in this example; with arguments of your own it is what you say.")
     regularizer = training.regularizer()
     job = _job(flags, example, rows, example.dropout)
-    Regularization(regularizer, job.model).close()  # what this model cannot carry is said before `plain` is trained
+    # What this model or this run cannot carry is said before `plain` is trained. The Trainer counts steps of epochs.
+    steps = training.max_steps if training.max_steps > 0 else FULL_STRENGTH
+    Regularization(regularizer, job.model, total_steps=steps).close()
+    name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
     changes: dict[str, Any] = {f"reg_{name}": None for name in training.reg_overrides()}
     changes |= {"reg": "plain", "save_strategy": "no", "push_to_hub": False}
+    controls: dict[str, Any] = {"average": None, "layer_decay": None, "probe_steps": 0}
+    changes |= controls
     plain_flags = dataclasses.replace(flags, training=dataclasses.replace(training, **changes))
-    if repr(regularizer) == repr(plain_flags.training.regularizer()):
+    controlled = [f"{name}={getattr(training, name)}" for name in controls if getattr(training, name)]
+    name = ", ".join([name, *controlled])
+    alike = repr(regularizer) == repr(plain_flags.training.regularizer()) and not controlled
+    if flags.data.alone or alike:
         results = run_job(flags, job, resume)
-        say("\n" + table([_HEAD, _line("plain", example.dropout, results)]))
+        say("\n" + table([_HEAD, _line(name, example.dropout, results)]))
     else:
         plain = _trained(plain_flags, example, rows, folder / _PLAIN, example.dropout, 1.0)
         choice = _choice(plain_flags, example, rows, folder / _TUNED)
@@ -116,7 +125,6 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         state = json.loads((folder / _PLAIN / "trainer_state.json").read_text(encoding="utf-8"))
         job.beside = {"plain": state["log_history"]}
         results = run_job(flags, job, resume)
-        name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
         lines = [_line("plain", example.dropout, plain), _line(name, example.dropout, results)]
         say("\n" + table([_HEAD, *lines, _line("plain, tuned", choice["dropout"], tuned)]))
         say(f"{name}: {regularizer!r}. {_reading(plain, results, tuned)}")
@@ -125,7 +133,7 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
 
 
 def _require(flags: Flags) -> None:
-    for name in ("lora_r", "config_name", "tokenizer_name", "dropout"):
+    for name in ("lora_r", "reinit_layers", "config_name", "tokenizer_name", "dropout"):
         if name in flags.given:
             raise ValueError(f"--{name} needs --model_name_or_path: the model of the example has no use for it")
     for name in (

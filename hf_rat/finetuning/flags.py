@@ -58,7 +58,16 @@ class ModelArguments:
         metadata={"help": "Modules that get an adapter, comma separated, or all-linear. Without it: PEFT's choice."},
     )
 
+    reinit_layers: int | None = field(
+        default=None,
+        metadata={"help": "Initialise the last N layers, and the pooler above them, anew before training."},
+    )
+
     def __post_init__(self) -> None:
+        if self.reinit_layers is not None and self.lora_r is not None:
+            raise ValueError(
+                f"--reinit_layers {self.reinit_layers}: --lora_r does not train the layers; leave one out"
+            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout {self.dropout}: a rate of at least 0 and below 1 is needed")
         if self.lora_r is not None and self.lora_r < 1:
@@ -118,6 +127,10 @@ class DataTrainingArguments(FileArguments):
     )
     submission_dir: str | None = field(
         default=None, metadata={"help": "With --do_predict: write the leaderboard's file(s) here."}
+    )
+    alone: bool = field(
+        default=False,
+        metadata={"help": "Train what --reg says only: without data, plain models are trained beside it otherwise."},
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from hf_rat.data.loading import hold_back, require_columns, require_rows, requir
 from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
 from hf_rat.data.streaming import encode_stream
 from hf_rat.data.tasks import HeldOut, Task, Validation
+from hf_rat.engine.layers import reinit_layers
 from hf_rat.finetuning.flag_names import in_flags
 from hf_rat.finetuning.flags import DataTrainingArguments, Flags
 from hf_rat.finetuning.job import Job, TestSplit
@@ -164,6 +165,10 @@ def prepare(
     """
     data, training = flags.data, flags.training
     model, tokenizer, labels = build(task, labels, rows)
+    if flags.model.reinit_layers is not None:
+        if not training.do_train:
+            raise ValueError(f"--reinit_layers {flags.model.reinit_layers} needs --do_train: new layers know nothing")
+        reinit_layers(model, flags.model.reinit_layers)
     if flags.model.lora_r is not None:
         model = add_lora(model, flags.model)
     job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 
+from hf_rat.data.predictions import predictions_name, write_predictions
 from hf_rat.data.submission import write_answers
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
@@ -13,7 +15,7 @@ from hf_rat.finetuning.learning_curves import FILE_NAME, draw_learning_curves
 from hf_rat.finetuning.longest import require_positions
 from hf_rat.finetuning.processes import on_main
 from hf_rat.finetuning.settings import Begun, refusals_in_one_line, require_fit, require_scores
-from hf_rat.finetuning.whole_splits import build_trainer, values_of
+from hf_rat.finetuning.whole_splits import WholeSplits, build_trainer, values_of
 from hf_rat.regularizers.recipe import Recipe
 from hf_rat.trainer.trainer import RegularizedTrainer
 
@@ -54,6 +56,7 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         for suffix, rows in job.evaluation.items():
             metrics = trainer.evaluate(rows)
             metrics["eval_samples"] = len(rows)
+            _keep_answers(trainer, f"eval_predictions_{suffix}" if suffix else "eval_predictions")
             evaluated |= {f"{name}_{suffix}" if suffix else name: value for name, value in metrics.items()}
         trainer.log_metrics("eval", evaluated)
         trainer.save_metrics("eval", evaluated)
@@ -78,7 +81,17 @@ def _draw(trainer: RegularizedTrainer, job: Job) -> None:
     on_main(lambda: draw_learning_curves(path, histories, job.task.metrics[0]))
 
 
-def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, test: TestSplit) -> dict[str, float]:
+def _keep_answers(trainer: WholeSplits, name: str) -> None:
+    """Write what was answered to the split that was scored last: comparisons of runs pair examples by it."""
+    if trainer.answers is None or not trainer.is_world_process_zero():
+        return
+    folder = Path(str(trainer.args.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    answers = trainer.answers._asdict()
+    np.savez_compressed(folder / f"{name}.npz", **answers | {"logits": answers["logits"].astype(np.float32)})
+
+
+def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> dict[str, float]:
     """Answer a test split; its scores, if it is labelled."""
     found = trainer.predict(test.rows, metric_key_prefix="test")
     values, scores = values_of(found.predictions, job.labels), {}
@@ -86,17 +99,12 @@ def _predict(trainer: RegularizedTrainer, flags: Flags, job: Job, test: TestSpli
         scores = {**(found.metrics or {}), "test_samples": len(test.rows)}
         trainer.log_metrics("test", scores)
         trainer.save_metrics("test", scores)
+        _keep_answers(trainer, "test_predictions")
     if not trainer.is_world_process_zero():
         return scores
-    name = "-".join(part for part in (test.task.name.replace("/", "-"), test.held_out.suffix) if part)
-    folder = Path(str(flags.training.output_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (f"predict_results_{name}.txt" if job.named else "predict_results.txt")
-    with path.open("w", encoding="utf-8") as file:
-        file.write("index\tprediction\n")
-        for index, value in enumerate(values):
-            answer = f"{value:.3f}" if job.labels.regression else job.labels.names[int(value)]
-            file.write(f"{index}\t{answer}\n")
+    name = predictions_name(test.task, test.held_out) if job.named else "predict_results.txt"
+    answers = None if job.labels.regression else job.labels.names
+    write_predictions(Path(str(flags.training.output_dir)) / name, values.tolist(), answers)
     if flags.data.submission_dir is not None:
         write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values.tolist())
     return scores

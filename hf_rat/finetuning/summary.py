@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from hf_rat.data.submission import missing_files, pack, problems
+from hf_rat.data.submission import submission_state
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job
 from hf_rat.finetuning.processes import on_main, say
@@ -38,7 +38,8 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
         say(f"Speed: {own:,.0f} tokens/s, {factor:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
     say(f"Written to {flags.training.output_dir}: {', '.join(_written(Path(str(flags.training.output_dir))))}")
     if job.prediction and flags.data.submission_dir is not None:
-        say(submission_state(Path(flags.data.submission_dir)))
+        directory = Path(flags.data.submission_dir)
+        say(on_main(lambda: submission_state(directory)))
 
 
 def training_loss(results: Mapping[str, float], rows: int | None) -> str:
@@ -56,18 +57,6 @@ def training_loss(results: Mapping[str, float], rows: int | None) -> str:
     made_of = " + ".join(f"{name} {value:.4f}" for name, value in parts.items())
     on = "a stream" if rows is None else f"{rows} rows"
     return f"Training loss on {on}: {results['train_loss']:.4f}" + (f" = {made_of}" if parts else "")
-
-
-def submission_state(directory: Path) -> str:
-    """Pack the submission when it is complete, and say in a line what there is or what is missing."""
-    archive = on_main(lambda: pack(directory))
-    if archive is not None:
-        return f"Submission: {archive} is complete"
-    missing = missing_files(directory)
-    wrong = [problem for problem in problems(directory) if not problem.endswith(": missing")]
-    parts = [f"still missing {', '.join(missing)}"] if missing else []
-    parts += [f"not acceptable: {'; '.join(wrong)}"] if wrong else []
-    return f"Submission: {directory}: {'; '.join(parts)}"
 
 
 def _written(folder: Path) -> list[str]:

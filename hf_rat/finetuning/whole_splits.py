@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,41 +18,64 @@ from hf_rat.finetuning.job import Job
 from hf_rat.trainer.trainer import RegularizedTrainer
 
 
+class Answers(NamedTuple):
+    """What a model answered to a labelled split, row by row.
+
+    Args:
+        logits: float32 (rows, classes) in the model's order of classes; (rows,) for regression.
+        predicted: the data set's class numbers, or the numbers themselves, (rows,).
+        expected: likewise.
+    """
+
+    logits: np.ndarray
+    predicted: np.ndarray
+    expected: np.ndarray
+
+
 class WholeSplits(RegularizedTrainer):
-    """`--dataloader_drop_last` is about training: every row is scored and answered."""
+    """`--dataloader_drop_last` and `--train_sampling_strategy` are about training: every row is answered, in order.
+
+    Attributes:
+        answers: to what was scored last; None before that, and where only the loss is asked for.
+    """
+
+    answers: Answers | None = None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        with self._keeping_last():
+        with self._whole_and_in_order():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        with self._keeping_last():
+        with self._whole_and_in_order():
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
-    def _keeping_last(self) -> Iterator[None]:
-        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+    def _whole_and_in_order(self) -> Iterator[None]:
+        asked = {name: getattr(self.args, name) for name in ("dataloader_drop_last", "train_sampling_strategy")}
+        self.args.dataloader_drop_last, self.args.train_sampling_strategy = False, "sequential"
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = asked
+            for name, value in asked.items():
+                setattr(self.args, name, value)
 
 
-def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
+def build_trainer(flags: Flags, job: Job) -> WholeSplits:
     """The trainer of a job, with the scores of its task."""
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    parts: list[Answers] = []
 
     def scores(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Of a whole split, or batch by batch, as --batch_eval_metrics hands them over."""
         references = _array(prediction.label_ids)
         if not job.labels.regression:
             references = job.labels.from_model(references)
-        parts.append((values_of(prediction.predictions, job.labels), references.reshape(-1)))
+        logits = _logits(prediction.predictions, job.labels)
+        parts.append(Answers(logits, values_of(prediction.predictions, job.labels), references.reshape(-1)))
         if not compute_result:
             return {}
-        predicted, expected = (np.concatenate(column) for column in zip(*parts, strict=True))
+        trainer.answers = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         parts.clear()
-        return scores_of(job.task.metrics, predicted, expected)
+        return scores_of(job.task.metrics, trainer.answers.predicted, trainer.answers.expected)
 
     if flags.data.pad_to_max_length:
         collator: Any = default_data_collator
@@ -75,10 +98,15 @@ def build_trainer(flags: Flags, job: Job) -> RegularizedTrainer:
     return trainer
 
 
-def values_of(logits: Any, labels: Labels) -> np.ndarray:
+def values_of(predictions: Any, labels: Labels) -> np.ndarray:
     """The data set's class numbers, or the numbers themselves, (rows,)."""
-    logits = _array(logits[0] if isinstance(logits, tuple) else logits)
-    return logits.reshape(-1) if labels.regression else labels.from_model(logits.argmax(axis=1))
+    logits = _logits(predictions, labels)
+    return logits if labels.regression else labels.from_model(logits.argmax(axis=1))
+
+
+def _logits(predictions: Any, labels: Labels) -> np.ndarray:
+    logits = _array(predictions[0] if isinstance(predictions, tuple) else predictions)
+    return logits.reshape(-1) if labels.regression else logits
 
 
 def _array(values: Any) -> np.ndarray:

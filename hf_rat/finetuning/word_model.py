@@ -168,8 +168,12 @@ def _vocabulary(
             tokenizer, counts = _read_words(parts, options)
             tokenizer.save_pretrained(folder)
             np.save(Path(folder) / "counts.npy", counts)
-            Path(folder).rename(known)
-            Path(folder).mkdir()  # what the context removes
+            try:
+                Path(folder).rename(known)
+                Path(folder).mkdir()  # what the context removes
+            except OSError:
+                if not known.is_dir():  # if it is, another run that read the same texts was quicker
+                    raise
     # Always from there: the tokenized texts are cached under a hash of the tokenizer, which has its name in it.
     return AutoTokenizer.from_pretrained(known), np.load(known / "counts.npy", allow_pickle=False)
 

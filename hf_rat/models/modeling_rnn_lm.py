@@ -174,7 +174,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self,
         input_ids: Any,
         next_sequence_length: int | None = None,
@@ -184,7 +184,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The new tokens only, unless use_cache=False; the mask of what is passed."""
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+        inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             inputs_embeds=inputs_embeds,
@@ -203,13 +203,13 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             expanded["state"] = _each(expanded["state"], lambda s: s.repeat_interleave(expand_size, 1))
         return ids, expanded
 
-    def _update_model_kwargs_for_generation(  # type: ignore[override]
+    def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         # From transformers 5.24 on only what is called "cache" is carried to the next step.
         if "state" in outputs:
             model_kwargs["state"] = outputs["state"]
-        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def _reorder_cache(self, state: tuple[LayerState, ...] | None, beam_idx: Tensor) -> RecurrentState | None:
         """The state of the beams that go on."""

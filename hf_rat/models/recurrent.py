@@ -185,8 +185,7 @@ class _Recurrent(nn.RNNBase):
             names = [name for name, _ in self.named_parameters(recurse=False) if name.startswith("weight")]
             weights = {f"layer.{name}": self._drop_weight(name) for name in names}
             output, state = torch.func.functional_call(_Torch(self), weights, (packed, hx))
-            for name in names:  # torch's layer keeps a list of its weights: put the parameters back
-                setattr(self, name, getattr(self, name))
+            self._init_flat_weights()  # torch's layer keeps a list of its weights: put the parameters back
         else:
             output, state = self.torch_forward(packed, hx)
         if lengths is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +14,10 @@ from torch import Tensor
 from hf_rat.passes.dropout import DropoutRate, SharedMasks
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.length_buckets import Bucket
+from hf_rat.passes.problems import LABELS
 from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
+from hf_rat.passes.sites.weights import is_weights
 from hf_rat.passes.table_gradient import TableGradient
 
 
@@ -26,13 +28,28 @@ class Tally:
     Attributes:
         forwards: passes run; `searches` of them are never back-propagated to the parameters.
         slopes: passes traversed for a slope alone.
+        weight_slopes: those of them that run back to the weights, as far as any backward.
         reruns: passes that run a second time, in the backward.
     """
 
     forwards: int = 0
     searches: int = 0
     slopes: int = 0
+    weight_slopes: int = 0
     reruns: int = 0
+
+
+@dataclass
+class Ahead:
+    """What a look at all micro-batches of an optimizer step, before its first backward, tells each of them.
+
+    Attributes:
+        masks: of the pass over this micro-batch in which its slopes were taken.
+        slopes: site of weights -> the slope of the step's task loss there, (1, weights); its scale means nothing.
+    """
+
+    masks: SharedMasks
+    slopes: dict[str, Tensor]
 
 
 @dataclass
@@ -46,11 +63,13 @@ class Batch:
         step: the optimizer step that is being made, from 0: terms that begin later compare with it.
         split: the batch in buckets of like length; empty when it is run whole.
         updated: a pass over these examples has updated the running statistics of the model.
+        ahead: what a look at all micro-batches of the step has found, where a perturbation asks for it.
 
     Attributes:
         tally: passes so far.
         table_gradient: what passes withhold from the embeddings.
         awaited: perturbations whose slopes the next backward leaves in their `grad`.
+        rises: (perturbation, its task losses) that `Adaptive` has seen.
     """
 
     inputs: dict[str, Any]
@@ -59,8 +78,10 @@ class Batch:
     step: int = 0
     split: Sequence[Bucket] = ()
     updated: bool = False
+    ahead: Ahead | None = None
     tally: Tally = field(default_factory=Tally, init=False)
     awaited: list[Tensor] = field(default_factory=list, init=False)
+    rises: list[tuple[Any, Tensor]] = field(default_factory=list, init=False)
 
     @cached_property
     def device(self) -> torch.device:
@@ -96,14 +117,15 @@ class Batch:
         return DropoutRate(rate) if running is None else running.at_rate(rate)
 
     @contextmanager
-    def update_buffers(self, search: bool) -> Iterator[None]:
+    def update_buffers(self, search: bool, slope_sites: Collection[str] = ()) -> Iterator[None]:
         """A pass runs inside: running statistics are updated by the first one that is no search, and once.
 
         That is the clean pass wherever there is one, a doubled batch as one pass. Several clean passes that run one by
         one see the same examples, so that the first stands for them; a recipe without a clean pass (freelb, neftune)
-        updates by its first perturbed one.
+        updates by its first perturbed one. One that moves the weights does by the search that tells where to, which is
+        the only pass at the weights themselves.
         """
-        first = not (search or self.updated)
+        first = not self.updated and (not search or any(map(is_weights, slope_sites)))
         self.updated = self.updated or first
         running = self.execution.running
         if running is None:
@@ -116,6 +138,11 @@ class Batch:
         """The batch `times` over: pass after pass along the batch axis."""
         return tile(self.inputs, times)
 
+    def beside(self, unlabeled: Mapping[str, Any], split: Callable[[Mapping[str, Any]], Sequence[Bucket]]) -> Batch:
+        """A second batch without labels, whose kind of task is that of this one: without labels it can be unknown."""
+        inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
+        return Batch(inputs, self.find_problem, self.execution, self.step, split(inputs), updated=True)
+
     def shared_masks(self) -> SharedMasks:
         """Random numbers that several passes over this batch are going to draw.
 
@@ -126,9 +153,10 @@ class Batch:
         return SharedMasks(self.device)
 
     def gradient(
-        self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool, passes: int = 1
+        self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool, passes: int = 1, to_weights: bool = False
     ) -> tuple[Tensor, ...]:
         self.tally.slopes += passes
+        self.tally.weight_slopes += passes * to_weights
         return torch.autograd.grad(self.execution.scale(loss), leaves, retain_graph=keep_graph)
 
     def skip_group(self) -> None:

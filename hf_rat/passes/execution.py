@@ -35,7 +35,9 @@ class Execution:
             traverse a graph twice.
         no_sync: passes that teach nothing run inside this context (they compute no gradients of parameters).
         scale: multiplies a loss before a slope is taken (the fp16 loss scale; slopes are used for direction only).
-        teacher: inputs -> logits of the averaged model, for SMART's proximal term.
+        share_of: an adaptive perturbation -> how much of its size it has in this step, in (0, 1].
+        teacher: inputs -> logits of the averaged model, for the proximal term.
+        anchor: inputs -> logits of the model that training began with.
         may_look_up: the embeddings may be looked up outside the model's own forward.
         frames: (inputs, logits) -> (batch, frames) bool, which outputs of a `ctc` are not padding; None: all of them.
         why_one_by_one: inputs -> why the passes at a point run one by one; None where they run as one doubled batch.
@@ -51,7 +53,9 @@ class Execution:
     separate_slope_pass: bool = False
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     scale: Callable[[Tensor], Tensor] = lambda loss: loss
+    share_of: Callable[[Any], float] = lambda at: 1.0
     teacher: Callable[[dict[str, Any]], Tensor] | None = None
+    anchor: Callable[[dict[str, Any]], Tensor] | None = None
     may_look_up: bool = False
     frames: Callable[[Mapping[str, Any], Tensor], Tensor | None] = lambda inputs, logits: None
     why_one_by_one: Callable[[dict[str, Any]], str | None] = lambda inputs: None

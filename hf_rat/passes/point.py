@@ -23,6 +23,7 @@ from hf_rat.passes.dropout import SharedMasks
 from hf_rat.passes.execution import Pass, Run
 from hf_rat.passes.length_buckets import join, share_casts
 from hf_rat.passes.problems import count_labels, is_labelled
+from hf_rat.passes.sites.weights import at_weights, is_weights
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Point:
         self.masks = batch.shared_masks() if plan.share_masks and masks is None else masks
         self._leaves: dict[str, Tensor] = {}
         self._outputs: set[str] = set()  # sites whose move stands for the whole output
+        self._weights: dict[str, Tensor] = {}  # site of weights -> their move in all passes
         self._slopes: dict[str, Tensor] = {}
 
     def at(self, site: str, move: Tensor, masks: SharedMasks | None = None, plan: Plan = ONE_PASS) -> Point:
@@ -143,12 +145,13 @@ class Point:
         lean = teaches and execution.rerun is not None and count > 1
         moves = self._perturbations(shared=lean or (teaches and bool(batch.split)))
         run = execution.run if teaches else execution.search or execution.run
+        run = at_weights(self._weights, run, execution.open_site)
         batch.tally.forwards += count
         tiles = count > 1 and plan.rates is None and self.masks is None and not lean
         if tiles and batch.why_one_by_one is None:
             # One doubled batch: fewer, larger kernels; its halves draw random numbers of their own.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
-            with batch.update_buffers(not teaches):
+            with batch.update_buffers(not teaches, plan.slope_sites):
                 loss, logits = self._forward(tile(batch.inputs, count), tiled, run, count)
             return loss, list(logits.chunk(count))
         losses, all_logits = [], []
@@ -173,17 +176,19 @@ class Point:
         batch, plan = self.batch, self.plan
         moves: dict[str, Tensor] = dict(self.moves)
         outputs: dict[str, Tensor | None] = {}
+        looks_up = not any(map(is_weights, {*moves, *plan.slope_sites}))  # elsewhere the table is not moved
         for site in plan.slope_sites:
             origin = moves[site] if site in moves else self._zeros(site)
             moves[site] = self._leaves[site] = origin.detach().clone().requires_grad_()
-            if batch.execution.streaming and not plan.search:
+            if batch.execution.streaming and not plan.search and looks_up:
                 outputs[site] = batch.table_gradient.withhold(site, self._leaves[site])
-        if shared:
+        if shared and looks_up:
             for site in moves:
                 if site not in outputs:
                     outputs[site] = batch.table_gradient.share(site, moves[site])
         found = {site: output for site, output in outputs.items() if output is not None}
         self._outputs = set(found)
+        self._weights = {site: moves.pop(site) for site in sorted(moves) if is_weights(site)}
         return {**moves, **found}
 
     def _per_pass(self, site: str, move: Tensor) -> Tensor:
@@ -202,14 +207,15 @@ class Point:
 
         again = forward if execution.running is None else execution.running.replay(forward)
         # The inputs are an argument because torch looks for devices among the arguments.
-        given = (batch.shared_masks(), k, batch.inputs, moves, execution.rerun)
-        loss, logits = checkpoint(again, *given, use_reentrant=False)
+        rerun = at_weights(self._weights, execution.rerun or execution.run, execution.open_site)
+        loss, logits = checkpoint(again, batch.shared_masks(), k, batch.inputs, moves, rerun, use_reentrant=False)
         return loss, logits
 
     def _forward_at_rate(self, k: int, inputs: Mapping[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
         """Pass `k`, under its own dropout rate."""
-        rate = self.rate if self.plan.rates is None else self.plan.rates[k]
-        with self.batch.at_rate(rate), self.batch.update_buffers(not self.plan.teaches):
+        plan = self.plan
+        rate = self.rate if plan.rates is None else plan.rates[k]
+        with self.batch.at_rate(rate), self.batch.update_buffers(not plan.teaches, plan.slope_sites):
             return self._forward(dict(inputs), moves, run)
 
     def _forward(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run, copies: int = 1) -> Pass:
@@ -260,7 +266,7 @@ class Point:
     def _take_slopes(self, keep_graph: bool) -> dict[str, Tensor]:
         task, sites = self.task, sorted(self.plan.slope_sites)
         leaves = [self._leaves[site] for site in sites]
-        slopes = self.batch.gradient(task, leaves, keep_graph, self.plan.passes)
+        slopes = self.batch.gradient(task, leaves, keep_graph, self.plan.passes, any(map(is_weights, sites)))
         return dict(zip(sites, slopes, strict=True))
 
     def slope(self, site: str, climb: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -284,4 +290,4 @@ class Point:
             return self._slopes[site]
         search = Point(self.batch, self.moves, self.masks, self.rate, Plan(slope_sites=frozenset({site}), search=True))
         loss = search.task if climb is None else climb(search.logits[0])
-        return self.batch.gradient(loss, [search._leaves[site]], keep_graph=False)[0]
+        return self.batch.gradient(loss, [search._leaves[site]], keep_graph=False, to_weights=is_weights(site))[0]

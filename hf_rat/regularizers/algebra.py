@@ -12,7 +12,7 @@ from hf_rat.passes.point import Point
 from hf_rat.regularizers.perturbations import Perturbation
 
 FULL_STRENGTH = 10**12
-"""An optimizer step by which every schedule has ended."""
+"""Not a step of any run: every schedule is on there, at its full weight."""
 
 Losses = dict[str, Tensor]
 Group = Callable[[], Losses]

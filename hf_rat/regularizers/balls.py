@@ -15,7 +15,7 @@ after division by the largest entry, so that the tiny gradients of saturated los
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hf_rat.passes.sites.geometry import Geometry
 
 SCOPES = ("example", "table")
-UNITS = ("absolute", "embedding")
+UNITS = ("absolute", "embedding", "relative")
 
 
 def draw(kind: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -64,12 +64,28 @@ class L2:
         scope: "example" takes one norm per example over (time, dim), as Miyato et al. 2017. "table" moves the
             embedding table, as the R-AT authors' code does: all occurrences of a token move alike, and one norm is
             taken over the micro-batch, so that the strength per example falls with the batch size.
-        unit: "absolute", or "embedding": radius times the mean L2 norm of the rows of the embedding table.
+        unit: "absolute"; "embedding": radius times the mean L2 norm of the rows of the embedding table; or "relative":
+            radius times the L2 norm of the example's own tensor at the site, over all its tokens but padding.
+
+    Raises:
+        ValueError: scope="table" with unit="relative".
     """
 
     radius: float | tuple[float, ...]
     scope: str = "example"
     unit: str = "absolute"
+
+    def __post_init__(self) -> None:
+        if self.scope == "table" and self.unit == "relative":
+            raise ValueError(
+                'unit="relative" measures each example by itself, and scope="table" moves a table that all share; use '
+                'unit="embedding" or scope="example"'
+            )
+
+    def scaled(self, share: float) -> L2:
+        """The same of another size."""
+        radii = self.radius
+        return replace(self, radius=tuple(share * r for r in radii) if isinstance(radii, tuple) else share * radii)
 
     def farthest(self, slope: Tensor, geometry: Geometry) -> Tensor:
         """(batch, ...) like `slope`, or (passes, batch, ...) for a tuple of radii."""
@@ -101,13 +117,13 @@ class L2:
 
         The norm is then about size / sqrt(3) for "uniform", and about size for "normal".
         """
-        size = self.length(size, geometry)
+        length = self.length(size, geometry)
         if self.scope == "table":
             rows = draw(kind, geometry.rows_shape, geometry.device)
-            return geometry.masked(geometry.spread_rows(rows * (size / math.sqrt(geometry.row_entries()))))
-        return geometry.masked(draw(kind, geometry.shape, geometry.device)) * (size / geometry.entries().sqrt())
+            return geometry.masked(geometry.spread_rows(rows * (length / math.sqrt(geometry.row_entries()))))
+        return geometry.masked(draw(kind, geometry.shape, geometry.device)) * (length / geometry.entries().sqrt())
 
-    def length(self, size: float, geometry: Geometry) -> float:
+    def length(self, size: float, geometry: Geometry) -> float | Tensor:
         """`size`, which is in the ball's unit, in absolute terms."""
         return geometry.length(size, self.unit)
 
@@ -122,12 +138,18 @@ class Linf:
 
     Args:
         radius: its half width.
-        unit: "absolute", or "embedding": radius times the mean L2 norm of the rows of the embedding table over
-            sqrt(dim), which is an entry of a row of that norm whose entries are all alike.
+        unit: "absolute"; "embedding": radius times the mean L2 norm of the rows of the embedding table over
+            sqrt(dim), which is an entry of a row of that norm whose entries are all alike; or "relative": radius times
+            the root of the mean square of the example's own entries at the site, which is that with `unit="relative"`
+            of L2 in its corners.
     """
 
     radius: float
     unit: str = "absolute"
+
+    def scaled(self, share: float) -> Linf:
+        """The same of another size."""
+        return replace(self, radius=share * self.radius)
 
     def farthest(self, slope: Tensor, geometry: Geometry) -> Tensor:
         return self.length(self.radius, geometry) * _finite(slope).sign()
@@ -142,15 +164,17 @@ class Linf:
 
     def project(self, move: Tensor, geometry: Geometry) -> Tensor:
         radius = self.length(self.radius, geometry)
-        return move.clamp(-radius, radius)
+        return move.clamp(-radius, radius)  # type: ignore[arg-type]
 
     def noise(self, size: float, geometry: Geometry, kind: str = "uniform") -> Tensor:
         """Entries `size` times U(-1, 1) or N(0, 1); zero on padding."""
         return self.length(size, geometry) * geometry.masked(draw(kind, geometry.shape, geometry.device))
 
-    def length(self, size: float, geometry: Geometry) -> float:
+    def length(self, size: float, geometry: Geometry) -> float | Tensor:
         """`size`, which is in the ball's unit, in absolute terms."""
         length = geometry.length(size, self.unit)
+        if self.unit == "relative":
+            return length / geometry.entries().sqrt()
         return length / math.sqrt(geometry.shape[-1]) if self.unit == "embedding" else length
 
 

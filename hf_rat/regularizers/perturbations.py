@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_rat.passes.point import ONE_PASS, Plan, Point
-from hf_rat.passes.sites import EMBEDDINGS, LOGITS_INPUT
+from hf_rat.passes.sites import EMBEDDINGS, LOGITS_INPUT, is_weights
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.balls import L2, Hamming, Linf, draw
 
@@ -93,13 +93,18 @@ class Gradient(Perturbation):
     steps: int = 1
     site: str = EMBEDDINGS
 
+    def scaled(self, share: float) -> Gradient:
+        """The same in a ball of another size; `start` is where a slope is taken, not how far the point may go."""
+        return replace(self, ball=self.ball.scaled(share))
+
     @property
     def uses_clean_slope(self) -> bool:
         return self.start == 0
 
     @property
     def shares_masks(self) -> bool:
-        return self.start > 0
+        # At other weights, under other dropout masks, the loss would change by those as much as by the move.
+        return self.start > 0 or is_weights(self.site)
 
     def __call__(
         self, point: Point, climb: Climb | None = None, plan: Plan = ONE_PASS
@@ -115,7 +120,8 @@ class Gradient(Perturbation):
                 # Under other dropout masks the divergence at a small start would measure the dropout, not the move.
                 slope = point.at(self.site, start * direction, point.masks).slope(self.site, climb)
                 direction = self.ball.uphill(slope, geometry)
-        yield 1.0, point.at(self.site, self.ball.farthest(slope, geometry), plan=plan)
+        masks = point.masks if is_weights(self.site) else None
+        yield 1.0, point.at(self.site, self.ball.farthest(slope, geometry), masks, plan)
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,10 @@ class Ascent(Perturbation):
     kind: str = "uniform"
     every: bool = False
     site: str = EMBEDDINGS
+
+    def scaled(self, share: float) -> Ascent:
+        """The same of another size, its steps and its start too."""
+        return replace(self, ball=self.ball.scaled(share), step=share * self.step, start=share * self.start)
 
     @property
     def uses_clean_slope(self) -> bool:

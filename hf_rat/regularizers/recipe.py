@@ -1,4 +1,4 @@
-"""What makes a function a recipe: it checks its arguments, obeys `begin` and `warmup`, and is found by its name."""
+"""What makes a function a recipe: it checks its arguments, obeys its schedule, and is found by its name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
-from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, SITES, is_weights
 from hf_rat.regularizers.balls import SCOPES, UNITS
 from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.perturbations import START_MASKS
-from hf_rat.regularizers.terms import Scheduled, Term
+from hf_rat.regularizers.schedules import Scheduled
+from hf_rat.regularizers.terms import Term
+from hf_rat.regularizers.weight_balls import NORMS
+from hf_rat.regularizers.weight_perturbations import OVER, SOURCES
 
 P = ParamSpec("P")
 
 BASES = ("ones", "random")
+
+ALWAYS: dict[str, Any] = {"begin": 0, "warmup": 0, "end": None, "every": 1}
+"""The arguments that make a schedule, with the values that make none."""
 
 RECIPES: dict[str, Callable[..., Recipe]] = {}
 """name -> recipe, of every function that `recipe` decorates, in the order of their definition."""
@@ -37,15 +43,15 @@ class Recipe(Term):
         return self.body.parts(step)
 
     def __repr__(self) -> str:
-        silent = {"begin": 0, "warmup": 0, "site": EMBEDDINGS}
-        shown = (f"{name}={value!r}" for name, value in self.arguments if value != silent.get(name))
+        silent = {**ALWAYS, "site": EMBEDDINGS, "target": None}
+        shown = (f"{n}={value!r}" for n, value in self.arguments if n not in silent or value != silent[n])
         return f"{self.name}({', '.join(shown)})"
 
 
 def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
     """Make a function that returns a term a recipe, which RECIPES and so the command line find by its name.
 
-    A recipe checks each argument by CHECKS, ramps its term by `begin` and `warmup`, and remembers how it was called.
+    A recipe checks each argument by CHECKS, asks its term when its schedule says, and remembers how it was called.
     """
     signature = inspect.signature(build)
 
@@ -58,8 +64,10 @@ def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
         bound.apply_defaults()
         arguments = {name: _checked(build.__name__, name, value) for name, value in bound.arguments.items()}
         body = build(**arguments)  # type: ignore[call-arg]
-        if arguments.get("begin") or arguments.get("warmup"):
-            body = Scheduled(body, arguments["begin"], arguments.get("warmup", 0))
+        schedule = {name: arguments[name] for name in ALWAYS if name in arguments}
+        if any(value != ALWAYS[name] for name, value in schedule.items()):
+            _require_order(build.__name__, **schedule)
+            body = Scheduled(body, **schedule)
         return Recipe(build.__name__, tuple(arguments.items()), body)
 
     RECIPES[build.__name__] = call
@@ -97,6 +105,33 @@ def _whole(low: int) -> Callable[[Any], str | None]:
     return check
 
 
+def _positive(value: Any) -> str | None:
+    return None if _number(0)(value) is None and value > 0 else "a finite number above 0"
+
+
+def _when(low: int) -> Callable[[Any], str | None]:
+    """A place in a run: see schedules.py."""
+
+    def check(value: Any) -> str | None:
+        if isinstance(value, float) and 0 < value < 1:
+            return None
+        return _whole(low)(value) and (
+            f"a whole number of steps, at least {low}, or a share of all steps, a fraction above 0 and below 1"
+        )
+
+    return check
+
+
+def _or_none(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    return lambda value: None if value is None else check(value)
+
+
+def _require_order(recipe_name: str, begin: float, end: float | None = None, **others: Any) -> None:
+    """Refuse an end that does not come after the begin; a share and a step are compared when the run is known."""
+    if end is not None and isinstance(begin, float) == isinstance(end, float) and end <= begin:
+        raise ValueError(f"{recipe_name}(begin={begin!r}, end={end!r}): end must come after begin")
+
+
 def _choice(names: tuple[str, ...]) -> Callable[[Any], str | None]:
     return lambda value: None if value in names else f"one of {', '.join(names)}"
 
@@ -106,9 +141,9 @@ def _yes_or_no(value: Any) -> str | None:
 
 
 def _place_name(value: Any) -> str | None:
-    if isinstance(value, str) and re.fullmatch(r"[\w.]+", value):
+    if isinstance(value, str) and re.fullmatch(r"[\w.]+|weights:\S+", value):
         return None
-    return f"{', '.join(name for name in SITES if name not in MASKS)} or the name of a module"
+    return f"{', '.join(name for name in SITES if name not in (*MASKS, MIXED))} or the name of a module"
 
 
 def _several(check: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
@@ -132,6 +167,19 @@ def require_positive(recipe_name: str, name: str, value: float) -> None:
         )
 
 
+def require_weights(recipe_name: str, site: str) -> None:
+    """Refuse a site that is not at the weights.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if not is_weights(site):
+        raise ValueError(
+            f"{recipe_name}(site={site!r}): {recipe_name} is about weights; site must be 'weights', or "
+            "'weights:PATTERN' with a pattern of their names"
+        )
+
+
 CHECKS: dict[str, Callable[[Any], str | None]] = {
     "epsilon": _number(0),
     "step": _number(0),
@@ -142,8 +190,11 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "beta": _number(0, 1, open_high=True),
     "steps": _whole(1),
     "passes": _whole(2),
-    "begin": _whole(0),
-    "warmup": _whole(0),
+    "begin": _when(0),
+    "warmup": _when(0),
+    "end": _or_none(_when(1)),
+    "every": _whole(1),
+    "target": _or_none(_positive),
     "scope": _choice(SCOPES),
     "unit": _choice(UNITS),
     "start_mask": _choice(START_MASKS),
@@ -153,6 +204,11 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "divergence": _choice(tuple(NAMES)),
     "epsilons": _several(_number(0)),
     "dropouts": _several(_number(0, 1, open_high=True)),
+    "over": _choice(OVER),
+    "norm": _choice(NORMS),
+    "eta": _number(0),
+    "inputs": _number(0),
+    "momentum": _choice(SOURCES),
 }
 """Name of an argument, the same in every recipe -> what its value must be, or None where it is that."""
 

@@ -6,13 +6,22 @@ An argument means the same in every recipe:
   start.
 - `alpha`: weight of the regularizing part. `rate`: fraction of units flipped. `passes`: how many dropout passes.
 - `scope`: what a norm is taken over. `unit`: what epsilon, step and start are measured in, "absolute", as in the
-  papers, or "embedding", which multiplies them by the mean norm of the model's embeddings.
+  papers; "embedding", which multiplies them by the mean norm of the model's embeddings; or "relative", by the length
+  of the example's own tensor at the site, all its tokens together and no padding.
+- `target`: epsilon is found. It begins at a hundredth of what is given, which it never exceeds, and moves slowly, once
+  per optimizer step, to where the task loss rises by this share on average: 0.3 means L(x + r) = 1.3 L(x). step and
+  start move with it. With unit="relative".
 - `divergence`: how two predictions are compared, the name of one of `divergences.NAMES`.
 - `site`: where the perturbation enters: "embeddings" (the word embeddings, in an encoder-decoder those of the
-  encoder), "decoder_embeddings", or the name of a module, whose output then moves, for instance "vit.embeddings".
+  encoder), "decoder_embeddings", the name of a module, whose output then moves, for instance "vit.embeddings", or
+  "weights", all that is trained or those of a pattern, "weights:*.query.weight".
   adversarial_dropout has sites of its own.
+- `over`, `norm`: at the weights, what a slope is the mean over, and what a norm is taken over.
 - `begin`: training is plain before this optimizer step. `warmup`: over so many steps after `begin` the regularizing
-  part grows linearly to its full weight. Recipes without a clean task loss have no `warmup`, `plain` has neither.
+  part grows linearly to its full weight. `end`: training is plain from this step on. Each is a whole number of steps,
+  or a fraction below 1, a share of all steps of the run. `every`: it is on in one of so many steps, from `begin` on.
+  Recipes without a clean task loss have no `warmup`, `plain` and `noisy_tune`
+  have none of these.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card converts the alpha of the paper and of the official code. A card states the cost in
@@ -22,27 +31,40 @@ perturbation only.
 
 from __future__ import annotations
 
-from hf_rat.passes.sites import EMBEDDINGS, MASKS
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, WEIGHTS
+from hf_rat.regularizers.adaptive import adaptive
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Redrawn
-from hf_rat.regularizers.recipe import recipe, require_positive
+from hf_rat.regularizers.recipe import recipe, require_positive, require_weights
 from hf_rat.regularizers.terms import Adversarial, Consistency, Proximal, Smoothness, TaskLoss, Term
+from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor, Spread
+from hf_rat.regularizers.weight_perturbations import Mixed, Momentum, steepest
+from hf_rat.regularizers.weight_terms import Anchored, Distance, NoisyStart
 
 # A name more here is exported from `hf_rat`, where editors and type checkers see it.
 __all__ = [
     "adversarial_dropout",
+    "anchor",
+    "asam",
+    "awp",
     "expectation_linear",
     "fgm",
     "fgsm",
     "fraternal",
     "freelb",
+    "l2_sp",
+    "mean_teacher",
+    "mixout",
+    "momentum_sam",
     "neftune",
+    "noisy_tune",
     "pgd",
     "pi_model",
     "plain",
     "r3f",
     "rat",
     "rdrop",
+    "sam",
     "smart",
     "vat",
 ]
@@ -67,8 +89,11 @@ def fgm(
     scope: str = "example",
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Fast gradient method, the adversarial training of Miyato et al.
 
@@ -88,12 +113,19 @@ def fgm(
         scope: "example" is the paper. "table" is the FGM of the snippets and of the R-AT authors, one norm over the
             micro-batch's gradient of the embedding table.
     """
-    return TaskLoss() + Adversarial(Gradient(L2(epsilon, scope, unit), site=site), TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(Gradient(L2(epsilon, scope, unit), site=site), target), TaskLoss())
 
 
 @recipe
 def fgsm(
-    epsilon: float = 0.01, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0, warmup: int = 0
+    epsilon: float = 0.01,
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Fast gradient sign method.
 
@@ -107,7 +139,7 @@ def fgsm(
     Args:
         epsilon: largest change of an entry of a word vector.
     """
-    return TaskLoss() + Adversarial(Gradient(Linf(epsilon, unit), site=site), TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(Gradient(Linf(epsilon, unit), site=site), target), TaskLoss())
 
 
 @recipe
@@ -119,8 +151,11 @@ def pgd(
     scope: str = "example",
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Projected gradient descent: K ascents, trained at the last point.
 
@@ -138,7 +173,7 @@ def pgd(
         step: half of epsilon.
     """
     ascent = Ascent(L2(epsilon, scope, unit), step=step, steps=steps, start=start, site=site)
-    return TaskLoss() + Adversarial(ascent, TaskLoss())
+    return TaskLoss() + Adversarial(adaptive(ascent, target), TaskLoss())
 
 
 @recipe
@@ -149,7 +184,9 @@ def freelb(
     start: float = 0.2,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Free large-batch adversarial training: the mean of the task loss over the points of an ascent.
 
@@ -178,7 +215,14 @@ def freelb(
 
 
 @recipe
-def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS, begin: int = 0) -> Term:
+def neftune(
+    epsilon: float = 5.0,
+    unit: str = "absolute",
+    site: str = EMBEDDINGS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Noisy embedding fine-tuning.
 
     L = L(x + u),  u = U(-1, 1) epsilon / sqrt(tokens * dim).
@@ -199,7 +243,15 @@ def neftune(epsilon: float = 5.0, unit: str = "absolute", site: str = EMBEDDINGS
 
 
 @recipe
-def rdrop(alpha: float = 0.5, passes: int = 2, divergence: str = "bi_kl", begin: int = 0, warmup: int = 0) -> Term:
+def rdrop(
+    alpha: float = 0.5,
+    passes: int = 2,
+    divergence: str = "bi_kl",
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """R-Drop: two dropout passes of one input must agree.
 
     L = 1/2 [L_1(x) + L_2(x)] + alpha 1/2 [KL(p_1 || p_2) + KL(p_2 || p_1)].
@@ -230,8 +282,11 @@ def rat(
     dropouts: tuple[float, ...] | None = None,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    target: float | None = None,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """R-AT, regularized adversarial training: dropout passes at the adversarial point must be right and agree.
 
@@ -264,13 +319,19 @@ def rat(
             raise ValueError(f"rat({name}={values!r}): {name} must have one value per pass, and passes={passes}")
     radius = epsilon if epsilons is None else epsilons
     return TaskLoss() + Adversarial(
-        Gradient(L2(radius, scope, unit), site=site),
+        adaptive(Gradient(L2(radius, scope, unit), site=site), target),
         TaskLoss(passes, dropouts) + alpha * Consistency(divergence, passes),
     )
 
 
 @recipe
-def fraternal(alpha: float = 0.15, begin: int = 0, warmup: int = 0) -> Term:
+def fraternal(
+    alpha: float = 0.15,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Fraternal dropout: two dropout passes must give the same logits.
 
     L = 1/2 [L_1(x) + L_2(x)] + alpha 1/m ||z_1 - z_2||^2, z the logits, m how many.
@@ -286,7 +347,13 @@ def fraternal(alpha: float = 0.15, begin: int = 0, warmup: int = 0) -> Term:
 
 
 @recipe
-def pi_model(alpha: float = 1.0, begin: int = 0, warmup: int = 0) -> Term:
+def pi_model(
+    alpha: float = 1.0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Pi-model: the task loss of one dropout pass, and a second one that must give the same probabilities.
 
     L = L_1(x) + alpha 1/C sum_c (p_1c - p_2c)^2.
@@ -304,7 +371,13 @@ def pi_model(alpha: float = 1.0, begin: int = 0, warmup: int = 0) -> Term:
 
 
 @recipe
-def expectation_linear(alpha: float = 0.25, begin: int = 0, warmup: int = 0) -> Term:
+def expectation_linear(
+    alpha: float = 0.25,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
     """Expectation-linear dropout: a dropout pass must agree with the network without dropout.
 
     L = L(x, dropout) + alpha 1/m ||z(x, dropout) - z(x, no dropout)||^2.
@@ -330,8 +403,10 @@ def vat(
     steps: int = 1,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Virtual adversarial training: the prediction must not change along its most sensitive direction.
 
@@ -366,8 +441,10 @@ def smart(
     beta: float = 0.99,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """SMART: smoothness in a box, and a step that stays near an average of the model.
 
@@ -397,13 +474,47 @@ def smart(
 
 
 @recipe
+def mean_teacher(
+    alpha: float = 1.0,
+    beta: float = 0.99,
+    divergence: str = "mse",
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
+    """Mean teacher: the prediction must agree with that of an average of the model.
+
+    L = L(x) + alpha D(p~(x), p(x)),  p~ the model whose weights are beta x their average + (1 - beta) x the new ones
+    after each optimizer step.
+
+    Relations: smart's second term; pi_model compares with another pass of the same weights. The average is also the
+        better model: what is evaluated and saved is it with average="ema(0.99)", which is then kept once.
+    Cost: 2F + 1B.
+    Reference: Tarvainen, Valpola 2017, "Mean teachers are better role models: Weight-averaged consistency targets
+        improve semi-supervised deep learning results". https://arxiv.org/abs/1703.01780
+    Paper and code: there the teacher has dropout and input noise of its own; here it runs without. The code begins
+        with a plain mean, beta = min(1 - 1 / (step + 1), beta); here beta is constant, from the initial weights. The
+        code's ramp-up of alpha is exp(-5 (1 - t)^2); warmup is linear.
+    Args:
+        alpha: up to 100 in the code, after a ramp-up (use warmup), of squared errors averaged over the classes, as
+            here.
+        beta: 0.99 during the ramp-up and 0.999 after it in the paper.
+        divergence: "mse" in the paper, which finds "kl" worse.
+    """
+    return TaskLoss() + alpha * Proximal(divergence, beta)
+
+
+@recipe
 def r3f(
     epsilon: float = 1e-5,
     alpha: float = 1.0,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """R3F: the prediction must not change under parametric noise.
 
@@ -438,8 +549,10 @@ def adversarial_dropout(
     divergence: str = "kl",
     base: str = "ones",
     fixed: bool = False,
-    begin: int = 0,
-    warmup: int = 0,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
 ) -> Term:
     """Adversarial dropout: the prediction must survive the worst dropout mask near the full network.
 
@@ -483,3 +596,254 @@ def adversarial_dropout(
     if base == "random":
         gap = Adversarial(Dropped(Hamming(rate), at), gap)
     return TaskLoss() + alpha * gap
+
+
+# -- at other weights ------------------------------------------------------------------------------------------------
+
+
+@recipe
+def sam(
+    epsilon: float = 0.05,
+    norm: str = "all",
+    over: str = "microbatch",
+    site: str = WEIGHTS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
+    """SAM, sharpness-aware minimization: the loss at the worst weights nearby, instead of the loss at the weights.
+
+    L = L(w + e),  e = epsilon g / ||g||_2,  g = dL(w)/dw.
+
+    Relations: fgm(site="weights") has the loss at w too. asam measures e by the size of each weight, awp by that of
+        each tensor. In a sum it counts as an added adversarial task loss: rat + sam is R-AT's loss at w, and the task
+        loss at w + e.
+    Cost: 2F + 2B. The first backward computes g alone, by autograd.grad: gradients that are there already, of other
+        micro-batches or terms, are no part of it.
+    Reference: Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization".
+        https://arxiv.org/abs/2010.01412
+    Paper and code: the pass at w + e replays the dropout masks of the pass at w, since otherwise the masks would
+        differ as much as the weights; the official code gives both passes one random key, popular ports draw anew.
+        Running statistics are those of the pass at w. Only weights that are trained move, tied ones once.
+    Args:
+        epsilon: the paper's rho, 0.05 (0.05 to 0.15 for language models, Bahri et al. 2022).
+        norm: what the norm is taken over: "all" weights, as in the paper, or each "tensor" by itself.
+        over: "microbatch" takes g over the micro-batch of a process (m-sharpness, as the official code on several
+            accelerators), so that the loss changes with how a batch is cut. "step" takes it over the whole optimizer
+            step, all micro-batches and processes: 16 = 4 x 4 = 2 x 8.
+        site: "weights", or some as "weights:*.query.weight", or "weights:!*.bias" for all others.
+    """
+    require_weights("sam", site)
+    return Adversarial(steepest(L2(epsilon) if norm == "all" else PerTensor(epsilon), site, over), TaskLoss())
+
+
+@recipe
+def asam(
+    epsilon: float = 0.5,
+    eta: float = 0.01,
+    over: str = "microbatch",
+    site: str = WEIGHTS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
+    """ASAM: sam with a neighbourhood that is as wide in each weight as that weight is large.
+
+    L = L(w + e),  e = epsilon T^2 g / ||T g||_2,  T = |w| + eta,  g = dL(w)/dw.
+
+    Relations: sam, if all weights are equally large.
+    Cost: 2F + 2B.
+    Reference: Kwon et al. 2021, "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep
+        Neural Networks".
+        https://arxiv.org/abs/2102.11600
+    Paper and code: the code has T = 1 for whatever is not named "weight" (biases), and adds 1e-16 to the norm; we
+        follow the paper's elementwise T. Dropout masks and running statistics as in sam.
+    Args:
+        epsilon: the paper's rho, 0.5 (0.2 for language models and translation there).
+        eta: 0.01 in the paper: weights of zero move too.
+        over: as in sam.
+        site: as in sam.
+    """
+    require_weights("asam", site)
+    return Adversarial(steepest(Ellipsoid(epsilon, eta), site, over), TaskLoss())
+
+
+@recipe
+def momentum_sam(
+    epsilon: float = 0.05,
+    beta: float = 0.9,
+    norm: str = "all",
+    momentum: str = "own",
+    site: str = WEIGHTS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
+    """Momentum-SAM: sam without its second pass, at weights that a momentum of earlier slopes tells.
+
+    L = L(w + e),  e = -epsilon v / ||v||_2,  v <- beta v + (1 - beta) g,  g = dL(w + e)/dw of each optimizer step.
+
+    Relations: sam seeks the worst weights for this batch; these are where Nesterov's momentum would look, and e is
+        the same for all micro-batches and processes of a step. At first v = 0, and L is that of plain.
+    Cost: 1F + 1B.
+    Reference: Becker, Altrock, Risse 2024, "Momentum-SAM: Sharpness Aware Minimization without Computational
+        Overhead".
+        https://arxiv.org/abs/2401.12033
+    Paper and code: the minus is the paper's: it goes ahead along the way down, and finds the loss there to rise. Its v
+        is the optimizer's buffer, v <- mu v + g, which has the same direction (momentum="optimizer"); with Adam its
+        code divides by the root of the second moment too, which we do not. Our own v is a mean of the slopes of the
+        task loss alone, neither clipped nor with what other terms of a sum add.
+    Args:
+        epsilon: the paper's rho; larger than sam's there (0.2 to 3).
+        beta: of the own momentum; the paper's mu, 0.9.
+        norm: as in sam.
+        momentum: "own", which a checkpoint keeps, or "optimizer": its exp_avg or momentum_buffer.
+        site: as in sam.
+    """
+    require_weights("momentum_sam", site)
+    ball = L2(epsilon) if norm == "all" else PerTensor(epsilon)
+    return Adversarial(Momentum(ball, beta, momentum, site), TaskLoss())
+
+
+@recipe
+def awp(
+    epsilon: float = 0.005,
+    inputs: float = 0.0,
+    over: str = "microbatch",
+    site: str = WEIGHTS,
+    begin: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
+    """Adversarial weight perturbation: the loss, at perturbed inputs or not, at weights moved by a share of each.
+
+    L = L(x', w + v),  v_l = epsilon ||w_l||_2 g_l / ||g_l||_2 for each tensor l,  g = dL(x', w)/dw,
+    x' = x + r,  r = inputs h / ||h||_2,  h = dL(x, w)/dx, x the word embeddings of one example.
+
+    Relations: sam(norm="tensor") with a radius that is relative; inputs=0 has no perturbed inputs. In a sum it counts
+        as an added loss: plain + awp is the "AWP" that is popular in competitions, the loss at w and at w + v.
+    Cost: 2F + 2B, with inputs > 0 one F and one S more.
+    Reference: Wu, Xia, Wang 2020, "Adversarial Weight Perturbation Helps Robust Generalization".
+        https://arxiv.org/abs/2004.05884
+    Paper and code: the paper seeks x' by ten steps of PGD and we by one of fgm. Its code moves only tensors of more
+        than one axis named "weight" (site="weights:*.weight"), by a proxy optimizer; ours moves all that are trained,
+        each within its own norm, so that biases of zero stay. Dropout masks and running statistics as in sam.
+    Args:
+        epsilon: the paper's gamma, 0.005 (0.001 to 0.01).
+        inputs: length of the perturbation of an example's word embeddings, as epsilon of fgm.
+        over: as in sam; "step" needs inputs=0.
+        site: as in sam.
+        begin: competitions begin it when the loss is already low.
+    """
+    require_weights("awp", site)
+    if inputs and over == "step":
+        raise ValueError(f"awp(inputs={inputs!r}, over='step'): a step's slope is taken at inputs as they are; use 0")
+    worst: Term = Adversarial(steepest(PerTensor(epsilon, "relative"), site, over), TaskLoss())
+    return Adversarial(Gradient(L2(inputs)), worst) if inputs else worst
+
+
+@recipe
+def mixout(rate: float = 0.1, site: str = WEIGHTS, begin: float = 0, end: float | None = None, every: int = 1) -> Term:
+    """Mixout: dropout whose dropped weights are not zero but those that training began with.
+
+    L = L(w'),  w' = [(1 - m) w + m u - rate u] / (1 - rate),  m one number in {0, 1} for each weight, 1 with
+    probability rate, u the weights that training began with.
+
+    Relations: with u = 0 it is dropout of weights (DropConnect). l2_sp draws to u by a penalty, mixout to first order
+        in the same way. In a sum it counts as an added noisy task loss.
+    Cost: 1F + 1B.
+    Reference: Lee, Cho, Kang 2020, "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language
+        Models".
+        https://arxiv.org/abs/1909.11299
+    Paper and code: the code mixes the matrices of linear layers only and switches the model's dropout off; we mix all
+        weights at the site (site="weights:*.weight" leaves biases out) and leave its dropout as it is. Masks are drawn
+        anew for each micro-batch and process, as those of dropout.
+    Args:
+        rate: the paper has 0.7 to 0.9 for BERT-large.
+        site: as in sam. A head that begins at random is drawn to where it began.
+    """
+    require_weights("mixout", site)
+    return Adversarial(Mixed(rate, MIXED + site.removeprefix(WEIGHTS)), TaskLoss())
+
+
+# -- near where training began ---------------------------------------------------------------------------------------
+
+
+@recipe
+def l2_sp(
+    alpha: float = 0.01,
+    site: str = WEIGHTS,
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
+    """L2-SP: weight decay towards the weights that training began with, instead of towards zero.
+
+    L = L(w) + alpha 1/2 ||w - u||_2^2,  u the weights that training began with.
+
+    Relations: mixout does it by noise. anchor stays near what the model predicted instead of near its weights.
+    Cost: 1F + 1B, and one pass over the weights.
+    Reference: Li, Grandvalet, Davoine 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional
+        Networks".
+        https://arxiv.org/abs/1802.01483
+    Paper and code: the paper decays new layers towards zero with a factor of their own; leave them out by their name,
+        site="weights:!classifier*", and give weight_decay to the optimizer. With adaptive optimizers a penalty is not
+        the same as a decay of weights, here as there.
+    Args:
+        alpha: the paper has 0.001 to 1; its objective has the half too.
+        site: as in sam.
+    """
+    require_weights("l2_sp", site)
+    return TaskLoss() + alpha * Distance(site)
+
+
+@recipe
+def anchor(
+    alpha: float = 1.0,
+    divergence: str = "kl",
+    begin: float = 0,
+    warmup: float = 0,
+    end: float | None = None,
+    every: int = 1,
+) -> Term:
+    """Anchor: the prediction must stay near that of the model that training began with.
+
+    L = L(x) + alpha KL(p_0(x) || p(x)),  p_0 the model that training began with, without dropout and gradients.
+
+    Relations: smart's second part stays near a slow average instead. For language models it is the KL to the reference
+        model that reinforcement learning has, and with a weighted task loss ASFT.
+    Cost: 2F + 1B, and a copy of the model in memory and in checkpoints; where nothing but adapters (PEFT) is trained
+        it is the same model with its adapters off, and no copy.
+    Reference: Li, Hoiem 2016, "Learning without Forgetting".
+        https://arxiv.org/abs/1606.09282
+    Paper and code: the paper keeps the outputs of the old tasks' heads, recorded before, at a temperature of 2; here
+        it is the same head, so that it must be one that has been trained before (a language model's, or a classifier's
+        that is trained further). A head that begins at random would be anchored at random predictions. Adapters that
+        change the base model when they are made (PiSSA, LoftQ) are anchored at what they leave of it.
+    Args:
+        alpha: a mean per example, or per position.
+        divergence: of p_0 and p; on a regression it is the mean squared difference.
+    """
+    return TaskLoss() + alpha * Anchored(divergence)
+
+
+@recipe
+def noisy_tune(epsilon: float = 0.15, site: str = WEIGHTS) -> Term:
+    """NoisyTune: noise is added to the weights once, before fine-tuning begins.
+
+    L = L(w), from w = u + U(-epsilon / 2, epsilon / 2) std(u_l) on, for each tensor u_l that training began with.
+
+    Relations: after the start it is plain. neftune's noise is in each step, on the words.
+    Cost: 1F + 1B.
+    Reference: Wu et al. 2022, "NoisyTune: A Little Noise Can Help You Finetune Pretrained Language Models Better".
+        https://arxiv.org/abs/2202.12024
+    Paper and code: the noise is added when step 0 begins, and a resumed run adds none. All weights at the site get it,
+        as in the paper's snippet, also a head that begins at random; several processes add the same. Centres (l2_sp,
+        mixout, anchor) are the weights before the noise.
+    Args:
+        epsilon: the paper's lambda, 0.15 (0.1 to 0.2).
+        site: as in sam.
+    """
+    require_weights("noisy_tune", site)
+    return TaskLoss() + NoisyStart(Spread(epsilon), site)

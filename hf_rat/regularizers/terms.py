@@ -22,9 +22,12 @@ from torch import Tensor
 
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.point import Plan, Point
-from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, Scaled, TaskLoss, Term
+from hf_rat.regularizers.adaptive import Adaptive
+from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, TaskLoss, Term
 from hf_rat.regularizers.divergences import mean_divergence
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
+from hf_rat.regularizers.weight_perturbations import Mixed
+from hf_rat.regularizers.weight_terms import Distance, NoisyStart
 
 _TASK_LOSS = TaskLoss()
 
@@ -101,10 +104,24 @@ class Adversarial(Term):
         return self.at
 
     def elsewhere(self, point: Point) -> Iterator[Group]:
-        name = "noisy" if isinstance(self.at, (Noise, Dropped)) else "adversarial"
+        name = "noisy" if isinstance(self.at, (Noise, Dropped, Mixed)) else "adversarial"
         for share, there in self.at(point, plan=plan_of(self.term, point.batch.step)):
             for group in groups_at(there, self.term, f"{name}_"):
-                yield _weigh(share, group)
+                yield _weigh(share, self._seen(group, point, f"{name}_task"))
+
+    def _seen(self, group: Group, point: Point, task: str) -> Group:
+        """The same group, whose task loss an adaptive perturbation sees."""
+        at = self.at
+        if not isinstance(at, Adaptive):
+            return group
+
+        def seen() -> Losses:
+            losses = group()
+            if task in losses:
+                at.see(point, losses[task])
+            return losses
+
+        return seen
 
     def count_elsewhere(self, step: int) -> int:
         return self.at.visits * count_groups(self.term, step)
@@ -112,7 +129,7 @@ class Adversarial(Term):
 
 @dataclass(frozen=True)
 class Proximal(Term):
-    """Agreement with a slow average of the model itself (SMART's Bregman proximal point).
+    """Agreement with a slow average of the model itself (SMART's Bregman proximal point, a mean teacher).
 
     Args:
         divergence: of (average, here).
@@ -130,25 +147,6 @@ class Proximal(Term):
         point.batch.tally.searches += 1
         there = teacher(point.batch.inputs)
         return {"proximal": mean_divergence(point.batch, self.divergence, there, point.logits[0])}
-
-
-@dataclass(frozen=True)
-class Scheduled(Term):
-    """Plain training before step `begin`, the whole term from step `begin + warmup` on, a linear ramp between.
-
-    The ramp scales what a factor scales: everything but the clean task loss.
-    """
-
-    term: Term
-    begin: int
-    warmup: int
-
-    def parts(self, step: int) -> Iterator[tuple[float, Term]]:
-        if step < self.begin:
-            yield 1.0, TaskLoss()
-            return
-        ramp = min(1.0, (step - self.begin + 1) / (self.warmup + 1))
-        yield from Scaled(ramp, self.term).parts(step)
 
 
 def all_terms(term: Term) -> Iterator[Term]:
@@ -174,15 +172,17 @@ def is_plain(term: Term) -> bool:
 
 def compares_logits(term: Term) -> bool:
     """Whether `term` may ask for predictions, rather than for task losses alone."""
-    return not all(isinstance(part, (TaskLoss, Adversarial)) for part in all_terms(term))
+    return not all(isinstance(part, (TaskLoss, Adversarial, Distance, NoisyStart)) for part in all_terms(term))
 
 
 def plan_of(term: Term, step: int) -> Plan:
     """What `term` is going to ask of the passes at its point at optimizer step `step`."""
     task, others = _split(term, step)
     finders = [(part, part.perturb) for _, part in others if part.perturb is not None]
+    graph = bool(task) or any(part.learns_here for _, part in others)
+    # Passes that nothing is learned from are made for each slope by itself, and keep no graph for the others.
     slope_sites = frozenset(
-        at.site for part, at in finders if at.site and at.uses_clean_slope and isinstance(part, Adversarial)
+        at.site for part, at in finders if graph and at.site and at.uses_clean_slope and isinstance(part, Adversarial)
     )
     compared = [part.passes for _, part in others if isinstance(part, Consistency)]
     return Plan(
@@ -191,7 +191,7 @@ def plan_of(term: Term, step: int) -> Plan:
         slope_sites=slope_sites,
         share_masks=any(at.shares_masks for _, at in finders),
         also_masks=frozenset(at.also_masks for _, at in finders if at.also_masks),
-        graph=bool(task or slope_sites or any(part.learns_here for _, part in others)),
+        graph=graph,
     )
 
 

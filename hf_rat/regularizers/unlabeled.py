@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hf_rat.regularizers.perturbations import Dropped, Noise, Redrawn
 from hf_rat.regularizers.recipe import recipes_that
 from hf_rat.regularizers.terms import FULL_STRENGTH, Adversarial, TaskLoss, Term
+from hf_rat.regularizers.weight_terms import Distance, NoisyStart
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def learns_without_labels(term: Term) -> bool:
 
 
 def needs_labels(term: Term) -> bool:
-    """Whether a primitive term needs the task loss, for itself or to find its point."""
+    """Whether a primitive term needs the task loss, for itself or to find its point, or asks nothing of examples."""
     if isinstance(term, Adversarial):
         inner = (part for weight, part in term.term.parts(FULL_STRENGTH) if weight > 0)
         return not isinstance(term.at, (Noise, Dropped, Redrawn)) or any(map(needs_labels, inner))
-    return isinstance(term, TaskLoss)
+    return isinstance(term, (TaskLoss, Distance, NoisyStart))

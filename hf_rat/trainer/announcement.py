@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from transformers import TrainingArguments
 
+from hf_rat.engine.cost import Cost
 from hf_rat.engine.regularization import Regularization
+from hf_rat.trainer.average import Average
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +57,26 @@ class Announcer:
         self._told.update(facts)
 
 
+def costs_of_run(regularization: Regularization, with_unlabeled: bool = False) -> dict[Cost, int]:
+    """What a step costs -> how many steps of the run do, cheapest first.
+
+    Args:
+        regularization: opened on the model; where it does not know the run, all steps count as those at full price.
+        with_unlabeled: whether a batch without labels goes beside each batch.
+    """
+    found: dict[Cost, int] = {}
+    for step, count in regularization.schedule.phases:
+        cost = regularization.cost(step)
+        cost = cost + regularization.cost(step, unlabeled=True) if with_unlabeled else cost
+        found[cost] = found.get(cost, 0) + count
+    return dict(sorted(found.items(), key=lambda entry: entry[0].time))
+
+
 def announcement(
-    regularization: Regularization, args: TrainingArguments, with_unlabeled: bool = False
+    regularization: Regularization,
+    args: TrainingArguments,
+    with_unlabeled: bool = False,
+    average: Average | None = None,
 ) -> dict[str, str]:
     """What a run does, at what price, and how: the phrases of one line, by what they tell.
 
@@ -64,22 +84,33 @@ def announcement(
         regularization: opened on the model.
         args: of the run.
         with_unlabeled: whether a batch without labels goes beside each batch.
+        average: of the weights, where one is taken.
     """
-    cost = regularization.cost()
-    if with_unlabeled:
-        cost += regularization.cost(unlabeled=True)
-    said = {"regularizer": f"Regularizer {regularization.regularizer!r}: {cost} per step (plain: 1 and 1)"}
+    costs = costs_of_run(regularization, with_unlabeled)
+    dearest, steps = max(costs, key=lambda cost: cost.time), sum(costs.values())
+    if len(costs) == 1:
+        passes, price = f"{dearest} per step", dearest.price()
+    else:
+        passes = ", ".join(f"{cost} in {count} of {steps} steps" for cost, count in costs.items())
+        price = dearest.price(sum(cost.time * count for cost, count in costs.items()) / steps)
+    said = {"regularizer": f"Regularizer {regularization.regularizer!r}: {passes} (plain: 1 and 1)"}
     if not regularization.is_plain:
         whole = regularization.why_not_bucketed
         if whole is None:
-            said |= {"price": f"{cost.price()}, before length buckets", "split": "batches split by length"}
+            said |= {"price": f"{price}, before length buckets", "split": "batches split by length"}
         else:
-            said |= {"price": cost.price(), f"whole: {whole}": f"batches not split by length: {whole}"}
+            said |= {"price": price, f"whole: {whole}": f"batches not split by length: {whole}"}
     taken = regularization.weighting.taken
     if taken is not None:
         # Some heads write the kind into their configuration in their first pass: that is how it is found from then on.
         said[taken.problem] = f"kind of task: {taken.problem} ({taken.because})"
     said["device"] = f"on {args.device.type} x {args.world_size}"
+    if average is not None:
+        said["average"] = f"evaluated and saved: {average!r} of the weights"
+    if (decay := getattr(args, "layer_decay", None)) is not None:
+        said["layer_decay"] = f"learning rate of each lower layer x {decay:g}"
+    if (steps := getattr(args, "probe_steps", 0)) > 0:
+        said["probe_steps"] = f"steps that train the head alone: {steps}"
     chosen = getattr(args, "fast_choices", ())
     if chosen:
         said["fast"] = f"fast: {', '.join(chosen)}"

@@ -26,6 +26,7 @@ class Bookkeeping(TrainerCallback):
         self._trainer._begin_run()
         saved = state.stateful_callbacks.get(STATE_KEY)
         if self._trainer._resumed_from is not None and isinstance(saved, dict):
+            self._trainer._require_same_average(saved["attributes"])
             self._trainer.regularization.load_state_dict(saved["attributes"])
             if self._trainer._unlabeled is not None:
                 self._trainer._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))
@@ -39,8 +40,13 @@ class Bookkeeping(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._announce_what_was_seen()
-        self._trainer.regularization.after_step()
+        # What the loss scale of fp16 or a gradient that is not finite skipped has changed no weights.
+        if self._trainer._gradients_finite and not self._trainer.accelerator.optimizer_step_was_skipped:
+            self._trainer._move_averages()
         self._store(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._end_average()
 
     def _announce_what_was_seen(self) -> None:
         if self._in_first_step:
@@ -48,7 +54,7 @@ class Bookkeeping(TrainerCallback):
         self._in_first_step = False
 
     def _store(self, state: Any) -> None:
-        kept = self._trainer.regularization.state_dict()
+        kept = self._trainer.regularization.state_dict() | self._trainer._average_state()
         if self._trainer._unlabeled is not None:
             kept["unlabeled_batches"] = self._trainer._unlabeled.made
         # Handed over as a list of callbacks, kept as a dict of their states.

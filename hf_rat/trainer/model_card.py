@@ -16,14 +16,18 @@ from transformers.modelcard import TrainingSummary
 from hf_rat.engine.cost import rehearse
 from hf_rat.regularizers.algebra import FULL_STRENGTH, Scaled, Sum, Term
 from hf_rat.regularizers.recipe import RECIPES, Recipe
+from hf_rat.regularizers.schedules import schedules
 
 
-def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str, Any]]) -> str:
+def regularization_section(
+    regularizer: Term, log_history: Sequence[Mapping[str, Any]], average: str | None = None
+) -> str:
     """Markdown: the expression, what it costs, each recipe's card, and the components of the last logged loss.
 
     Args:
         regularizer: what the model was trained with.
         log_history: the Trainer's, one dict per log.
+        average: what the weights are the average of, where they are one.
     """
     lines = [
         "## Regularization",
@@ -32,9 +36,12 @@ def regularization_section(regularizer: Term, log_history: Sequence[Mapping[str,
         "",
         f"    {regularizer!r}",
         "",
-        f"One training step makes {rehearse(regularizer, FULL_STRENGTH)} over the batch (plain training: 1 and 1).",
+        f"One training step{'' if not any(schedules(regularizer)) else ', while all of it is on,'} makes "
+        f"{rehearse(regularizer, FULL_STRENGTH)} over the batch (plain training: 1 and 1).",
         "",
     ]
+    if average is not None:
+        lines += [f"The weights are an average: {average}. The scores are those of the averaged model.", ""]
     for name in dict.fromkeys(_recipes(regularizer)):
         card = inspect.getdoc(RECIPES[name]) or ""
         lines += [f"**{name}**: {' '.join(card.split(chr(10) * 2)[0].split())}", "", *_equation(card), ""]
@@ -157,7 +164,10 @@ def complete_card(path: Path, trainer: Any, example: Any, given: Mapping[str, An
     if (path.parent / PICTURE).is_file():
         text = text.rstrip() + f"\n\n![Learning curves]({PICTURE})\n"
     use = _use(trainer, base, adapter, task, example)
-    section = regularization_section(trainer.regularizer, trainer.state.log_history)
+    steps, average = trainer.averaged_steps, None
+    if steps:
+        average = f"`{trainer.average!r}` of those after {steps} optimizer steps"
+    section = regularization_section(trainer.regularizer, trainer.state.log_history, average)
     head, training, rest = text.partition("## Training procedure")
     card.text = f"{head.rstrip()}\n\n{use}{training}{rest.rstrip()}\n\n{section}"
     path.write_text(str(card), encoding="utf-8")

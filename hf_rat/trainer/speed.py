@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_rat.engine.cost import rehearse
 from hf_rat.engine.regularization import Regularization
+from hf_rat.regularizers.algebra import FULL_STRENGTH
 from hf_rat.regularizers.recipes import plain
+from hf_rat.trainer.announcement import costs_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ def tokens_per_second(
     Args:
         regularization: opened on the model.
         batches: keyword arguments of the model with `input_ids`, labels included, on its device.
-        step: the optimizer step that schedules are taken at.
+        step: the optimizer step that schedules are taken at; `FULL_STRENGTH` has them all on.
         count: how many batches; the first one is run once more before, to warm up.
 
     Raises:
@@ -43,6 +46,7 @@ def tokens_per_second(
     on_gpu = next(model.parameters()).device.type == "cuda"
     seconds, tokens, training = [0.0, 0.0], 0, model.training
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    rises = dict(regularization.adaptive.sums)
     numbers, more_numbers = random.getstate(), np.random.get_state()
     model.train()
     try:
@@ -51,12 +55,14 @@ def tokens_per_second(
             for index, batch in enumerate([*taken[:1], *taken]):
                 for which, method in enumerate((regularization, bare)):
                     begun = _now(on_gpu)
+                    method.begin_step([batch], step=step)
                     method.backward(batch, step=step)
                     seconds[which] += (_now(on_gpu) - begun) * (index > 0)
                     model.zero_grad()
                 tokens += _tokens(batch) * (index > 0)
     finally:
         model.zero_grad()
+        regularization.adaptive.sums = rises
         model.train(training)
         random.setstate(numbers)
         np.random.set_state(more_numbers)
@@ -70,7 +76,8 @@ def step_price(trainer: Any) -> dict[str, float]:
     """What a step cost in a run that has ended, as metrics: empty where it is not asked for or cannot be timed.
 
     `train_tokens_per_second` of regularized steps, `train_plain_tokens_per_second` of plain ones, and
-    `train_time_factor`, how many times as long as a plain step a regularized one takes.
+    `train_time_factor`, how many times as long as plain ones the steps of the run take: what a regularized one takes,
+    and of one in which a part of the regularizer is off, as much less as its passes are fewer.
 
     Args:
         trainer: a `RegularizedTrainer` whose `train()` is about to return. With `no_price` in its arguments, with bare
@@ -87,15 +94,23 @@ def step_price(trainer: Any) -> dict[str, float]:
         with torch.random.fork_rng():
             loader = trainer.get_train_dataloader()
             batches = (trainer._prepare_inputs(batch) for batch in loader)
-            own, plain_steps = tokens_per_second(regularization, batches, trainer.state.global_step)
+            own, plain_steps = tokens_per_second(regularization, batches, FULL_STRENGTH)
     except Exception as error:
         logger.warning("The price of a step could not be timed: %s: %s", type(error).__name__, error)
         return {}
     return {
         "train_tokens_per_second": own,
         "train_plain_tokens_per_second": plain_steps,
-        "train_time_factor": plain_steps / own,
+        "train_time_factor": 1 + (plain_steps / own - 1) * share_of_price(regularization),
     }
+
+
+def share_of_price(regularization: Regularization) -> float:
+    """What the steps of a run cost more than plain ones, on average, against a step in which all is on."""
+    costs = costs_of_run(regularization)
+    mean = sum(cost.time * count for cost, count in costs.items()) / sum(costs.values())
+    bare, full = rehearse(plain(), FULL_STRENGTH).time, regularization.cost().time
+    return (mean - bare) / (full - bare) if full != bare else 1.0
 
 
 def _now(on_gpu: bool) -> float:

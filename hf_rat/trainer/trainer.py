@@ -16,13 +16,16 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rat.engine.regularization import Regularization
 from hf_rat.engine.requirements import given_problem, require_arguments
+from hf_rat.engine.schedule import Schedule
 from hf_rat.engine.weighting import weigh
 from hf_rat.regularizers.expressions import as_term
 from hf_rat.regularizers.recipes import plain
 from hf_rat.regularizers.terms import Term, is_plain
 from hf_rat.regularizers.unlabeled import Unlabeled
 from hf_rat.trainer.announcement import Announcer, announcement
+from hf_rat.trainer.average import Averaging, read_average
 from hf_rat.trainer.bookkeeping import Bookkeeping
+from hf_rat.trainer.by_layer import ByLayer
 from hf_rat.trainer.components import Components
 from hf_rat.trainer.dropout_schedule import DropoutSchedule
 from hf_rat.trainer.fast import faster
@@ -34,7 +37,7 @@ from hf_rat.trainer.trials import check_space
 from hf_rat.trainer.unlabeled_batches import UnlabeledBatches
 
 
-class RegularizationMixin(OwnLoss):
+class RegularizationMixin(Averaging, ByLayer, OwnLoss):
     """Put in front of a Trainer class: `class MyTrainer(RegularizationMixin, Seq2SeqTrainer)`.
 
     A `compute_loss` that a subclass defines, or the class behind the mixin, is the task loss of one pass.
@@ -46,6 +49,8 @@ class RegularizationMixin(OwnLoss):
         problem: the kind of task, as of `Regularization`; the same as `args.reg_problem`.
         unlabeled_dataset: one batch of it, without labels, goes beside each training batch: what the regularizer asks
             that needs no labels is asked of both, with the same weight.
+        average: "ema(0.99)" or "swa(0.5)", as `args.average`: the average of the weights that is evaluated, chosen by,
+            saved and pushed, and is the model's when training has ended.
 
     Losses are means over the micro-batch, divided by the number of micro-batches and averaged over processes, exactly
     once. (The stock Trainer 5.23 leaves out that division for classification heads and multiplies by the number of
@@ -65,10 +70,12 @@ class RegularizationMixin(OwnLoss):
         regularizer: Term | str | None = None,
         problem: str | None = None,
         unlabeled_dataset: Any = None,
+        average: str | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_fields(type(self).__name__, kwargs)
         given = None if regularizer is None else as_term(regularizer)
+        self._given_average = None if average is None else read_average(average)
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.current_gradient_accumulation_steps = 1  # until `train` begins
@@ -79,6 +86,7 @@ class RegularizationMixin(OwnLoss):
         self._regularization: Regularization | None = None
         self._resumed_from: str | None = None
         self._num_labels: Tensor | None = None
+        self._step_ahead: list[Any] = []
         self._components = Components()
         self._gradients_finite = True
         self._announcer = Announcer(heard=False)
@@ -115,8 +123,16 @@ class RegularizationMixin(OwnLoss):
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
                 problem=self._problem,
+                optimizer=self.optimizer,
+                total_steps=self._total_steps,
             )
         return self._regularization
+
+    @property
+    def _total_steps(self) -> int | None:
+        """Optimizer steps of the run, known once it has begun, before that if `max_steps` says so."""
+        steps = self.state.max_steps if self.is_in_train else self.args.max_steps
+        return steps if steps > 0 else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
@@ -131,6 +147,7 @@ class RegularizationMixin(OwnLoss):
             return trained
         finally:
             self._close_regularization()
+            self._average = None
             self._num_labels, self.current_gradient_accumulation_steps = None, 1
             for schedule in self.callback_handler.callbacks:
                 if isinstance(schedule, DropoutSchedule):
@@ -170,6 +187,11 @@ class RegularizationMixin(OwnLoss):
                 f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
                 "passes; leave return_outputs at False, or call model.eval() first"
             )
+        # Taken first: an error in there leaves none of them for another step.
+        samples, self._step_ahead = self._step_ahead, []
+        if samples:
+            prepared = (self._prepare_inputs(sample) for sample in samples)
+            self.regularization.begin_step(prepared, step=self.state.global_step, num_labels=self._num_labels)
         self.host.begin(inputs)
         unlabeled = None if self._unlabeled is None else self._prepare_inputs(self._unlabeled.next())
         loss, named = self.regularization.backward_all_but_last(
@@ -191,27 +213,19 @@ class RegularizationMixin(OwnLoss):
         if samples and not self._announcer.has_told:
             self._announce(samples[0])
         self._num_labels = weighting.find_num_labels(samples, across=self.args.average_tokens_across_devices)
+        self._step_ahead = list(samples)
         if self._num_labels is not None and self.is_deepspeed_enabled:  # the Trainer tells it not to divide by them
             self._num_labels = self._num_labels * self.accelerator.gradient_accumulation_steps
         return samples, given
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds `loss_<component>`, averaged as `loss` is, and `nonfinite_steps`, to what the Trainer logs."""
+        """The Trainer's; adds `loss_<component>`, averaged as `loss` is, `nonfinite_steps` and `reg_epsilon`."""
         if "loss" in logs and self._regularization is not None:
             logs = {**logs, **self._components.take(self.state.global_step, self.accelerator)}
             if not self._regularization.is_plain or self._regularization.nonfinite.steps:
                 logs["nonfinite_steps"] = self._regularization.nonfinite.steps
+            logs |= self._regularization.adaptive.logs()
         super().log(logs, *args, **kwargs)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's, and in a checkpoint the averaged model too.
-
-        It must be there before the Trainer writes the state that makes a checkpoint whole, and deletes older ones.
-        """
-        super().save_model(output_dir, _internal_call)
-        teacher = None if self._regularization is None else self._regularization.teacher
-        if teacher is not None and _internal_call and output_dir is not None and self.args.should_save:
-            teacher.save(output_dir)
 
     def create_model_card(self, *args: Any, tags: str | list[str] | None = None, **kwargs: Any) -> None:
         """The Trainer's model card with the tag hf-rat, completed: see `hf_rat.trainer.model_card.complete_card`."""
@@ -230,8 +244,12 @@ class RegularizationMixin(OwnLoss):
         regularization = self.regularization
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
-        if self._resumed_from is not None and regularization.teacher is not None:
-            regularization.teacher.load(self._resumed_from)
+        if self._resumed_from is not None:
+            regularization.weights.load(self._resumed_from)
+            if regularization.teacher is not None:
+                regularization.teacher.load(self._resumed_from)
+        self._begin_average()
+        self._begin_by_layer()
         heard = self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING
         self._announcer = Announcer(heard)
 
@@ -240,7 +258,8 @@ class RegularizationMixin(OwnLoss):
         if first_batch is not None and self.regularization.weighting.is_certain(first_batch):
             self.regularization.weighting.problem(first_batch, ask=False)
         unlabeled = self._unlabeled_dataset is not None
-        self._announcer.tell_new(announcement(self.regularization, self.args, with_unlabeled=unlabeled))
+        told = announcement(self.regularization, self.args, with_unlabeled=unlabeled, average=self.average)
+        self._announcer.tell_new(told)
 
     def _close_regularization(self) -> None:
         if self._regularization is not None:
@@ -251,6 +270,8 @@ class RegularizationMixin(OwnLoss):
         """What the regularizer cannot be right under."""
         if self._unlabeled_dataset is not None:
             Unlabeled(regularizer)
+        if self.args.max_steps > 0:
+            Schedule(regularizer, self.args.max_steps)
         require_arguments(regularizer, self.args)
         self.host.require(regularizer)
 

@@ -12,8 +12,14 @@ from hf_rat.engine.requirements import MEMORY
 from hf_rat.passes.problems import PROBLEMS, require_problem
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
+from hf_rat.trainer.average import read_average
 
 _IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
+
+_WHEN = "a whole number or a share of all steps (0.3)"
+
+WHEN = ("reg_begin", "reg_warmup", "reg_end")
+"""The fields that are a place in the run: a step, or a share of all steps."""
 
 _HOW = ("reg_single_backward", "reg_memory", "reg_problem")
 """The fields that say how a regularizer runs, not what it is."""
@@ -40,12 +46,23 @@ class RegularizedTrainingArguments(TrainingArguments):
     reg_step: float | None = field(default=None, metadata={"help": f"Length of an ascent step. {_IN_EXPRESSION}"})
     reg_steps: int | None = field(default=None, metadata={"help": f"Number of ascent steps. {_IN_EXPRESSION}"})
     reg_start: float | None = field(default=None, metadata={"help": f"Size of the random start. {_IN_EXPRESSION}"})
-    reg_begin: int | None = field(
-        default=None, metadata={"help": f"First training step that is regularized. {_IN_EXPRESSION}"}
-    )
-    reg_warmup: int | None = field(
+    reg_target: float | None = field(
         default=None,
-        metadata={"help": f"Steps over which the regularizing part grows to its weight. {_IN_EXPRESSION}"},
+        metadata={"help": f"Mean relative rise of the task loss, for which epsilon is found. {_IN_EXPRESSION}"},
+    )
+    # A text on the command line, which tells 1, a step, from 1.0, no share.
+    reg_begin: float | str | None = field(
+        default=None, metadata={"help": f"First training step that is regularized, {_WHEN}. {_IN_EXPRESSION}"}
+    )
+    reg_warmup: float | str | None = field(
+        default=None,
+        metadata={"help": f"Steps over which the regularizing part grows to its weight, {_WHEN}. {_IN_EXPRESSION}"},
+    )
+    reg_end: float | str | None = field(
+        default=None, metadata={"help": f"First training step that is plain again, {_WHEN}. {_IN_EXPRESSION}"}
+    )
+    reg_every: int | None = field(
+        default=None, metadata={"help": f"Regularize one of so many training steps. {_IN_EXPRESSION}"}
     )
     reg_rate: float | None = field(default=None, metadata={"help": f"Fraction of units flipped. {_IN_EXPRESSION}"})
     reg_passes: int | None = field(default=None, metadata={"help": f"Number of dropout passes. {_IN_EXPRESSION}"})
@@ -53,7 +70,8 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=None, metadata={"help": f"What the norm is taken over: example or table. {_IN_EXPRESSION}"}
     )
     reg_unit: str | None = field(
-        default=None, metadata={"help": f"What epsilon is measured in: absolute or embedding. {_IN_EXPRESSION}"}
+        default=None,
+        metadata={"help": f"What epsilon is measured in: absolute, embedding or relative. {_IN_EXPRESSION}"},
     )
     reg_divergence: str | None = field(
         default=None, metadata={"help": f"How predictions are compared: bi_kl, kl, js, mse, ... {_IN_EXPRESSION}"}
@@ -64,12 +82,18 @@ class RegularizedTrainingArguments(TrainingArguments):
     reg_site: str | None = field(
         default=None,
         metadata={
-            "help": "Where the perturbation enters: embeddings, decoder_embeddings or the name of a module; of "
+            "help": "Where the perturbation enters: embeddings, decoder_embeddings, weights or a module; of "
             f"adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"
         },
     )
     reg_base: str | None = field(
         default=None, metadata={"help": f"Adversarial dropout: ones or random. {_IN_EXPRESSION}"}
+    )
+    reg_over: str | None = field(
+        default=None, metadata={"help": f"At the weights, slopes over microbatch or step. {_IN_EXPRESSION}"}
+    )
+    reg_norm: str | None = field(
+        default=None, metadata={"help": f"At the weights, a norm over all of them or each tensor. {_IN_EXPRESSION}"}
     )
     reg_single_backward: bool = field(
         default=False,
@@ -106,7 +130,33 @@ class RegularizedTrainingArguments(TrainingArguments):
         },
     )
 
+    average: str | None = field(
+        default=None,
+        metadata={
+            "help": "ema(0.99), a moving average of the weights, or swa(0.5), their mean over the second half of the "
+            "run: it is what is evaluated, chosen by, saved and pushed, while training goes on from the weights."
+        },
+    )
+    layer_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of each lower layer, as a factor: the last layer has learning_rate x this, the one "
+            "below it that x this again, the embeddings the least; what is above the layers has learning_rate."
+        },
+    )
+    probe_steps: int = field(
+        default=0, metadata={"help": "Train the head alone for so many optimizer steps first (linear probing)."}
+    )
+
     def __post_init__(self) -> None:
+        for name in WHEN:
+            setattr(self, name, _place(name, getattr(self, name)))
+        if self.average is not None:
+            read_average(self.average)
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be a factor above 0 and at most 1")
+        if self.probe_steps < 0:
+            raise ValueError(f"probe_steps={self.probe_steps} must be a number of steps, at least 0")
         for name, known in (("reg_memory", MEMORY), ("length_buckets", SPLITTING)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
@@ -146,6 +196,20 @@ class RegularizedTrainingArguments(TrainingArguments):
         """argument -> value, of the `reg_*` fields that are set."""
         names = [f.name for f in fields(self) if f.name.startswith("reg_") and f.name not in _HOW]
         return {name.removeprefix("reg_"): getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def _place(name: str, given: Any) -> Any:
+    """A step, an int, or a share, a float, that may have come as text."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return int(given)
+    except ValueError:
+        pass
+    try:
+        return float(given)
+    except ValueError:
+        raise ValueError(f"{name}={given!r} must be {_WHEN}") from None
 
 
 def reg_fields(args: TrainingArguments) -> dict[str, Any]:

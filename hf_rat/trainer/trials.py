@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_rat.regularizers.terms import Term
-from hf_rat.trainer.training_args import is_reg, reg_fields
+from hf_rat.trainer.training_args import WHEN, is_reg, reg_fields
 
 
 def check_space(
@@ -36,6 +36,8 @@ def check_space(
                     f"the search varies {name}, which does not change regularizer={given!r}; describe the regularizer "
                     "by RegularizedTrainingArguments(reg=...) instead of regularizer="
                 )
+            if name in WHEN:  # the Trainer makes a value what the one before was, and 0.3 of an int is step 0
+                setattr(args, name, None)
             if not hasattr(args, name):
                 raise ValueError(
                     f"the search varies {name}, which {type(args).__name__} does not have; use a field of "

@@ -329,6 +329,38 @@ def test_lora_saves_an_adapter_that_peft_loads(common, tmp_path, model):
     assert "rat(epsilon=0.1" in (out / "README.md").read_text()
 
 
+def test_what_is_predicted_and_saved_is_the_average(common, tmp_path, data):
+    words = ["--task_name", "rte", "--do_train", "--do_eval", "--do_predict", "--average", "ema(0.6)", *common]
+    words += ["--learning_rate", "0.05", "--save_steps", "1", "--max_steps", "3", "--optim", "sgd"]
+    glue.run(words)
+    out = tmp_path / "out"
+    saved = load_file(out / "model.safetensors")
+    raw = [load_file(out / f"checkpoint-{step}" / "raw_model.safetensors") for step in (1, 2, 3)]
+    last = load_file(out / "checkpoint-2" / "model.safetensors")
+    for name, value in saved.items():
+        torch.testing.assert_close(value, 0.6 * last[name] + 0.4 * raw[2][name], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(saved["classifier.weight"], raw[2]["classifier.weight"])
+    assert (
+        "The weights are an average: `ema(0.6)` of those after 3 optimizer steps." in (out / "README.md").read_text()
+    )
+    predicted = (out / "predict_results_rte.txt").read_text()
+    again = [*words[: words.index("--output_dir")], "--output_dir", str(tmp_path / "again"), "--report_to", "none"]
+    again[again.index("--model_name_or_path") + 1] = str(out)
+    glue.run([word for word in again if word not in ("--do_train", "--average", "ema(0.6)")])
+    assert (tmp_path / "again" / "predict_results_rte.txt").read_text() == predicted
+
+
+def test_the_last_layer_is_new_when_training_begins(common, tmp_path, model):
+    glue.run(["--task_name", "rte", "--do_train", "--reinit_layers", "1", "--learning_rate", "0", *common])
+    before, after = load_file(f"{model}/model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {
+        name
+        for name in before
+        if name.endswith("weight") and (".layer.0." in name or "pooler" in name) and "LayerNorm" not in name
+    }
+
+
 def test_resuming_continues_exactly(common, tmp_path):
     """Six steps at once, and six steps of which a second run makes the last four, end in the same weights."""
     words = ["--task_name", "rte", "--do_train", "--reg", "rat(epsilon=0.1)", "--save_steps", "2", *common]
@@ -373,6 +405,14 @@ def test_a_half_written_checkpoint_is_named_and_the_one_before_works(common, tmp
         (["--task_name", "rte", "--do_eval", "--config_name", "/none/such"], ["--config_name '/none/such'"]),
         (["--task_name", "mnli", "--do_eval"], ["--model_name_or_path", "--ignore_mismatched_sizes"]),
         (["--task_name", "rte", "--do_eval", "--lora_r", "2", "--lora_target_modules", "nothing"], ["'nothing'"]),
+        (["--task_name", "rte", "--do_train", "--average", "ema(2)"], ["--average 'ema(2)' must be", "swa(0.5)"]),
+        (["--task_name", "rte", "--do_train", "--reinit_layers", "3"], ["--reinit_layers 3 must be 1 to 1"]),
+        (["--task_name", "rte", "--do_eval", "--reinit_layers", "1"], ["--reinit_layers 1 needs --do_train"]),
+        (
+            ["--task_name", "rte", "--do_train", "--reinit_layers", "1", "--lora_r", "2"],
+            ["--reinit_layers 1: --lora_r"],
+        ),
+        (["--task_name", "rte", "--do_train", "--layer_decay", "2"], ["--layer_decay 2", "above 0 and at most 1"]),
         (["--train_file", "none.csv", "--do_eval"], ["--train_file 'none.csv'", "no such file"]),
         (["--task_name", "rte", "--do_eval", "--lora_alpha", "8"], ["--lora_alpha 8", "--lora_r"]),
         (

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hf_rat.cli import main as cli
 from hf_rat.cli import textcls
 from hf_rat.data.tasks import CLUE, TEXTS
+from hf_rat.finetuning import word_model
 from hf_rat.models import COMPANIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,22 @@ def test_the_other_known_data(common, name):
     results = textcls.run(["--dataset_name", name, *common, "--do_predict", "--num_train_epochs", "1"])
     task = next(task for task in TEXTS if task.name == name)
     assert {f"test_{metric}" for metric in task.metrics} <= set(results)
+
+
+def test_two_runs_may_read_the_same_texts_at_once(common, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    read = word_model._read_words
+
+    def slower(*arguments):
+        monkeypatch.setattr(word_model, "_read_words", read)
+        textcls.run(["--dataset_name", "imdb", *common, "--output_dir", str(tmp_path / "quicker")])
+        return read(*arguments)
+
+    monkeypatch.setattr(word_model, "_read_words", slower)
+    textcls.run(["--dataset_name", "imdb", *common])
+    words = [json.loads((tmp_path / name / "tokenizer.json").read_text())["model"] for name in ("out", "quicker")]
+    assert words[0] == words[1]
+    assert len(list((tmp_path / "cache" / "hf_rat_vocabularies").iterdir())) == 1
 
 
 def test_a_second_run_reads_no_text_again(common, tmp_path, monkeypatch):

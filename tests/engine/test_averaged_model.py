@@ -10,8 +10,8 @@ from tiny import tiny_batch, tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, BartConfig, BertConfig, T5Config
 
-from hf_rat import Regularization, smart
-from hf_rat.engine.averaged_model import AveragedWeights
+from hf_rat import AveragedWeights, Regularization, smart
+from hf_rat.engine.averaged_model import load_raw
 
 IDS = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 
@@ -125,6 +125,68 @@ def test_a_saved_average_goes_on_as_if_nothing_had_happened(name, beta, tmp_path
         resumed.update(model)
     found, expected = every_name(resumed.model), every_name(straight.model)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("beta", [0.9, None])
+@pytest.mark.parametrize("name", MODELS)
+def test_applied_to_the_model_it_is_the_model_that_runs(name, beta, tmp_path):
+    """Kept beside the weights, without a copy of the model: the same averages, and the weights come back."""
+    model, generator = MODELS[name](), torch.Generator().manual_seed(0)
+    runs, beside = AveragedWeights(model, beta), AveragedWeights(model, beta, runs=False)
+    for _ in range(3):
+        moved(model, generator)
+        runs.update(model)
+        beside.update(model)
+    before = every_name(model)
+    seen = []
+
+    def interrupted():
+        with beside.applied(model):
+            seen.append(every_name(model))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (inside,), after = seen, every_name(model)
+    assert all(torch.equal(inside[key], value) for key, value in every_name(runs.model).items())
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert not torch.equal(*(torch.cat([value.flatten() for value in one.values()]) for one in (inside, after)))
+    beside.save_raw(model, tmp_path)
+    moved(model, generator)
+    load_raw(model, tmp_path)
+    trained = {key for key, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+    assert all(torch.equal(value, before[key]) for key, value in every_name(model).items() if key in trained)
+
+
+def test_what_adapters_leave_frozen_belongs_to_both_models():
+    model = MODELS["lora"]()
+    average = AveragedWeights(model, 0.9)
+    for mine, theirs in zip(average.model.parameters(), model.parameters(), strict=True):
+        assert (mine is theirs) == (not theirs.requires_grad)
+    frozen = next(name for name, value in model.named_parameters() if not value.requires_grad)
+    dict(model.named_parameters())[frozen].requires_grad_(True)
+    with pytest.raises(ValueError, match=f"{frozen} is trained, and was frozen when the average began"):
+        average.update(model)
+
+
+def test_under_autocast_no_cast_of_other_weights_is_used():
+    model, x = nn.Linear(4, 4), torch.ones(1, 4)
+    average = AveragedWeights(model, 0.5, runs=False)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = model(x)
+        with average.applied(model):
+            averaged = model(x)
+        assert torch.equal(model(x), raw)
+    assert not torch.allclose(averaged, raw, rtol=0.1)
+
+
+def test_the_raw_weights_of_another_model_are_refused(tmp_path):
+    AveragedWeights(nn.Linear(2, 2), 0.9).save_raw(nn.Linear(2, 2), tmp_path)
+    with pytest.raises(ValueError, match="is not of this model: bias is in the file only"):
+        load_raw(nn.Linear(2, 2, bias=False), tmp_path)
 
 
 def test_a_tied_tensor_is_saved_once(tmp_path):

@@ -5,7 +5,8 @@ would be zero and prove nothing, so dropout is on, and it and all noise are keye
 24 examples make two steps of 16 and 8: the second is a short last window where the first is 4 x 4. Where labels are by
 position, micro-batches and processes have unequal numbers of them.
 
-`scope="table"` is exempt: it takes one norm over a process's micro-batch.
+`scope="table"` and `over="microbatch"` are exempt: they take one norm over a process's micro-batch. So is mixout,
+which draws its weights for each.
 """
 
 import json
@@ -26,7 +27,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hf_rat import Regularization, parse
 from hf_rat.regularizers import RECIPES
 
-EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED]
+EVERY = runs.INVARIANT
 WHOLE = {"per_device_train_batch_size": 16}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 
@@ -302,6 +303,21 @@ def test_processes_of_which_one_may_not_double_the_batch_run_alike(two, process,
     seen = two["draws for the batch in"][process]
     assert seen["sizes"] == [sizes, sizes]
     assert seen["equal"]
+
+
+@pytest.mark.parametrize("name", two_processes.AVERAGED)
+def test_two_processes_keep_the_average_of_one(two, name):
+    how = two_processes.AVERAGED[name]
+    options = {"eval_dataset": runs.examples(16, seed=2)}
+    settings = {"average": how["average"], "options": options, **WHOLE, **two_processes.EVALUATED}
+    one = runs.trainer(how["reg"], keyed.KeyedTrainer, **settings)
+    one.train()
+    seen = two["averaged"][name]
+    runs.assert_same_logs(seen["logs"], runs.ran(one).logs)
+    evaluated = [log["eval_loss"] for log in one.state.log_history if "eval_loss" in log]
+    assert seen["eval losses"] == pytest.approx(evaluated, rel=1e-5)
+    assert len(evaluated) == 3
+    assert seen["equal"], "the processes ended with different averages"
 
 
 @pytest.mark.parametrize("case", ["adversarial pass", "adversarial pass, single backward"])

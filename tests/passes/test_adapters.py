@@ -15,7 +15,12 @@ from tiny import gradients, tiny_batch, tiny_model
 from hf_rat import Regularization, adversarial_dropout, fgm, parse
 from hf_rat.regularizers import RECIPES
 
-PERTURBING = [name for name, build in RECIPES.items() if "epsilon" in inspect.signature(build).parameters]
+# In its first step momentum_sam has no momentum to move along.
+PERTURBING = [
+    name
+    for name, build in RECIPES.items()
+    if "epsilon" in inspect.signature(build).parameters and name != "momentum_sam"
+]
 
 
 def lora(dtype=torch.float32, checkpointing=False, family="llama"):

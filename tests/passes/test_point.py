@@ -9,6 +9,7 @@ from hf_rat.passes.dropout import SharedMasks
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.point import Plan, Point
 from hf_rat.passes.sites import EMBEDDINGS, LOGITS_INPUT, SITES
+from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.regularizers.divergences import mean_divergence
 
 PROBLEM = "single_label_classification"
@@ -224,4 +225,4 @@ def test_the_task_loss_of_a_batch_without_labels_is_one_line():
 
 def test_a_batch_without_tensors_is_one_line():
     with pytest.raises(ValueError, match="holds no tensors"):
-        _ = Batch({"text": ["a"]}, lambda: PROBLEM, Execution(None, None)).device
+        batch_tensors({"text": ["a"]})

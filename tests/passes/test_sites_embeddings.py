@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import runs
 import torch
 from tiny import EOS, FIRST, PAD, VOCABULARY, tiny_batch, tiny_model
 from torch import nn
@@ -26,7 +27,7 @@ from hf_rat.regularizers import RECIPES
 PERTURBING = [
     name
     for name, build in RECIPES.items()
-    if "site" in inspect.signature(build).parameters and name != "adversarial_dropout"
+    if "site" in inspect.signature(build).parameters and name not in ("adversarial_dropout", *runs.AT_WEIGHTS)
 ]
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS}
 

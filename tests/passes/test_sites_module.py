@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import runs
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* has no dropout")
 PERTURBING = [
     name
     for name, build in RECIPES.items()
-    if "site" in inspect.signature(build).parameters and name != "adversarial_dropout"
+    if "site" in inspect.signature(build).parameters and name not in ("adversarial_dropout", *runs.AT_WEIGHTS)
 ]
 LABELS = torch.tensor([0, 2, 1])
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -21,6 +21,8 @@ NESTED = [
     0 * vat() + plain(),
     rat(passes=3, epsilons=(0.1, 0.2, 0.3), dropouts=(0.0, 0.1, 0.5), begin=3, warmup=2),
     rat(scope="table", divergence="js", unit="embedding"),
+    rat(epsilon=0.5, unit="relative", target=0.3, begin=0.3, warmup=0.1, end=0.9, every=4),
+    0.5 * fgm(begin=1) + vat(end=100, begin=0.5) + freelb(every=2),
 ]
 
 
@@ -46,6 +48,15 @@ def test_a_repr_leaves_out_what_is_off():
     assert repr(vat(epsilon=2.0)) == "vat(epsilon=2.0, alpha=1.0, start=0.1, steps=1, unit='absolute')"
     assert "begin=2" in repr(vat(begin=2))
     assert "warmup=2" in repr(vat(warmup=2))
+
+
+def test_a_share_stays_a_share_and_a_step_a_step():
+    share, step = parse("fgm(begin=0.3, end=0.9)"), parse("fgm(begin=1, end=9)")
+    assert [type(value) for name, value in share.arguments if name in ("begin", "end")] == [float, float]
+    assert [type(value) for name, value in step.arguments if name in ("begin", "end")] == [int, int]
+    assert repr(share).endswith("begin=0.3, end=0.9)")
+    assert repr(step).endswith("begin=1, end=9)")
+    assert refusal("fgm(begin=1.0)").endswith("or a share of all steps, a fraction above 0 and below 1")
 
 
 def test_numpy_numbers_read_back_too():
@@ -226,15 +237,18 @@ def test_no_way_of_running_text_is_in_the_parser():
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
-NUMBERS = ("epsilon", "step", "start", "alpha", "mu")
+NUMBERS = ("epsilon", "step", "start", "alpha", "mu", "eta", "inputs")
 BAD = {
     **dict.fromkeys(NUMBERS, (-0.1, float("nan"), float("inf"), "1", None, True, (1.0,))),
     **dict.fromkeys(("rate", "beta"), (-0.1, 1.0, 1.5, float("nan"), "0.1", None)),
     "steps": [0, -1, 1.5, "3", None, True],
     "passes": [1, 0, -2, 2.0, "2", None, True],
-    **dict.fromkeys(("begin", "warmup"), (-1, 0.5, "1", None)),
+    **dict.fromkeys(("begin", "warmup"), (-1, -0.5, 0.0, 1.0, 1.5, float("nan"), "1", None, True)),
+    "end": [0, -1, 0.0, 1.0, 1.5, float("inf"), "1", True],
+    "every": [0, -2, 0.5, 2.0, "2", None, True],
+    "target": [0, -0.3, float("nan"), float("inf"), "0.3", True],
     "scope": ["batch", "", None, 1, ["table"]],
-    "unit": ["relative", None, 2],
+    "unit": ["relativ", None, 2],
     "divergence": ["kll", "", None, 3, ["kl"]],
     "start_mask": ["two_drop", None],
     "site": ["logits input", "", None, 0, ["recurrent"]],
@@ -242,6 +256,9 @@ BAD = {
     "fixed": [1, 0, "True", None],
     "epsilons": [(0.1, -0.2), (0.1, float("nan")), 0.5, (), "ab"],
     "dropouts": [(0.1, 1.0), (0.1, -0.1), 0.5, ()],
+    "over": ["batch", "", None, 1],
+    "norm": ["table", None, 2],
+    "momentum": ["adam", None, 0.9],
 }
 BAD_CALLS = [
     (name, argument, value)

@@ -295,6 +295,15 @@ def smart(model, batch, average, epsilon, step, steps, start, alpha, mu):
     return {"task": task, "smoothness": alpha * bi_kl(clean, moved), "proximal": alpha * mu * bi_kl(before, clean)}
 
 
+def mean_teacher(model, batch, average, alpha, divergence="mse"):
+    task, student = run(model, batch, embed(model, batch))
+    with torch.no_grad():
+        _, teacher = run(average, batch, embed(average, batch))
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    apart = {"mse": (p - q).square().mean(), "kl": (p * (p.log() - q.log())).sum(-1).mean()}
+    return {"task": task, "proximal": alpha * apart[divergence]}
+
+
 def adversarial_dropout(model, batch, rate, alpha, start_mask="one_drop"):
     """The influence map by autograd on an explicit mask in front of the classifier, then the flips that gain most."""
     units = model.classifier.in_features
@@ -327,6 +336,124 @@ def adversarial_dropout(model, batch, rate, alpha, start_mask="one_drop"):
                 worst[row, unit] = 0
     assert (worst == 0).any()
     return {"task": task, "smoothness": alpha * kl(clean, masked_run(worst))}
+
+
+# -- at other weights ------------------------------------------------------------------------------------------------
+
+
+def written(model, batch, moves):
+    """The task loss with the weights overwritten by what they are and a move, and put back after its own backward."""
+    weights = list(model.parameters())
+    kept = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        for w, move in zip(weights, moves, strict=True):
+            w.add_(move)
+    loss, _ = run(model, batch, embed(model, batch))
+    loss.backward()
+    with torch.no_grad():
+        for w, value in zip(weights, kept, strict=True):
+            w.copy_(value)
+    return loss.detach()
+
+
+def weight_slopes(model, batch, masks, move=0.0):
+    """Of the task loss, through the model's own embeddings; 0 where a weight has none (the pooler's of no use)."""
+    with masks:
+        loss, _ = run(model, batch, embed(model, batch) + move)
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(model.parameters(), found, strict=True)]
+
+
+def length(tensors):
+    return torch.stack([x.square().sum() for x in tensors]).sum().sqrt()
+
+
+def sam(model, batch, rho, per_tensor=False):
+    masks = Replay()
+    g = weight_slopes(model, batch, masks)
+    lengths = [length([x]).clamp(min=1e-30) if per_tensor else length(g) for x in g]
+    with masks:
+        return {"adversarial_task": written(model, batch, [rho * x / n for x, n in zip(g, lengths, strict=True)])}
+
+
+def asam(model, batch, rho, eta=0.01):
+    masks = Replay()
+    g = weight_slopes(model, batch, masks)
+    t = [w.detach().abs() + eta for w in model.parameters()]
+    norm = length([a * b for a, b in zip(t, g, strict=True)])
+    with masks:
+        moves = [rho * a * a * b / norm for a, b in zip(t, g, strict=True)]
+        return {"adversarial_task": written(model, batch, moves)}
+
+
+def awp(model, batch, gamma):
+    masks = Replay()
+    g = weight_slopes(model, batch, masks)
+    pairs = list(zip(model.parameters(), g, strict=True))
+    with masks:
+        moves = [gamma * w.detach().norm() * x / x.norm().clamp(min=1e-30) for w, x in pairs]
+        return {"adversarial_task": written(model, batch, moves)}
+
+
+def awp_at_perturbed_inputs(model, batch, gamma, epsilon):
+    """Without dropout: each of the three passes has masks of its own, but for the last two."""
+    x = embed(model, batch).detach().requires_grad_()
+    h = slope(run(model, batch, x)[0], x)
+    r = epsilon * h / norms(h)
+    g = weight_slopes(model, batch, Replay(), r)
+    moves = [
+        gamma * w.detach().norm() * s / s.norm().clamp(min=1e-30) for w, s in zip(model.parameters(), g, strict=True)
+    ]
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for w, move in zip(moved.parameters(), moves, strict=True):
+            w.add_(move)
+    loss, _ = run(moved, batch, embed(moved, batch) + r)
+    loss.backward()
+    for w, there in zip(model.parameters(), moved.parameters(), strict=True):
+        w.grad = there.grad
+    return {"adversarial_adversarial_task": loss.detach()}
+
+
+def momentum_sam(model, batch):
+    """At the first step there is no momentum yet; tests/regularizers/test_weights.py has several steps."""
+    return {"adversarial_task": run(model, batch, embed(model, batch))[0]}
+
+
+def mixout(model, batch, rate):
+    """Of what training begins with: the centre is another model's, which the test sets."""
+    weights = list(model.parameters())
+    drawn = torch.empty(1, sum(w.numel() for w in weights)).uniform_(-1, 1).add(1).div(2).flatten()
+    mixed = {}
+    for name, w in model.named_parameters():
+        chosen, drawn = (drawn[: w.numel()] < rate).float().view_as(w), drawn[w.numel() :]
+        mixed[name] = ((1 - chosen) * w + chosen * w.detach() - rate * w.detach()) / (1 - rate)
+    names = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": batch["labels"]}
+    return {"noisy_task": torch.func.functional_call(model, mixed, (), names).loss}
+
+
+def l2_sp(model, batch, alpha):
+    """At the first step the weights are the centre; tests/regularizers/test_weights.py has several steps."""
+    task, _ = run(model, batch, embed(model, batch))
+    return {"task": task, "distance": alpha * sum((w - w.detach()).square().sum() for w in model.parameters()) / 2}
+
+
+def anchor(model, batch, alpha):
+    task, logits = run(model, batch, embed(model, batch))
+    with torch.no_grad():
+        _, was = run(copy.deepcopy(model).eval(), batch, embed(model, batch))
+    return {"task": task, "anchor": alpha * kl(was, logits)}
+
+
+def noisy_tune(model, batch, amount):
+    """One draw for all weights, in the order of `parameters()`."""
+    weights = list(model.parameters())
+    drawn = torch.empty(1, sum(w.numel() for w in weights)).uniform_(-1, 1).flatten()
+    with torch.no_grad():
+        for w in weights:
+            noise, drawn = drawn[: w.numel()].view_as(w) / 2, drawn[w.numel() :]
+            w.add_(noise * amount * w.std())
+    return {"task": run(model, batch, embed(model, batch))[0]}
 
 
 # -- the comparison --------------------------------------------------------------------------------------------------
@@ -389,6 +516,21 @@ CASES = [
         "smart(epsilon=0.05, step=0.03, steps=2, start=0.02, alpha=2, mu=0.7)",
         lambda m, b: smart(m, b, copy.deepcopy(m).eval(), 0.05, 0.03, 2, 0.02, 2, 0.7),
     ),
+    ("sam(epsilon=0.5)", lambda m, b: sam(m, b, 0.5)),
+    ("sam(epsilon=0.1, norm='tensor')", lambda m, b: sam(m, b, 0.1, per_tensor=True)),
+    ("asam(epsilon=0.5)", lambda m, b: asam(m, b, 0.5)),
+    ("asam(epsilon=0.3, eta=0.1)", lambda m, b: asam(m, b, 0.3, 0.1)),
+    ("awp(epsilon=0.05)", lambda m, b: awp(m, b, 0.05)),
+    ("momentum_sam(epsilon=0.5)", momentum_sam),
+    ("mixout(rate=0.7)", lambda m, b: mixout(m, b, 0.7)),
+    ("l2_sp(alpha=2)", lambda m, b: l2_sp(m, b, 2)),
+    ("anchor(alpha=2)", lambda m, b: anchor(m, b, 2)),
+    ("noisy_tune(epsilon=0.5)", lambda m, b: noisy_tune(m, b, 0.5)),
+    ("mean_teacher(alpha=9)", lambda m, b: mean_teacher(m, b, copy.deepcopy(m).eval(), 9)),
+    (
+        "mean_teacher(alpha=3, divergence='kl')",
+        lambda m, b: mean_teacher(m, b, copy.deepcopy(m).eval(), 3, "kl"),
+    ),
 ]
 ROOT = Path(__file__).parents[2]
 
@@ -413,6 +555,10 @@ def test_all_names_recipes():
 @pytest.mark.parametrize(("expression", "oracle"), CASES, ids=[expression for expression, _ in CASES])
 def test_loss_and_every_gradient_agree_with_the_equation(expression, oracle):
     compare(expression, oracle)
+
+
+def test_awp_at_perturbed_inputs_agrees_with_the_equation():
+    compare("awp(epsilon=0.05, inputs=0.5)", lambda m, b: awp_at_perturbed_inputs(m, b, 0.05, 0.5), dropout=0.0)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -506,19 +652,23 @@ def test_the_authors_weight_converts_by_the_batch_size_whatever_it_is():
         )
 
 
-def test_smart_stays_near_its_average_over_several_steps():
-    batches = [tiny_batch(SIZE, seed=seed) for seed in range(3)]
-    settings = {"epsilon": 0.05, "step": 0.03, "steps": 2, "start": 0.02, "alpha": 2.0, "mu": 0.7}
+SMART = {"epsilon": 0.05, "step": 0.03, "steps": 2, "start": 0.02, "alpha": 2.0, "mu": 0.7}
+AVERAGED = {"smart": (smart, SMART), "mean_teacher": (mean_teacher, {"alpha": 9.0})}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_model_stays_near_its_average_over_several_steps(name):
+    batches, (oracle, settings) = [tiny_batch(SIZE, seed=seed) for seed in range(3)], AVERAGED[name]
     ours, theirs = tiny_model(dropout=0.1), tiny_model(dropout=0.1)
     arguments = ", ".join(f"{name}={value}" for name, value in settings.items())
-    regularization = Regularization(parse(f"smart({arguments}, beta=0.8)"), ours)
+    regularization = Regularization(parse(f"{name}({arguments}, beta=0.8)"), ours)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (ours, theirs)]
     average = copy.deepcopy(theirs).eval()
     for step, batch in enumerate(batches):
         torch.manual_seed(step)
         losses = regularization.backward(batch, step=step)
         torch.manual_seed(step)
-        expected = smart(theirs, batch, average, **settings)
+        expected = oracle(theirs, batch, average, **settings)
         sum(expected.values()).backward()
         assert losses.keys() == expected.keys()
         for name, value in expected.items():

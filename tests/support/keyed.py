@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from hf_rat import RegularizedTrainer
+from hf_rat import Regularization, RegularizedTrainer
 from hf_rat.engine.probes import PassProbe
+from hf_rat.engine.weight_memory import WeightMemory
 from hf_rat.passes.draws import Draws
 from hf_rat.passes.point import Point
-from hf_rat.regularizers import balls, perturbations
+from hf_rat.regularizers import balls, perturbations, weight_balls, weight_perturbations
 
 LONGEST = 24
 """Numbers are drawn for this many positions and cut, so that they do not depend on the padding either."""
@@ -91,6 +92,18 @@ def draw(kind: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
     return (-2 * uniform(shape).log()).sqrt() * (2 * math.pi * uniform(shape)).cos()
 
 
+def _as_if_nothing_was_drawn(look):
+    """What happens before the first micro-batch of a step leaves its examples and their keys as they were."""
+
+    def looked(*args, **kwargs):
+        examples = _examples[0]
+        look(*args, **kwargs)
+        _examples[0] = examples
+        torch.manual_seed(0)
+
+    return looked
+
+
 @contextlib.contextmanager
 def noise():
     """Dropout and noise are keyed inside."""
@@ -98,8 +111,10 @@ def noise():
         # A key is drawn for the whole batch, but each example and each copy of it has numbers of its own.
         patch.setattr(PassProbe, "_draws", lambda self, inputs: Draws(None, None))
         patch.setattr(torch.nn.functional, "dropout", dropout)
-        patch.setattr(balls, "draw", draw)
-        patch.setattr(perturbations, "draw", draw)
+        for before, method in ((Regularization, "begin_step"), (WeightMemory, "_start")):
+            patch.setattr(before, method, _as_if_nothing_was_drawn(getattr(before, method)))
+        for module in (balls, perturbations, weight_balls, weight_perturbations):
+            patch.setattr(module, "draw", draw)
         yield
 
 
@@ -131,6 +146,11 @@ def by_bucket():
 
 class KeyedTrainer(RegularizedTrainer):
     """Tells the generator when a micro-batch begins."""
+
+    def _prepare_inputs(self, inputs):
+        if "labels" in inputs and self.model.training:
+            begin(inputs["input_ids"], inputs["attention_mask"])
+        return super()._prepare_inputs(inputs)
 
     def training_step(self, model, inputs, *args, **kwargs):
         begin(inputs["input_ids"], inputs["attention_mask"])

@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from two_processes import BadPass
 
 from hf_rat import Regularization, parse
+from hf_rat.engine.requirements import require_whole_weights
 
-EVERY = [*runs.SETTINGS.values(), *runs.COMPOSED, "fgm(epsilon=0.1, unit='embedding')"]
+EVERY = [*runs.INVARIANT, "fgm(epsilon=0.1, unit='embedding')"]
 STEP = 3
 """Every schedule of EVERY has begun."""
 
@@ -60,13 +61,18 @@ def batches() -> list[dict[str, Tensor]]:
     return [runs.collate(rows[:8]), runs.collate(rows[8:])]
 
 
+def begun(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    keyed.begin(own["input_ids"], own["attention_mask"])
+    return own
+
+
 def step(one: nn.Module, expression: str, part: slice, single: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Two accumulated micro-batches on this process's part of each: mean losses and gradients."""
     regularization = Regularization(parse(expression), one, single_backward=single, length_buckets="auto")
     seen: dict[str, float] = {}
-    for batch in batches():
-        own = {name: value[part] for name, value in batch.items()}
-        keyed.begin(own["input_ids"], own["attention_mask"])
+    parts = [{name: value[part] for name, value in batch.items()} for batch in batches()]
+    regularization.begin_step((begun(own) for own in parts), step=STEP)
+    for own in map(begun, parts):
         for name, value in regularization.backward(own, step=STEP, accumulation=2).items():
             seen[name] = seen.get(name, 0.0) + value.item() / 2
     regularization.close()
@@ -109,6 +115,26 @@ def compared(engine: str, single: bool, expression: str) -> dict[str, Any]:
     return {"losses": ours, "expected": losses, "gradients apart": max(apart.values()), "largest": largest}
 
 
+def moved_by_each_process() -> dict[str, float]:
+    """SAM over the micro-batch: DDP's gradients are the mean of those that each process has at its own weights."""
+    rank = dist.get_rank()
+    halves = [{name: value[part] for name, value in batches()[0].items()} for part in (slice(0, 4), slice(4, 8))]
+
+    def gradients_on(one: nn.Module, half: dict[str, Tensor]) -> dict[str, Tensor]:
+        begun(half)
+        Regularization(parse("sam(epsilon=0.3)"), one, length_buckets="off").backward(half)
+        inside = one.module if isinstance(one, DistributedDataParallel) else one
+        return {name: p.grad.clone() for name, p in inside.named_parameters() if p.grad is not None}
+
+    wanted = [gradients_on(model(), half) for half in halves]
+    found = gradients_on(ENGINES["DDP"](), halves[rank])
+    mean = {name: (wanted[0][name] + wanted[1][name]) / 2 for name in found}
+    return {
+        "apart": max(float((found[name] - value).abs().max()) for name, value in mean.items()),
+        "of each": max(float((wanted[0][name] - wanted[1][name]).abs().max()) for name in found),
+    }
+
+
 def with_a_bad_pass(engine: str) -> dict[str, Any]:
     """The adversarial pass of process 1 is NaN: which losses each process keeps."""
     rank = dist.get_rank()
@@ -149,6 +175,14 @@ def fsdp1() -> str:
     return "accepted"
 
 
+def average() -> str:
+    try:
+        require_whole_weights("average='ema(0.9)'", sharded())
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -157,11 +191,12 @@ def main() -> None:
             name: {expression: compared(*case, expression) for expression in EVERY} for name, case in CASES.items()
         }
         bad = {engine: with_a_bad_pass(engine) for engine in ENGINES}
-        refused = {"lean": lean(), "FSDP 1": fsdp1()}
+        each = moved_by_each_process()
+        refused = {"lean": lean(), "FSDP 1": fsdp1(), "average": average()}
         because = whole()
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w", encoding="utf-8") as file:
-            json.dump({"compared": results, "bad": bad, "refused": refused, "whole": because}, file)
+            json.dump({"compared": results, "bad": bad, "refused": refused, "whole": because, "each": each}, file)
     launches.leave()
 
 

@@ -32,6 +32,15 @@ SPLIT = ["rat(epsilon=0.5)", "freelb(epsilon=0.4, step=0.2, steps=3, start=0.2)"
 LEAN = ["rat(epsilon=0.5)", "rdrop(passes=3)"]
 
 
+AVERAGED = {
+    "ema(0.5), plain": {"average": "ema(0.5)", "reg": "plain"},
+    "swa(0.4), rat": {"average": "swa(0.4)", "reg": "rat(epsilon=0.5)"},
+    "ema(0.5), mean teacher": {"average": "ema(0.5)", "reg": "mean_teacher(alpha=9, beta=0.5)"},
+}
+"""Evaluated after each of three steps over 16 examples."""
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 3, "count": 48}
+
+
 BY_POSITION = {name: how for name, how in GROUPINGS.items() if name != "2 x 8, single backward"}
 
 
@@ -81,10 +90,12 @@ def train(
         BadPass(one.model, bad["number"], bad.get("gradient", False))
     one.train()
     seen = runs.ran(one)
+    evaluated = [log["eval_loss"] for log in one.state.log_history if "eval_loss" in log]
     flat = torch.cat([value.float().flatten() for value in seen.weights.values()])
     others = one.accelerator.gather(flat[None])
     return {
         "logs": seen.logs,
+        "eval losses": evaluated,
         "exchanges": counter.buckets,
         "equal": bool((others == flat).all()),
         "finite": bool(flat.isfinite().all()),
@@ -116,12 +127,20 @@ def sizes_of_passes(process: int | None) -> dict[str, Any]:
     return {"sizes": every, "equal": bool((one.accelerator.gather(flat[None]) == flat).all())}
 
 
+def averaged(settings: dict[str, Any]) -> dict[str, Any]:
+    rows = {"eval_dataset": runs.examples(16, seed=2)}
+    return {
+        name: train(how["reg"], options=rows, average=how["average"], per_device_train_batch_size=8, **settings)
+        for name, how in AVERAGED.items()
+    }
+
+
 def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"grouped": {}, "bad": {}}
     results["draws for the batch in"] = {str(process): sizes_of_passes(process) for process in (None, 0, 1)}
     with keyed.noise():
-        for expression in [*runs.SETTINGS.values(), *runs.COMPOSED]:
+        for expression in runs.INVARIANT:
             results["grouped"][expression] = {
                 name: train(expression, **settings) for name, settings in GROUPINGS.items()
             }
@@ -130,6 +149,7 @@ def main() -> None:
             name: train(runs.UNLABELED, options=beside, count=16, **{**settings, "max_steps": 1})
             for name, settings in GROUPINGS.items()
         }
+        results["averaged"] = averaged(EVALUATED)
         eight = GROUPINGS["2 x 8"]
         results["lean"] = {expression: train(expression, reg_memory="lean", **eight) for expression in LEAN}
         with keyed.by_bucket(), pytest.MonkeyPatch.context() as patch:

@@ -101,6 +101,15 @@ def test_a_search_over_regularizers_gives_each_its_own_fields(tmp_path):
     assert seen == [repr(parse(text)) for text in ("fgm(epsilon=0.3)", "rdrop(alpha=2.0)", "fgm")]
 
 
+def test_a_search_over_steps_and_shares_keeps_them_apart(tmp_path):
+    """The Trainer would make 0.5 an int, as the value before it was one, and step 0 of it."""
+    places = iter([0.5, 2, 0.25])
+    seen = searching(
+        runs.arguments(reg="rdrop", reg_begin=1, max_steps=4), lambda trial: {"reg_begin": next(places)}, 3
+    )
+    assert seen == [repr(rdrop(begin=begin)) for begin in (0.5, 2, 0.25)]
+
+
 def test_other_fields_are_searched_beside_a_given_regularizer(tmp_path):
     rates = iter([1e-3, 1e-2])
     seen = searching(runs.arguments(max_steps=1), lambda trial: {"learning_rate": next(rates)}, 2, regularizer=rdrop())

@@ -1,11 +1,13 @@
 """`class MyTrainer(RegularizationMixin, SentenceTransformerTrainer)` with the real package, and its steps by hand."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import tiny
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import BertModel, PreTrainedTokenizerFast
@@ -21,14 +23,17 @@ from hf_rat import (  # noqa: E402
     fgm,
     fgsm,
     freelb,
+    momentum_sam,
     neftune,
     pgd,
     plain,
     rat,
     rdrop,
+    sam,
     smart,
     vat,
 )
+from hf_rat.passes.sites import ColumnsSite  # noqa: E402
 
 EPSILON = 0.5
 
@@ -105,6 +110,27 @@ def logged(one):
     return next(log for log in one.state.log_history if "loss" in log)
 
 
+def test_an_average_of_the_weights(folder, tmp_path):
+    """Evaluated, saved as the model, and resumed from, as with the Trainer itself."""
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    averaging = partial(MyTrainer, average="ema(0.5)")
+    one = trainer(folder, "pairs", tmp_path / "a", fgm(epsilon=EPSILON), cls=averaging, **settings)
+    name = "0.auto_model.encoder.layer.0.output.dense.weight"
+    name = next(key for key in one.model.state_dict() if key.endswith(name.split("model.")[1]))
+    expected = one.model.state_dict()[name].clone()
+    one.train()
+    for step in (1, 2, 3):
+        raw = load_file(tmp_path / "a" / f"checkpoint-{step}" / "raw_model.safetensors")
+        expected = 0.5 * expected + 0.5 * raw[name]
+    torch.testing.assert_close(one.model.state_dict()[name], expected)
+    assert not torch.equal(expected, raw[name])
+    loaded = sentence_transformers.SentenceTransformer(str(tmp_path / "a" / "checkpoint-3"), device="cpu")
+    torch.testing.assert_close(loaded.state_dict()[name], expected)
+    again = trainer(folder, "pairs", tmp_path / "b", fgm(epsilon=EPSILON), cls=averaging, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+    assert torch.equal(again.model.state_dict()[name], one.model.state_dict()[name])
+
+
 def step_by_hand(folder, kind, perturbed):
     """(losses, gradients of BERT) of a step, with FGM on top if `perturbed`; without the package."""
     bert, total, size = BertModel.from_pretrained(folder).train(), {}, SIZES[kind]
@@ -173,10 +199,63 @@ def test_what_climbs_climbs(kind, regularizer, folder, tmp_path):
     assert log["loss"] == pytest.approx(log.get("loss_task", 0.0) + log["loss_adversarial_task"], rel=1e-5)
 
 
+@pytest.mark.parametrize("plain_table", [True, False])
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_a_relative_epsilon_is_a_share_of_all_columns_together(kind, plain_table, folder, tmp_path):
+    one = trainer(folder, kind, tmp_path, fgm(epsilon=0.3, unit="relative"))
+    words = one.model.transformers_model.get_input_embeddings()
+    if not plain_table:  # one that only a forward of the model can tell
+        words.__class__ = type(
+            "Own", (type(words),), {"forward": lambda self, ids: super(type(self), self).forward(ids)}
+        )
+    site, batch = ColumnsSite(one.model), {}
+    for column, name in enumerate(COLUMNS[kind]):
+        rows = [row[column] for row in texts(kind)]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [tiny.PAD] * (longest - len(row)) for row in rows])
+        batch |= {f"{name}_input_ids": ids, f"{name}_attention_mask": (ids != tiny.PAD).long()}
+    by_hand = [torch.cat([words.weight[column] for column in row]).norm() for row in texts(kind)]
+    torch.testing.assert_close(site.geometry(batch).own_length.flatten(), torch.stack(by_hand), rtol=1e-5, atol=1e-6)
+    site.close()
+    log = logged(one)
+    assert log["loss_adversarial_task"] > 1.02 * log["loss_task"]
+
+
 def test_noise_is_there(folder, tmp_path):
     clean = logged(trainer(folder, "triplets", tmp_path, plain()))["loss"]
     log = logged(trainer(folder, "triplets", tmp_path, neftune(epsilon=5)))
     assert log["loss"] == log["loss_noisy_task"] != pytest.approx(clean, rel=1e-2)
+
+
+def test_sam_over_a_step_by_hand(folder, tmp_path):
+    """The gradient of both micro-batches at weights moved by their slope, written into a model of its own."""
+    slopes = {name: g for name, g in step_by_hand(folder, "pairs", False)[1].items() if g is not None}
+    norm = torch.stack([g.square().sum() for g in slopes.values()]).sum().sqrt()
+    moved = BertModel.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if name in slopes:
+                parameter.add_(EPSILON * slopes[name] / norm)
+    moved.save_pretrained(tmp_path / "moved")
+    expected, gradients = step_by_hand(str(tmp_path / "moved"), "pairs", False)
+    one = trainer(folder, "pairs", tmp_path, sam(epsilon=EPSILON, over="step"))
+    bert = one.model.transformers_model
+    before = {name: parameter.detach().clone() for name, parameter in bert.named_parameters()}
+    log = logged(one)
+    assert log["loss_adversarial_task"] == pytest.approx(expected["task"], rel=1e-4)
+    for name, parameter in bert.named_parameters():
+        if name in slopes:
+            torch.testing.assert_close(before[name] - parameter, 0.1 * gradients[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("regularizer", [sam(), momentum_sam()], ids=str)
+def test_a_loss_that_runs_the_model_again_in_the_backward_is_refused_at_moved_weights(regularizer, folder, tmp_path):
+    def cached(model):
+        return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=2)
+
+    with pytest.raises(ValueError, match="is in the graph of its loss") as error:
+        trainer(folder, "triplets", tmp_path, regularizer, cached).train()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

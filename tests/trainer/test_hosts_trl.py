@@ -10,6 +10,7 @@ import tiny
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from test_problem_losses import embed, rat_by_hand, rdrop_by_hand, run
 from tiny_tasks import IGNORED, collate, task_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -99,6 +100,23 @@ def trainer(folder, regularizer=None, kind=SeededSFT, model=None, dropout=0.0, o
 def logged(one):
     one.train()
     return next(log for log in one.state.log_history if "loss" in log)
+
+
+def test_an_average_of_the_weights(tmp_path):
+    """Saved as the model and resumed from, as with the Trainer itself."""
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "options": {"average": "ema(0.5)"}}
+    one = trainer(tmp_path / "a", parse("rat(epsilon=0.3)"), **settings)
+    expected = {name: value.clone() for name, value in one.model.named_parameters()}
+    one.train()
+    for step in (1, 2, 3):
+        raw = load_file(tmp_path / "a" / f"checkpoint-{step}" / "raw_model.safetensors")
+        expected = {name: 0.5 * value + 0.5 * raw[name] for name, value in expected.items() if name in raw}
+    for name, value in expected.items():
+        torch.testing.assert_close(dict(one.model.named_parameters())[name], value)
+    again = trainer(tmp_path / "b", parse("rat(epsilon=0.3)"), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+    for name, value in one.model.named_parameters():
+        assert torch.equal(dict(again.model.named_parameters())[name], value), name
 
 
 def trained(*args, **kwargs):

@@ -22,6 +22,8 @@ CASES = {
     "rat(epsilon=0.5, begin=2, warmup=3)": 4,
     "freelb(begin=4)": 3,
     "rdrop(warmup=5)": 3,
+    "rat(epsilon=0.9, unit='relative', target=0.1, begin=0.17, end=0.84, every=2)": 4,
+    "fgm(epsilon=0.9, unit='relative', target=0.1)": 3,
     "smart(epsilon=0.05, step=0.05, start=0.02, beta=0.5)": 4,
     "vat(epsilon=0.5) + 0.5 * adversarial_dropout(rate=0.2)": 3,
 }
@@ -61,7 +63,7 @@ def test_the_last_checkpoint_is_found(tmp_path):
 
 @pytest.mark.parametrize("expression", CASES)
 def test_a_checkpoint_names_its_regularizer(expression, tmp_path):
-    one = trainer(expression, tmp_path, max_steps=3)
+    one = trainer(expression, tmp_path)
     one.train()
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
     kept = state["stateful_callbacks"]["hf_rat"]["attributes"]

@@ -31,6 +31,12 @@ def parsed(*flags, **settings):
         (["--reg", "rat", "--reg_scope", "table", "--reg_divergence", "js"], rat(scope="table", divergence="js")),
         (["--reg", "freelb", "--reg_begin", "10", "--reg_unit", "embedding"], freelb(begin=10, unit="embedding")),
         (["--reg", "rat", "--reg_warmup", "7"], rat(warmup=7)),
+        (["--reg", "rat", "--reg_begin", "0.7", "--reg_warmup", "0.1"], rat(begin=0.7, warmup=0.1)),
+        (["--reg", "rat", "--reg_begin", "1", "--reg_end", "0.9", "--reg_every", "4"], rat(begin=1, end=0.9, every=4)),
+        (
+            ["--reg", "fgm", "--reg_epsilon", "0.5", "--reg_unit", "relative", "--reg_target", "0.3"],
+            fgm(epsilon=0.5, unit="relative", target=0.3),
+        ),
         (["--reg", "rat", "--reg_site", "decoder_embeddings"], rat(site="decoder_embeddings")),
         (
             ["--reg", "rdrop + fgm + 0.5 * vat", "--reg_site", "vit.embeddings"],
@@ -56,8 +62,8 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
     arguments = {name for call in RECIPES.values() for name, _ in call().arguments}
     flags = {f.name.removeprefix("reg_") for f in fields(RegularizedTrainingArguments) if f.name.startswith("reg_")}
     assert flags - {"single_backward", "memory", "problem"} <= arguments
-    # What the flags leave to expressions: values per pass, SMART's own two, and whether a gradient is stopped.
-    assert arguments - flags == {"epsilons", "dropouts", "mu", "beta", "fixed"}
+    # What the flags leave to expressions: values per pass, and what one recipe alone has.
+    assert arguments - flags == {"epsilons", "dropouts", "mu", "beta", "fixed", "eta", "inputs", "momentum"}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,13 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
         ({"reg": "rat(site='lm_head')", "reg_site": "embeddings"}, "site='lm_head'.*reg_site='embeddings'"),
         ({"reg": "rat", "reg_site": "a layer"}, "site='a layer'.*decoder_embeddings.*name of a module"),
         ({"reg": "rat", "reg_passes": 1}, "passes=1"),
+        ({"reg": "rat", "reg_begin": "half"}, "reg_begin='half' must be a whole number or a share"),
+        ({"reg": "rat", "reg_begin": "1.0"}, "begin=1.0.*share of all steps"),
+        ({"reg": "rat", "reg_end": "1.5"}, "end=1.5.*share of all steps"),
+        ({"reg": "rat", "reg_begin": "5", "reg_end": "5"}, "begin=5, end=5"),
+        ({"reg": "rat", "reg_every": 0}, "every=0"),
+        ({"reg": "rat", "reg_target": 0.3}, "target=0.3 with unit=.absolute.*relative"),
+        ({"reg": "vat", "reg_target": 0.3}, "reg_target=0.3 is set, but nothing"),
         ({"reg": "rat", "reg_scope": "batch"}, "scope='batch'.*example, table"),
         ({"reg": "rat", "reg_divergence": "KL"}, "divergence='KL'"),
         ({"reg": "-1 * rat"}, "-1"),

@@ -198,7 +198,8 @@ def test_the_trainer_takes_one_batch_beside_each(caplog):
         one = trainer("vat(epsilon=0.5, begin=2) + fgm", gradient_accumulation_steps=2)
         one.train()
     # vat: 3 forward, 2 backward; fgm: 1 and 1 more; the other batch: 3 and 1.
-    assert "7 forward and 4 backward passes and 2 for slopes per step" in caplog.text
+    assert "2 forward and 2 backward passes in 2 of 6 steps, 7 forward and 4 backward passes" in caplog.text
+    assert "backward passes and 2 for slopes in 4 of 6 steps" in caplog.text
     logs = runs.ran(one).logs
     assert all(("loss_unlabeled_smoothness" in log) == (step >= 2) for step, log in enumerate(logs))
     assert all(log["loss_unlabeled_smoothness"] > 0 for log in logs[2:])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hf_rat.passes.sites.base import OutputSite
 from hf_rat.passes.sites.geometry import Geometry
+from hf_rat.passes.sites.word_vectors import look_up, mean_norm
 
 EMBEDDINGS = "embeddings"
 
@@ -65,6 +66,7 @@ class EmbeddingSite(OutputSite):
             ids=ids,
             padding_idx=getattr(self.module, "padding_idx", None),
             embedding_norm=self.embedding_norm,
+            own=partial(self._own, inputs),
         )
 
     def ids(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -88,6 +90,21 @@ class EmbeddingSite(OutputSite):
             return None if all(m is None for m in known) else torch.cat(own, dim=1)
         return mask_of(inputs.get("attention_mask"), ids)
 
+    def _own(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The word vectors of a batch in evaluation, (batch, time, dim) as a perturbation of it."""
+        ids = self.ids(inputs)
+        found = look_up(self.module, ids)
+        if found is None:
+            found = self._own_of_a_forward(inputs, ids)
+        return found.reshape(*ids.flatten(1).shape, -1)
+
+    def _own_of_a_forward(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor:
+        """The same by a look at the model, whose module does more than look up."""
+        found = self.runs(inputs, ids)[: len(self._texts)] if self._texts else [self.probe(inputs, ids)]
+        outputs = [seen[1].transpose(0, 1) if self._time_first else seen[1] for seen in found if seen is not None]
+        time = None if self._texts else ids.shape[-1]  # the model may pad its ids itself
+        return torch.cat([output[:, :time] for output in outputs], dim=1)
+
     @property
     def embedding_norm(self) -> float | None:
         """Mean L2 norm of the embeddings of all tokens when it was first asked for; training keeps this length.
@@ -95,7 +112,7 @@ class EmbeddingSite(OutputSite):
         None where it cannot be told: a table that FSDP2 shards, in a module that does more than look up.
         """
         if self._norm is None:
-            self._norm = _mean_norm(self.module)
+            self._norm = mean_norm(self.module)
         return self._norm
 
     @embedding_norm.setter
@@ -231,26 +248,6 @@ def has_two_sides(model: nn.Module) -> bool:
 def mask_of(attention: Any, ids: Tensor) -> Tensor | None:
     """An attention mask as bool, if it is one of these ids."""
     return attention.bool() if isinstance(attention, Tensor) and attention.shape == ids.shape else None
-
-
-def _mean_norm(module: nn.Module) -> float | None:
-    """Of what the module puts out for all its tokens: some scale or normalise the rows of their table."""
-    table = getattr(module, "weight", None)
-    if table is None:
-        return 1.0
-    with torch.no_grad():
-        if type(module).forward is nn.Embedding.forward:
-            mean = table.float().norm(dim=-1).mean()
-            return float(mean.full_tensor() if isinstance(mean, DTensor) else mean)
-        if isinstance(table, DTensor):
-            return None
-        ids = torch.arange(len(table), device=table.device)
-        training = module.training
-        try:
-            module.eval()  # no word dropout
-            return float(torch.cat([module.forward(some).float().norm(dim=-1) for some in ids.split(1024)]).mean())
-        finally:
-            module.train(training)
 
 
 def input_embeddings(model: nn.Module, side: nn.Module) -> nn.Module:

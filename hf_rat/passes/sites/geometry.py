@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +25,8 @@ class Geometry:
         padding_idx: the row of the table that never moves, or None.
         embedding_norm: mean L2 norm of the embeddings of all tokens: the length of `unit="embedding"`. None where
             there are no tokens.
+        own: makes what the site puts out for the batch by itself, of the shape of a perturbation and without a graph:
+            of its length is `unit="relative"`. None where a perturbation changes a mask.
     """
 
     shape: tuple[int, ...]
@@ -32,13 +35,31 @@ class Geometry:
     ids: Tensor | None = None
     padding_idx: int | None = None
     embedding_norm: float | None = 1.0
+    own: Callable[[], Tensor] | None = None
 
-    def length(self, size: float, unit: str) -> float:
+    def length(self, size: float, unit: str) -> float | Tensor:
+        """`size` in absolute terms: one number, or with `unit="relative"` one for each example, (batch, 1, ...)."""
         if unit == "absolute":
             return size
+        if unit == "relative":
+            return size * self.own_length
         if self.embedding_norm is None:
             raise ValueError('unit="embedding" needs word embeddings, which this site is not; use unit="absolute"')
         return size * self.embedding_norm
+
+    @cached_property
+    def own_length(self) -> Tensor:
+        """L2 norm of each example's own tensor at the site, over all its tokens but padding; (batch, 1, ...) fp32.
+
+        Zero where an entry is not finite: such an example does not move.
+        """
+        if self.own is None:
+            raise ValueError('unit="relative" is a share of what a module puts out, and this site changes a mask')
+        x = self.own().detach().float()
+        if self.mask is not None:
+            x = x.where(self.mask.unsqueeze(-1), 0.0)  # what stands on padding may be NaN
+        norm = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (len(self.shape) - 1))
+        return norm.where(torch.isfinite(norm), 0.0)
 
     def masked(self, x: Tensor) -> Tensor:
         return x if self.mask is None else x * self.mask.unsqueeze(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,16 +64,21 @@ class ModuleSite(OutputSite):
         mask = None
         if isinstance(attention, Tensor) and len(shape) == 3 and attention.shape == shape[:2]:
             mask = attention.bool()
-        return Geometry(shape=shape, device=first.device, mask=mask, embedding_norm=None)
+        own = partial(self._output, inputs, first)
+        return Geometry(shape=shape, device=first.device, mask=mask, embedding_norm=None, own=own)
 
     def _shape(self, inputs: Mapping[str, Any], device: Tensor) -> tuple[int, ...]:
-        found = self.probe(inputs, device)
-        if found is None:
-            raise ValueError(f"{type(self.model).__name__} does not run its {self.name}, so it cannot be perturbed")
-        output = found[1]
+        output = self._output(inputs, device)
         if not (isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1):
             raise ValueError(
                 f"the output of {self.name} in {type(self.model).__name__} is no floating point tensor with a batch "
                 f"axis but {type(output).__name__}; name a module that puts one out"
             )
         return tuple(output.shape)
+
+    def _output(self, inputs: Mapping[str, Any], device: Tensor) -> Any:
+        """What the module puts out in evaluation, in its first run."""
+        found = self.probe(inputs, device)
+        if found is None:
+            raise ValueError(f"{type(self.model).__name__} does not run its {self.name}, so it cannot be perturbed")
+        return found[1]

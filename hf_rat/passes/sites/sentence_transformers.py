@@ -81,9 +81,20 @@ class ColumnsSite(EmbeddingSite):
         """The columns are known by their names."""
 
     def _first_probe(self, inputs: Mapping[str, Any], ids: Tensor) -> int:
-        name = self._names(inputs)[0]
-        features = {"input_ids": inputs[f"{name}{_IDS}"], "attention_mask": inputs.get(f"{name}_attention_mask")}
+        features = self._features(inputs)[0]
         return super()._first_probe(features, features["input_ids"])
+
+    def _own_of_a_forward(self, inputs: Mapping[str, Any], ids: Tensor) -> Tensor:
+        features = self._features(inputs)
+        return torch.cat([EmbeddingSite._own_of_a_forward(self, one, one["input_ids"]) for one in features], dim=1)
+
+    def _features(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What the transformer inside is given for each column."""
+        names, columns = self._names(inputs), self._all(inputs)
+        return [
+            {"input_ids": ids, "attention_mask": inputs.get(f"{name}_attention_mask")}
+            for name, ids in zip(names, columns, strict=True)
+        ]
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.move is None or self._probing:

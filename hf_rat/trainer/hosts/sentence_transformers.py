@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rat.passes.sites import EMBEDDINGS
+from hf_rat.passes.sites import EMBEDDINGS, is_weights
 from hf_rat.regularizers.recipe import recipes_that
 from hf_rat.regularizers.terms import TaskLoss, Term, all_terms, compares_logits, is_plain
 from hf_rat.trainer.hosts.base import Host, is_a
@@ -24,6 +24,10 @@ def needs_predictions(regularizer: Term) -> bool:
     """Whether a regularizer compares predictions, or averages the task loss of several passes."""
     tasks = [term for term in all_terms(regularizer) if isinstance(term, TaskLoss)]
     return compares_logits(regularizer) or any(task.passes > 1 for task in tasks)
+
+
+def _is_known(site: str | None) -> bool:
+    return site == EMBEDDINGS or is_weights(site or "")
 
 
 class SentenceHost(Host):
@@ -58,10 +62,10 @@ class SentenceHost(Host):
                 f"use one of {', '.join(usable)}"
             )
         for term in all_terms(regularizer):
-            if term.perturb is not None and term.perturb.site != EMBEDDINGS:
+            if term.perturb is not None and not _is_known(term.perturb.site):
                 raise ValueError(
-                    f"{regularizer!r} perturbs a SentenceTransformer elsewhere than in its words; "
-                    'use site="embeddings"'
+                    f"{regularizer!r} perturbs a SentenceTransformer elsewhere than in its words or weights; "
+                    'use site="embeddings" or site="weights"'
                 )
 
     def begin(self, inputs: Mapping[str, Any]) -> None:

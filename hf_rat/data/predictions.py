@@ -1,0 +1,70 @@
+"""predict_results_<task>.txt: what a run answered a test split with, by the names of the data set's labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_rat.data.tasks import HeldOut, Task
+
+_HEADER = "index\tprediction"
+
+
+def predictions_name(task: Task, held_out: HeldOut) -> str:
+    """The file's name: predict_results_mnli-mm.txt of MNLI's second test split."""
+    parts = [task.name.replace("/", "-"), *([held_out.suffix] if held_out.suffix else [])]
+    return f"predict_results_{'-'.join(parts)}.txt"
+
+
+def write_predictions(path: Path, values: Sequence[float], names: Sequence[str] | None) -> None:
+    """Write the answers to one test split, a line for each row, in the order of the split.
+
+    Args:
+        path: the file; its folder is made if need be.
+        values: class numbers of the data set, or for regression the numbers themselves.
+        names: of the classes; None for regression.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    answers = (f"{value:.3f}" if names is None else names[int(value)] for value in values)
+    lines = [_HEADER, *(f"{index}\t{text}" for index, text in enumerate(answers))]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_predictions(path: Path, task: Task) -> list[float]:
+    """The answers of such a file: class numbers of the data set, or for regression the numbers themselves.
+
+    Args:
+        path: the file.
+        task: the row of its data set.
+
+    Raises:
+        ValueError: the file is not one of ours, or answers what the task does not know; file and line are named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+    lines = text.splitlines()
+    if lines[:1] != [_HEADER] or not text.endswith("\n"):
+        raise ValueError(f"{path} is no whole file of predictions: its run did not come to an end")
+    numbers = {name: number for number, name in enumerate(task.labels)}
+    values: list[float] = []
+    for index, line in enumerate(lines[1:]):
+        where, _, answer = line.partition("\t")
+        if where != str(index):
+            raise ValueError(f"{path}, line {index + 2}: the index is {where!r}, it must be {index}")
+        value = _number(answer) if task.regression else numbers.get(answer)
+        if value is None:
+            kind = "a number" if task.regression else f"a label of {task.name} ({', '.join(task.labels[:3])}, ...)"
+            raise ValueError(f"{path}, line {index + 2}: {answer!r} is not {kind}")
+        values.append(value)
+    return values
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,205 @@
+"""An average of the weights that is evaluated, chosen by, saved and pushed in the place of the weights themselves."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+
+from hf_rat.engine.averaged_model import AveragedWeights, load_raw
+from hf_rat.engine.regularization import Regularization
+from hf_rat.engine.requirements import require_whole_weights
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Average:
+    """What is averaged: `ema(beta)`, from the first step on, or `swa(share)`, equally from that share of the run on.
+
+    Args:
+        kind: "ema" or "swa".
+        number: of the average that an update keeps; of the run that is over before the first update. In (0, 1).
+    """
+
+    kind: str
+    number: float
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({self.number!r})"
+
+    @property
+    def beta(self) -> float | None:
+        return self.number if self.kind == "ema" else None
+
+    def begin(self, steps: int) -> int:
+        """The optimizer steps of a run of `steps` after which the weights are not yet averaged."""
+        return 0 if self.kind == "ema" else int(round(self.number * steps, 6))
+
+
+def read_average(text: str) -> Average:
+    """The average that a text describes.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    found = re.fullmatch(r"\s*(ema|swa)\(\s*([\d.]+(?:e-\d+)?)\s*\)\s*", text)
+    number = 0.0
+    if found:
+        try:
+            number = float(found[2])
+        except ValueError:
+            found = None
+    if not found or not 0 < number < 1:
+        raise ValueError(
+            f'average={text!r} must be "ema(0.99)", a moving average that keeps 0.99 of itself at each step, or '
+            '"swa(0.5)", the mean of the weights after each step of the second half; the number lies between 0 and 1'
+        )
+    return Average(found[1], number)
+
+
+class Averaging(_Base):
+    """Base of the mixin: evaluates and saves the average of the weights, while training goes on from the weights."""
+
+    _given_average: Average | None = None
+    _average: AveragedWeights | None = None  # while a run trains
+    _taken = 0
+    _resumed_from: str | None
+    _regularization: Regularization | None
+
+    if TYPE_CHECKING:
+
+        @property
+        def regularization(self) -> Regularization: ...
+
+    @property
+    def average(self) -> Average | None:
+        """What is averaged, as it is now described."""
+        said = getattr(self.args, "average", None)
+        if self._given_average is not None and said is not None:
+            raise ValueError(f"both average={self._given_average!r} and args.average={said!r} are set; keep one")
+        return self._given_average if said is None else read_average(said)
+
+    @property
+    def averaged_steps(self) -> int:
+        """Of how many optimizer steps the model that is evaluated and saved now is the average; 0 if it is none."""
+        return self._taken if self._average is None else self._average.updates
+
+    # -- where the model is read -------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, of the averaged model."""
+        with self._averaged():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's, of the averaged model; a checkpoint has the averages and the weights themselves beside it.
+
+        They must be there before the Trainer writes the state that makes a checkpoint whole, and deletes older ones.
+        """
+        with self._averaged():
+            super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self.args.should_save:
+            teacher = self._teacher
+            if teacher is not None:
+                teacher.save(output_dir)
+            if self._regularization is not None:
+                self._regularization.weights.save(output_dir)
+            if self._average is not None:
+                if self._average is not teacher:
+                    self._average.save(output_dir)
+                self._average.save_raw(self.regularization.unwrapped, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        load_raw(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._average is not None:  # which engines that have checkpoints of their own have not loaded
+            self._average.load(str(self.state.best_model_checkpoint))
+            self._end_average()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model has the averages inside, as soon as there are any."""
+        if self._average is None or self._average.updates == 0:
+            yield
+        else:
+            with self._average.applied(self.regularization.unwrapped):
+                yield
+
+    # -- what a run begins and ends with -----------------------------------------------------------------------------
+
+    @property
+    def _teacher(self) -> AveragedWeights | None:
+        return None if self._regularization is None else self._regularization.teacher
+
+    def _begin_average(self) -> None:
+        """Of a new run; the average that a term keeps is taken if it is the same one."""
+        rule, model = self.average, self.regularization.unwrapped
+        self._average, self._taken = None, 0
+        if rule is None:
+            return
+        require_whole_weights(f"average={str(rule)!r}", self.model_wrapped)
+        teacher = self._teacher
+        if teacher is not None and teacher.beta == rule.beta:
+            self._average = teacher
+            return
+        self._average = AveragedWeights(model, rule.beta, runs=False)
+        if self._resumed_from is not None:
+            self._average.load(self._resumed_from)
+
+    def _average_state(self) -> dict[str, Any]:
+        """What a checkpoint says of the average, beside its weights."""
+        rule = self.average
+        return {} if rule is None else {"average": repr(rule), "average_begin": rule.begin(self.state.max_steps)}
+
+    def _require_same_average(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to go on with another average than that of the checkpoint.
+
+        Raises:
+            ValueError: another one, none, or one that begins at another step, as the run has another length.
+        """
+        now, before = self._average_state(), saved.get("average")
+        if now.get("average") != before:
+            raise ValueError(f"average={now.get('average')!r}, and the checkpoint was made with average={before!r}")
+        if now.get("average_begin") != saved.get("average_begin"):
+            raise ValueError(
+                f"average={before!r} began after step {saved['average_begin']} of the run that made the checkpoint, "
+                f"and begins after step {now['average_begin']} of {self.state.max_steps}: keep the number of steps"
+            )
+
+    def _move_averages(self) -> None:
+        """After an optimizer step that changed the weights."""
+        self.regularization.after_step()
+        rule = self.average
+        if self._average is None or rule is None or self._average is self._teacher:
+            return
+        if self.state.global_step > rule.begin(self.state.max_steps):
+            self._average.update(self.regularization.unwrapped)
+
+    def _end_average(self) -> None:
+        """The model becomes the averaged one."""
+        if self._average is None:
+            return
+        self._taken = self._average.updates
+        if self._taken:
+            self._average.copy_to(self.regularization.unwrapped)
+        else:
+            logger.warning(
+                "average=%r: no weights were averaged by step %s, the model has its own.",
+                self.average,
+                self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step,
+            )
+        self._average = None
