@@ -89,7 +89,7 @@ def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     report = {
         "before": commit_of(arguments.before),
         "after": f"working tree on {commit_of('HEAD')}",
-        "script": arguments.script,
+        "script": ["DIR" if Path(word).is_absolute() else word for word in arguments.script],
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "rows": rows,
     }

@@ -22,6 +22,12 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"{mark}: of the general model tests of Transformers")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _little_garbage():
     """The Trainer collects garbage at the start of each run, and looks at all that every module before has left."""

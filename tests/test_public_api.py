@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launches
 import pytest
 
 import hf_rat
@@ -45,12 +46,14 @@ def test_names_are_found_at_their_first_use_only():
     assert printed.splitlines()[2] == "RNNConfig", "any use lets the Auto classes find the companion models"
 
 
-def test_a_star_import_dir_and_help_know_every_name():
-    printed = fresh(
+def test_a_star_import_dir_and_help_know_every_name(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
         "from hf_rat import *\nimport hf_rat, pydoc\n"
         "assert all(name in globals() and name in dir(hf_rat) for name in hf_rat.__all__)\n"
         "print(pydoc.render_doc(rat, renderer=pydoc.plaintext))"
     )
+    printed = launches.fork(script)
     assert "epsilon" in printed
     assert RECIPES["rat"].__doc__.splitlines()[0] in printed
 

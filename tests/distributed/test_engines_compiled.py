@@ -8,9 +8,8 @@ import shutil
 import keyed
 import pytest
 import runs
-import tiny
 import torch
-from test_invariance import BagOfWords, collate_to_one_length
+from test_invariance import BagOfWords, collate_to_one_length, one_layer
 from torch._inductor import config as inductor
 from torch._inductor import metrics
 
@@ -59,7 +58,4 @@ def test_inductor_changes_nothing(recipe):
 
 
 def test_inductor_changes_nothing_in_a_transformer():
-    def bert():
-        return tiny.tiny_model(dropout=0.1, _attn_implementation="eager", num_hidden_layers=1)
-
-    assert_compiled_as_eager(runs.SETTINGS["rat"], bert)
+    assert_compiled_as_eager(runs.SETTINGS["rat"], one_layer)

@@ -114,11 +114,22 @@ def test_what_accelerate_does_not_do_on_a_cpu_is_refused(environment, settings, 
 # -- for real --------------------------------------------------------------------------------------------------------
 
 
+MAIN = ["--use_cpu", "--reg", "rat", "--max_steps", "2", "--max_train_samples", "40", "--max_eval_samples", "20"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "processes"), [("cpu_1", 1), ("ddp_2_processes", 2)])
-def test_the_main_script_runs_from_a_file(name, processes, tmp_path):
-    command = [*launches.ACCELERATE, "--config_file", str(CONFIGS / f"{name}.yaml"), "run_glue.py", "--use_cpu"]
-    command += ["--max_train_samples", "40", "--max_eval_samples", "20"]
-    printed = launches.run([*command, "--reg", "rat", "--max_steps", "2", "--output_dir", str(tmp_path / "out")])
-    assert f"on cpu x {processes}" in printed
+def test_the_main_script_runs_in_two_processes_from_a_file(tmp_path):
+    command = [*launches.ACCELERATE, "--config_file", str(CONFIGS / "ddp_2_processes.yaml"), "run_glue.py", *MAIN]
+    printed = launches.run([*command, "--output_dir", str(tmp_path / "out")])
+    assert "on cpu x 2" in printed
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_main_script_runs_in_what_a_file_gives_to_one_process(started, tmp_path):
+    """`accelerate launch` starts a plain process then, in this environment."""
+    given = started("cpu_1").environment
+    assert given["ACCELERATE_MIXED_PRECISION"] == "no"
+    printed = launches.fork(launches.ROOT / "run_glue.py", *MAIN, "--output_dir", tmp_path / "out", **given)
+    assert "on cpu x 1" in printed
     assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -38,6 +38,8 @@ TASKS: dict[str, tuple[Any, str]] = {
 BY_POSITION = [name for name in TASKS if name not in ("question_answering", "multiple_choice")]
 INVARIANT = ["token_classification", "masked_lm", "causal_lm", "seq2seq"]
 IGNORED = -100
+DEPTHS = {"num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"}
+"""What the configs call the number of layers, which is one here: test_models.py has the families with two."""
 
 
 @cache
@@ -45,6 +47,8 @@ def _built(task: str, dropout: float) -> nn.Module:
     auto, family = TASKS[task]
     config = tiny._config(family, dropout)
     config.num_labels = 2 if task == "question_answering" else 3
+    for name in vars(config).keys() & DEPTHS:
+        setattr(config, name, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return auto.from_config(config, attn_implementation="eager")
