@@ -45,8 +45,8 @@ def run(argv: Sequence[str]) -> None:
         ValueError: bad input, or some runs failed.
     """
     experiment = parse(argv)
-    command = commands()[experiment.base[0]]
-    processes = Processes("hf_rat.cli.main", (command.module, "hf_rat.experiments.preload"), experiment.jobs)
+    modules = [commands()[name].module for name in experiment.commands]
+    processes = Processes("hf_rat.cli.main", (*modules, "hf_rat.experiments.preload"), experiment.jobs)
     compare(experiment, shlex.join(["hf-rat", "compare", *argv]), processes)
 
 
@@ -121,13 +121,17 @@ def parse(argv: Sequence[str]) -> Experiment:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds: {' '.join(map(str, seeds))} holds a seed twice")
     base = _base(asked, after)
-    command = commands()[base[0]]
+    cells = _cells(asked, base)
+    names = dict.fromkeys(cell.command or base[0] for cell in cells)
+    used = [_command(name, "cells: command:") for name in names]
     for name in ("methods", "models", "datasets"):
-        _require_entries(name, asked.get(name, ()), command)
+        _require_entries(name, asked.get(name, ()), used)
     for entry in asked["methods"]:
         for (expression,) in samples([halves(entry, "--methods")[0]], "--methods"):
             require_methods(expression, "--methods")
-    _require_flags(base[1:], command)
+    _require_flags(base[1:], used)
+    for cell in cells:
+        _require_flags(cell.flags, [_command(cell.command or base[0], "cells: command:")])
     baseline = asked.get("baseline")
     if baseline is not None and baseline not in asked["methods"]:
         near = difflib.get_close_matches(baseline, asked["methods"], n=1)
@@ -139,7 +143,7 @@ def parse(argv: Sequence[str]) -> Experiment:
         tuple(seeds),
         Path(asked["output_dir"]),
         tuple(base),
-        tuple(_cells(asked, base)),
+        tuple(cells),
         baseline,
         **optional,
     )
@@ -158,24 +162,35 @@ def _base(asked: Mapping[str, Any], after: Sequence[str] | None) -> list[str]:
     elif after is not None and name is None:
         raise ValueError(f"{shlex.join(['--', *words])!r}: -- takes an hf-rat command, as in: -- glue --task_name rte")
     name = name or "glue"
-    command = commands().get(name)
-    if command is None or not command.dataclasses:
-        trains = " or ".join(name for name, command in commands().items() if command.dataclasses)
-        raise ValueError(f"{'--' if after else 'command:'} takes {trains}, it was given {name!r}")
+    _command(name, "--" if after else "command:")
     return [name, *asked.get("flags", ()), *words]
 
 
-def _require_flags(words: Sequence[str], command: Command) -> None:
-    """Refuse flags that the command has not, and those that this command sets."""
+def _command(name: str, given_to: str) -> Command:
+    """The command of a run.
+
+    Raises:
+        ValueError: it trains nothing.
+    """
+    command = commands().get(name)
+    if command is None or not command.dataclasses:
+        trains = " or ".join(name for name, command in commands().items() if command.dataclasses)
+        raise ValueError(f"{given_to} takes {trains}, it was given {name!r}")
+    return command
+
+
+def _require_flags(words: Sequence[str], used: Sequence[Command]) -> None:
+    """Refuse flags that a command has not, and those that this command sets."""
     for name in OWN_FLAGS:
         if value_of(words, name) is not None:
             word = next(word for word in words if word.startswith("--") and value_of([word], name) is not None)
             raise ValueError(f"{word} is set by compare for every run; say --methods, --seeds, --output_dir instead")
     for filled in samples(words, "the flags"):
-        command.check(filled)
+        for command in used:
+            command.check(filled)
 
 
-def _require_entries(name: str, entries: Sequence[str], command: Command) -> None:
+def _require_entries(name: str, entries: Sequence[str], used: Sequence[Command]) -> None:
     """Refuse entries that name nothing, that would share a folder, or whose flags are wrong."""
     slugs = [slug(entry) for entry in entries]
     for entry in entries:
@@ -184,11 +199,16 @@ def _require_entries(name: str, entries: Sequence[str], command: Command) -> Non
             raise ValueError(f"--{name}: {entry!r} names {'no regularizer' if name == 'methods' else 'nothing'}")
         if slugs.count(slug(entry)) > 1:
             raise ValueError(f"--{name}: {entry!r} and another one would share the folder {slug(entry)!r}")
-        _require_flags(flags, command)
+        _require_flags(flags, used)
 
 
 def _cells(asked: Mapping[str, Any], base: Sequence[str]) -> list[Cell]:
-    """Every data set with every model, and the flags that name them."""
+    """The cells of the file, or every data set with every model, and the flags that name them."""
+    if "cells" in asked:
+        for name in ("datasets", "models"):
+            if name in asked:
+                raise ValueError(f"{name} and cells were given: cells name both, keep one of them")
+        return _own_cells(asked["cells"])
     command, words = base[0], base[1:]
     cells = []
     axes = [(asked.get(name) or (None,)) for name in ("datasets", "models")]
@@ -204,6 +224,14 @@ def _cells(asked: Mapping[str, Any], base: Sequence[str]) -> list[Cell]:
             flags += [f"--{flag}", named, *own]
         cells.append(Cell(dataset, model, tuple(flags)))
     return cells
+
+
+def _own_cells(given: Sequence[tuple[str, str | None, list[str]]]) -> list[Cell]:
+    slugs = [slug(name) for name, _, _ in given]
+    for name, _, _ in given:
+        if not slug(name) or slugs.count(slug(name)) > 1:
+            raise ValueError(f"cells: {name!r} {'names no folder' if not slug(name) else 'has the folder of another'}")
+    return [Cell(name, None, tuple(words), command) for name, command, words in given]
 
 
 def _model_flag(command: str, model: str) -> str:

@@ -19,11 +19,13 @@ class Cell:
         dataset: as the user named it; None where every run has the same.
         model: likewise.
         flags: that name both to the command, and those that they carry.
+        command: the `hf-rat` command of its runs; None is that of the experiment.
     """
 
     dataset: str | None = None
     model: str | None = None
     flags: tuple[str, ...] = ()
+    command: str | None = None
 
     @property
     def shown(self) -> str:
@@ -80,6 +82,11 @@ class Experiment:
     chosen: Mapping[tuple[Cell, Method], Setting] | None = None
 
     @property
+    def commands(self) -> list[str]:
+        """The `hf-rat` commands that its runs make."""
+        return list(dict.fromkeys(cell.command or self.base[0] for cell in self.cells))
+
+    @property
     def reference(self) -> Method:
         """The method that others are compared with."""
         wanted = self.baseline or "plain"
@@ -94,7 +101,8 @@ class Experiment:
     def setting(self, method: Method, cell: Cell) -> Setting:
         """The words of a method's runs in a cell."""
         if self.chosen is None:
-            return Setting((*self.base, *cell.flags, *method.flags), method.expression)
+            command = cell.command or self.base[0]
+            return Setting((command, *self.base[1:], *cell.flags, *method.flags), method.expression)
         return self.chosen[cell, method]
 
     def run(self, method: Method, cell: Cell, seed: int) -> Run:

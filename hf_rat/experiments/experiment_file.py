@@ -9,6 +9,13 @@ models: [textcnn, bilstm]
 datasets: [ag_news]
 seeds: 5                                        # 1 to 5; or a list
 output_dir: out/news
+
+Where not every model meets every data set, `cells` stands in place of both: a name and the flags of each, and its
+command where that is another.
+
+cells:
+  news, textcnn: {dataset_name: ag_news, model: textcnn}
+  rte: {command: glue, task_name: rte, model_name_or_path: roberta-base}
 """
 
 from __future__ import annotations
@@ -51,7 +58,8 @@ def read_experiment(path: Path) -> dict[str, Any]:
         path: of a YAML file.
 
     Returns:
-        Key -> value: words for "flags", texts for "methods", "models" and "datasets", numbers for "seeds".
+        Key -> value: words for "flags", texts for "methods", "models" and "datasets", numbers for "seeds"; name,
+        command or None, and words for each of "cells".
 
     Raises:
         ValueError: the file cannot be read, a key is not known (with the nearest), or a value is of the wrong type.
@@ -119,6 +127,19 @@ def _entries(value: Any) -> list[str]:
     return entries
 
 
+def _cells(value: Any) -> list[tuple[str, str | None, list[str]]]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{_named(value)} was given, names with flags are needed, as in rte: {{task_name: rte}}")
+    cells = []
+    for name, flags in value.items():
+        if not isinstance(flags, Mapping):
+            raise ValueError(f"{name}: {_named(flags)} was given, flags are needed, as in {{task_name: rte}}")
+        command = None if flags.get("command") is None else _text(flags["command"])
+        own = {flag: given for flag, given in flags.items() if flag != "command"}
+        cells.append((_text(name), command, _flags(own)))
+    return cells
+
+
 def _seeds(value: Any) -> list[int]:
     if isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value):
         return value
@@ -142,6 +163,7 @@ _KEYS: dict[str, Callable[[Any], Any]] = {
     "methods": _entries,
     "models": _entries,
     "datasets": _entries,
+    "cells": _cells,
     "seeds": _seeds,
     "baseline": _text,
     "score": _text,

@@ -1,5 +1,6 @@
 """A comparison as a file: what it asks for, what flags change of it, and one line for what is wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,24 @@ def test_the_plan_goes_seed_by_seed_and_each_run_has_a_folder(file):
     assert first.command[-6:-2] == ("--reg", "rat(epsilon=0.3, begin=60)", "--seed", "1")
 
 
+def test_cells_have_models_data_and_commands_of_their_own(file):
+    cells = """
+cells:
+  news, textcnn: {dataset_name: ag_news, model: textcnn}
+  rte: {command: glue, task_name: rte, model_name_or_path: some/model}
+"""
+    asked = parse([file(re.sub("(?s)lowercase: false, |(models|datasets).*?(?=seeds)", "", WHOLE) + cells)])
+    assert asked.commands == ["textcls", "glue"]
+    runs = {run.dataset: run for run in asked.plan() if run.seed == 1 and run.method.entry == "plain"}
+    assert runs.keys() == {"news, textcnn", "rte"}
+    assert runs["rte"].folder == Path("out/news/rte/plain/seed-1")
+    assert runs["rte"].command[0] == "glue"
+    assert runs["news, textcnn"].command[0] == "textcls"
+    for run, flags in [(runs["rte"], ["task_name", "rte"]), (runs["news, textcnn"], ["model", "textcnn"])]:
+        assert value_of(run.command, flags[0]) == flags[1]
+        assert value_of(run.command, "weight_decay") == "0.01"
+
+
 def test_flags_win_over_the_file(file):
     line = [file(WHOLE), "--seeds", "7", "--methods", "rdrop", "--baseline", "rdrop", "--", "--weight_decay", "0.5"]
     asked = parse(line)
@@ -128,6 +147,9 @@ def test_a_tracker_gets_names(file):
         ("jobs: 0", "jobs: 0 was given"),
         ("controls: 1", "controls: 1 was given, true or false is needed"),
         ("output_dir: 3", "output_dir: 3 was given, a text is needed"),
+        ("cells: [rte]", "cells: a list ['rte'] was given, names with flags are needed"),
+        ("cells: {rte: 3}", "cells: rte: 3 was given, flags are needed"),
+        ("cells: {rte: {command: 3}}", "cells: 3 was given, a text is needed"),
     ],
 )
 def test_bad_files_are_one_line(file, text, message, capsys, monkeypatch):
@@ -151,6 +173,12 @@ def test_bad_files_are_one_line(file, text, message, capsys, monkeypatch):
         ("baseline: plane", "--baseline 'plane' is none of --methods; did you mean 'plain'?"),
         ("datasets: [rte, rte]", "--datasets: 'rte' and another one would share the folder 'rte'"),
         ("models: [a/b: {output_dir: x}]", "--output_dir is set by compare"),
+        ("cells: {rte: {command: gleu}}", "cells: command: takes glue or textcls, it was given 'gleu'"),
+        ("cells: {rte: {model: textcnn}}", "'--model' is not a flag of hf-rat glue"),
+        ("cells: {rte: {seed: 1}}", "--seed is set by compare"),
+        ("cells: {a b: {}, a-b: {}}", "cells: 'a b' has the folder of another"),
+        ("cells: {rte: {}}\nmodels: [m]", "models and cells were given: cells name both, keep one of them"),
+        ("flags: {model: textcnn}\ncells: {rte: {}, x: {command: textcls}}", "'--model' is not a flag of hf-rat glue"),
         ("datasets: [rte]\nflags: {task_name: cola}", "--task_name cola and --datasets 'rte': keep one of them"),
     ],
 )
