@@ -178,7 +178,10 @@ def test_bad_files_are_one_line(file, text, message, capsys, monkeypatch):
         ("cells: {rte: {seed: 1}}", "--seed is set by compare"),
         ("cells: {a b: {}, a-b: {}}", "cells: 'a b' has the folder of another"),
         ("cells: {rte: {}}\nmodels: [m]", "models and cells were given: cells name both, keep one of them"),
-        ("flags: {model: textcnn}\ncells: {rte: {}, x: {command: textcls}}", "'--model' is not a flag of hf-rat glue"),
+        (
+            "flags: {hidden_size: 3}\ncells: {a: {}, b: {command: textcls}}",
+            "'--hidden_size' is not a flag of hf-rat glue",
+        ),
         ("datasets: [rte]\nflags: {task_name: cola}", "--task_name cola and --datasets 'rte': keep one of them"),
     ],
 )
