@@ -87,6 +87,15 @@ cells:
         assert value_of(run.command, "weight_decay") == "0.01"
 
 
+def test_a_cell_may_vary_another(file):
+    cells = "cells: {a: &a {task_name: rte, train_size: 1000}, b: {<<: *a, train_size: 250}}"
+    asked = parse([file(f"methods: plain\nseeds: 1\noutput_dir: o\n{cells}")])
+    assert [dict(zip(cell.flags[::2], cell.flags[1::2], strict=True)) for cell in asked.cells] == [
+        {"--task_name": "rte", "--train_size": "1000"},
+        {"--task_name": "rte", "--train_size": "250"},
+    ]
+
+
 def test_flags_win_over_the_file(file):
     line = [file(WHOLE), "--seeds", "7", "--methods", "rdrop", "--baseline", "rdrop", "--", "--weight_decay", "0.5"]
     asked = parse(line)
