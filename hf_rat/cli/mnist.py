@@ -100,7 +100,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     example = build(PixelArguments, given).data_dir is None
     defaults = _EXAMPLE if example else _SETTINGS
     pixels = build(PixelArguments, given, defaults)
-    if not given.get("do_train", defaults.get("do_train")) or not given.get("do_eval", defaults.get("do_eval")):
+    if not given.get("do_eval", defaults.get("do_eval")):
         defaults = defaults | {"eval_strategy": "no"}
     flags = sequence_flags(given, defaults)
     with in_its_folder(flags):
@@ -121,9 +121,8 @@ def _run(flags: Flags, pixels: PixelArguments) -> dict[str, float]:
     job = sequence_job(_MNIST, 1, pixels, forget_bias=1.0, images=described)
     begin_orthogonally(job.model)
     job.card = {"tasks": "image-classification", "dataset": "MNIST" if pixels.data_dir else "made-up digits"}
-    if training.do_train:
-        job.train = rows["train"]
-        decay_at_the_end(training, len(rows["train"]), _DECAY, flags.given)
+    job.train = rows["train"]
+    decay_at_the_end(training, len(rows["train"]), _DECAY, flags.given)
     if training.do_eval:
         job.evaluation = {"": rows["validation"]}
     if training.do_predict:
@@ -135,19 +134,15 @@ def _run(flags: Flags, pixels: PixelArguments) -> dict[str, float]:
 
 def _splits(flags: Flags, pixels: PixelArguments) -> dict[str, Images]:
     """The splits that the run needs."""
-    training, splits = flags.training, {}
-    if training.do_train or training.do_eval:
-        images = _read(pixels, "train")
-        kept = len(images.labels) - pixels.validation_size
-        asked = pixels.train_size or 1
-        if kept < asked:
-            raise ValueError(
-                f"--validation_size {pixels.validation_size} leaves {max(0, kept)} of the {len(images.labels)} images "
-                f"to train on, {asked} are needed"
-            )
-        splits["train"] = images.part(0, pixels.train_size or kept)
-        splits["validation"] = images.part(kept, len(images.labels))
-    if training.do_predict:
+    images = _read(pixels, "train")
+    kept = len(images.labels) - pixels.validation_size
+    if kept < (pixels.train_size or 1):
+        raise ValueError(
+            f"--validation_size {pixels.validation_size} leaves {max(0, kept)} of the {len(images.labels)} images to "
+            f"train on, {pixels.train_size or 1} are needed"
+        )
+    splits = {"train": images.part(0, pixels.train_size or kept), "validation": images.part(kept, len(images.labels))}
+    if flags.training.do_predict:
         splits["test"] = _read(pixels, "test")
     for split, part in splits.items():
         say(f"{split}: {len(part.labels)} images, {pixels.side} x {pixels.side} pixels read one by one")

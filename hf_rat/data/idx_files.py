@@ -75,10 +75,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise ValueError(f"{path} cannot be read as gzip ({' '.join(str(error).split())})") from None
     header = 4 + 4 * dimensions
     magic = bytes([0, 0, _UNSIGNED_BYTES, dimensions])
+    if len(content) >= 4 and content[:4] != magic:
+        raise ValueError(f"{path} begins with {content[:4].hex()}, an idx file of this kind with {magic.hex()}")
     if len(content) < header:
         raise ValueError(f"{path} is cut short: {len(content)} bytes, an idx header of {header} is needed")
-    if content[:4] != magic:
-        raise ValueError(f"{path} begins with {content[:4].hex()}, an idx file of this kind with {magic.hex()}")
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
     wanted = header + int(np.prod(shape))
     if len(content) != wanted:

@@ -38,7 +38,7 @@ def picture_of_accuracies(study: Mapping[str, Any]) -> bytes:
 
 def picture_of_mean_masks(masks: Mapping[str, Sequence[float]]) -> bytes:
     """PNG: a line of cells for each checkpoint, the first on top; dark is a unit that the worst masks switch off."""
-    figure = Figure(figsize=(7.2, 1.2 + 0.22 * len(masks)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(7.2, 2.2 + 0.2 * len(masks)), dpi=100, layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(np.array(list(masks.values())), cmap="cividis", aspect="auto", interpolation="nearest")
     panel.set_yticks(range(len(masks)), list(masks), fontsize=7)

@@ -34,11 +34,11 @@ def sequence_flags(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Fla
         defaults: other defaults than the Trainer's.
 
     Raises:
-        ValueError: a value is not acceptable, or there is nothing to do.
+        ValueError: a value is not acceptable, or nothing is to be trained.
     """
     training = build(RegularizedTrainingArguments, given, defaults)
-    if not (training.do_train or training.do_eval or training.do_predict):
-        raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if not training.do_train:
+        raise ValueError("--do_train is missing: the network is trained from scratch")
     data = DataTrainingArguments(pad_to_max_length=True)
     return Flags(ModelArguments(), data, training, frozenset(given))
 

@@ -10,10 +10,10 @@ from transformers import TrainerCallback
 
 
 class StopWhenRight(TrainerCallback):
-    """Scores the training rows beside each evaluation, and stops when both accuracies are high enough.
+    """Stops when the rows that are evaluated and those that are trained on are answered rightly.
 
-    Training rows are scored as they are trained on, under dropout masks, which `eval_train_accuracy` is then of: a
-    dropout that spoils evaluation alone shows in the two numbers. The random numbers of the run stay as they are.
+    Training rows are scored once the others are right, and at the end, as `eval_train_accuracy`: as they are trained
+    on, under dropout masks, so that a dropout that spoils evaluation alone shows in the two numbers.
 
     Args:
         rows: that are trained on, in the format of torch, with `inputs_embeds` and `label`.
@@ -27,9 +27,11 @@ class StopWhenRight(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any = None, metrics: Any = None, **kwargs: Any
     ) -> None:
-        metrics["eval_train_accuracy"] = train_accuracy(model, self.rows, self.batch_size)
-        if min(metrics["eval_train_accuracy"], metrics["eval_accuracy"]) >= self.enough:
-            control.should_training_stop = True
+        right = metrics["eval_accuracy"] >= self.enough
+        if right or state.global_step >= state.max_steps:
+            metrics["eval_train_accuracy"] = train_accuracy(model, self.rows, self.batch_size)
+            if right and metrics["eval_train_accuracy"] >= self.enough:
+                control.should_training_stop = True
 
 
 @torch.no_grad()
