@@ -20,6 +20,7 @@ from hf_rat.cli._commands import Parser
 from hf_rat.data.generated_digits import generated_digits
 from hf_rat.data.idx_files import Images, read_mnist
 from hf_rat.data.pixel_sequences import pixel_sequences
+from hf_rat.engine.denormals import without_denormals
 from hf_rat.engine.sub_networks import SubNetworks
 from hf_rat.experiments.mask_pictures import picture_of_accuracies, picture_of_mean_masks
 from hf_rat.experiments.mask_study import FILE, Settings, Study, spread
@@ -70,7 +71,8 @@ def run(argv: Sequence[str]) -> None:
     for folder, model in networks.items():
         name = "-".join(folder.parts[-2:]) if len(networks) > 1 else ""
         settings = Settings(str(folder), count, asked.masks, asked.draws, asked.rate, asked.steps, asked.seed)
-        _study(settings, folder, model, images.part(0, count), asked.output_dir / name)
+        with without_denormals():
+            _study(settings, folder, model, images.part(0, count), asked.output_dir / name)
 
 
 def _study(settings: Settings, folder: Path, model: Any, images: Images, output: Path) -> None:

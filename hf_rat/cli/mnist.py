@@ -17,6 +17,7 @@ from hf_rat.data.generated_digits import generated_digits
 from hf_rat.data.idx_files import CLASSES, Images, read_mnist
 from hf_rat.data.pixel_sequences import pixel_sequences
 from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.engine.denormals import without_denormals
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, build, given_flags
@@ -103,7 +104,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     if not given.get("do_eval", defaults.get("do_eval")):
         defaults = defaults | {"eval_strategy": "no"}
     flags = sequence_flags(given, defaults)
-    with in_its_folder(flags):
+    with in_its_folder(flags), without_denormals():
         return _run(flags, pixels)
 
 

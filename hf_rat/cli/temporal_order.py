@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from hf_rat.data.tasks import Task
 from hf_rat.data.temporal_order import CLASSES, SYMBOLS, temporal_order
+from hf_rat.engine.denormals import without_denormals
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, build, given_flags
@@ -80,7 +81,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     flags = sequence_flags(given, _SETTINGS)
     if not (flags.training.do_train and flags.training.do_eval) or flags.training.do_predict:
         raise ValueError("--do_train and --do_eval cannot be off here, and there is no split for --do_predict")
-    with in_its_folder(flags):
+    with in_its_folder(flags), without_denormals():
         return _run(flags, own)
 
 

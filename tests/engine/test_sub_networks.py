@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hf_rat.engine.denormals import without_denormals
 from hf_rat.engine.sub_networks import SubNetworks
 from hf_rat.experiments.mask_pictures import picture_of_accuracies, picture_of_mean_masks
 from hf_rat.experiments.mask_study import FILE, Settings, Study, spread, three_terms
@@ -121,6 +122,16 @@ def test_a_quarter_of_fd_is_at_most_el_for_any_network(seed):
     network.close()
     assert found["quarter_fd_at_most_el"]
     assert found["fd"] > 0
+
+
+def test_denormals_are_zero_inside_and_what_they_were_outside():
+    small = torch.tensor([1e-38])
+    with without_denormals():
+        assert float(small * 1e-3) == 0.0
+        with without_denormals():
+            pass
+        assert float(small * 1e-3) == 0.0
+    assert float(small * 1e-3) > 0.0
 
 
 def interrupted(study, network, at):
