@@ -182,7 +182,7 @@ def test_temporal_order_that_is_not_right_goes_on_to_its_last_epoch(small, tmp_p
     assert results["epoch"] == 2
     assert 0 < results["eval_train_accuracy"] < 1
     model = RNNForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert max(float(p.abs().max()) for p in model.parameters() if p.requires_grad) < 0.06  # began below 0.05
+    assert max(float(p.detach().abs().max()) for p in model.parameters() if p.requires_grad) < 0.06  # began below 0.05
     assert temporal_order.main([*small, "--do_predict"]) == 2
 
 
@@ -204,7 +204,7 @@ def test_the_experiment_files_are_read(name, runs):
 
 def test_they_are_compared(data, tmp_path):
     """By the command line, in this process: what each run writes is what a verdict reads."""
-    words = ["--methods", "plain", "plain --dropout_kind variational=0.3", "--seeds", "1", "2"]
+    words = ["--methods", "plain", "plain --dropout_kind variational=0.3", "--seeds", "1"]
     words += ["--output_dir", str(tmp_path / "all"), "--", "mnist", "--do_train", "--do_eval", "--side", "7"]
     words += ["--data_dir", data, "--validation_size", str(HELD), "--hidden_size", "4", "--max_steps", "2"]
     experiment = compare.parse([*words, "--use_cpu"])
@@ -218,7 +218,7 @@ def test_they_are_compared(data, tmp_path):
 
     compare.compare(experiment, shlex.join(words), Here())
     records = read([tmp_path / "all"])
-    assert len(records) == 4
+    assert len(records) == 2
     assert all("eval_accuracy" in record.scores for record in records)
     with pytest.raises(ValueError, match="hf-rat mnist has no --model_name_or_path"):
-        compare.parse([*words[:6], "--models", "bert", *words[6:]])
+        compare.parse([*words[:5], "--models", "bert", *words[5:]])
