@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,12 @@ def _study(settings: Settings, folder: Path, model: Any, images: Images, output:
     side, order = model.config.images["side"], model.config.images["permutation_seed"]
     inputs = {"inputs_embeds": torch.from_numpy(pixel_sequences(images.pixels, side, order))}
     labels = torch.from_numpy(images.labels)
+
+    def network_of(path: Path) -> SubNetworks:
+        return SubNetworks(_load(path), inputs, labels)
+
     for path in reversed(checkpoints(folder)):
-        study.add_mean_mask(path.name, lambda path=path: SubNetworks(_load(path), inputs, labels))
+        study.add_mean_mask(path.name, partial(network_of, path))
     study.add_mean_mask("at the end", lambda: SubNetworks(model, inputs, labels))
     network = SubNetworks(model, inputs, labels)
     study.study_network(network)

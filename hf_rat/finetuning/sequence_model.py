@@ -75,10 +75,9 @@ def sequence_job(task: Task, width: int, own: SequenceArguments, forget_bias: fl
             embedding_size=width,
             hidden_size=own.hidden_size,
             classifier_dropout=0.0,
-            num_labels=len(labels.names),
             recurrent_dropouts=own.recurrent_dropouts(),
             forget_bias=forget_bias,
-            **described,
+            **{"num_labels": len(labels.names), **described},
         )
     except ValueError as error:
         raise ValueError(f"--dropout_kind {own.dropout_kind!r}: {error}") from None
