@@ -12,6 +12,7 @@ from hf_rat.cli import compare
 from hf_rat.cli.main import main
 from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
+from hf_rat.finetuning.sequence_flags import PixelArguments, TemporalOrderArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
@@ -75,6 +76,11 @@ def check(command: list[str]) -> None:
         for dataclass_ in (ModelArguments, DataTrainingArguments, *more):
             build(dataclass_, given)
         parse(given.get("reg", "plain"))
+    elif name in ("mnist", "temporal-order") and flags:
+        own = PixelArguments if name == "mnist" else TemporalOrderArguments
+        given = given_flags(flags, f"hf-rat {name}", base=(own, RegularizedTrainingArguments))
+        build(own, given)
+        parse(given.get("reg", "plain"))
     elif name == "compare" and flags:
         experiment = compare.parse(flags)
         for run in sampled(experiment).plan():
@@ -113,9 +119,10 @@ def test_every_command_is_one_of_today():
 def test_every_flag_that_the_documentation_names_is_one_of_today():
     """Those in code spans that begin with a flag: ours or Accelerate's. Another program has flags of its own."""
     ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments)
+    ours += (PixelArguments, TemporalOrderArguments)
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
-    known |= {"--models", "--datasets"}
+    known |= {"--models", "--datasets", "--images", "--masks", "--draws", "--rate"}  # of compare, and of masks
     known |= {"--help-all", "--alike", "--baseline", "--score", "--best", "--trials", "--race", "--controls", "--jobs"}
     known |= launch_command_parser()._option_string_actions.keys()
     wrong = []

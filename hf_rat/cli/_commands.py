@@ -19,6 +19,10 @@ _GROUPS = {
     "RegularizedTrainingArguments": "regularizer",
     "ModelArguments": "model",
     "WordModelArguments": "model",
+    "DropoutArguments": "model",
+    "SequenceArguments": "model",
+    "PixelArguments": "data",
+    "TemporalOrderArguments": "data",
     "FileArguments": "data",
     "DataTrainingArguments": "data",
 }

@@ -30,7 +30,7 @@ from hf_rat.finetuning.blame import reported
 OWN_FLAGS = ("reg", "seed", "output_dir")
 RACE = 2  # methods beside the baseline that a race leaves, if it is not said
 # command -> the flag that names a data set.
-DATASETS = {"glue": "task_name", "textcls": "dataset_name"}
+DATASETS = {"glue": "task_name", "textcls": "dataset_name", "mnist": "side", "temporal-order": "length"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,6 +219,8 @@ def _cells(asked: Mapping[str, Any], base: Sequence[str]) -> list[Cell]:
                 continue
             named, own = halves(entry, f"--{axis}")
             flag = DATASETS[command] if axis == "datasets" else _model_flag(command, named)
+            if flag not in commands()[command].flags:
+                raise ValueError(f"--{axis} {entry!r}: hf-rat {command} has no --{flag}")
             if value_of(words, flag) is not None:
                 raise ValueError(f"--{flag} {value_of(words, flag)} and --{axis} {entry!r}: keep one of them")
             flags += [f"--{flag}", named, *own]

@@ -188,7 +188,9 @@ class _Parser(HfArgumentParser):
 DATACLASSES: tuple[Any, ...] = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments)
 
 
-def given_flags(argv: Sequence[str], program: str, more: tuple[Any, ...] = ()) -> dict[str, Any]:
+def given_flags(
+    argv: Sequence[str], program: str, more: tuple[Any, ...] = (), base: tuple[Any, ...] = DATACLASSES
+) -> dict[str, Any]:
     """The flags that are set, name -> value, without any default.
 
     Args:
@@ -196,12 +198,13 @@ def given_flags(argv: Sequence[str], program: str, more: tuple[Any, ...] = ()) -
             first, and the flags after it win.
         program: name of the command, for its help.
         more: dataclasses of the command's own flags.
+        base: those that it shares with others.
 
     Raises:
         ValueError: a flag is not known or its value does not parse, or the file does not.
     """
-    parser = _Parser([*DATACLASSES, *more], prog=program)
-    known = [f.name for dataclass_ in (*DATACLASSES, *more) for f in dataclasses.fields(dataclass_) if f.init]
+    parser = _Parser([*base, *more], prog=program)
+    known = [f.name for dataclass_ in (*base, *more) for f in dataclasses.fields(dataclass_) if f.init]
     given: dict[str, Any] = {}
     argv = list(argv)
     if argv and Path(argv[0]).suffix in (".json", ".yaml", ".yml"):

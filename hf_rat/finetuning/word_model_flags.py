@@ -1,25 +1,23 @@
 """The flags of models that are trained from scratch on words."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from transformers import AutoModelForCausalLM
 
 from hf_rat.data.vocabulary import KINDS
+from hf_rat.finetuning.dropout_flags import DropoutArguments
 from hf_rat.models import COMPANIONS
-from hf_rat.models.recurrent_dropouts import PER_STEP, Dropouts
 
 LANGUAGE_MODELS = tuple(
     name
     for name, companion in COMPANIONS.items()
     if AutoModelForCausalLM in companion.models and not companion.fields.get("bidirectional")
 )
-DROPOUTS = tuple(f.name for f in fields(Dropouts) if f.type == "float")
 
 
 # No postponed annotations in this module: HfArgumentParser reads the types of the fields.
 @dataclass
-class WordModelArguments:
+class WordModelArguments(DropoutArguments):
     """Which companion model is trained, and what its words are."""
 
     model: str | None = field(
@@ -37,18 +35,6 @@ class WordModelArguments:
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Recurrent layers. Without it: 1."})
     pooling: str | None = field(
         default=None, metadata={"help": "What bilstm, gru, lstm and rnn read: last, mean, max or attention."}
-    )
-    dropout_kind: str | None = field(
-        default=None,
-        metadata={
-            "help": "Recurrent dropouts, comma separated, each with its rate or --recurrent_dropout: "
-            '"variational", "recurrent=0.25,dropconnect=0.5". Kinds: variational, variational_x, recurrent, rnndrop, '
-            "zoneout, zoneout_cell, dropconnect, input, hidden, output, layers."
-        },
-    )
-    recurrent_dropout: float = field(default=0.25, metadata={"help": "Rate of the kinds that name none."})
-    dropout_per_step: bool = field(
-        default=False, metadata={"help": "New masks at each step for variational, recurrent and rnndrop."}
     )
     embedding_dropout: float = field(default=0.0, metadata={"help": "Rate at which whole words are dropped."})
     normalize_embeddings: bool = field(
@@ -90,6 +76,7 @@ class WordModelArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in (("model", COMPANIONS), ("vocabulary", KINDS)):
             value = getattr(self, name)
             if value is not None and value not in allowed:
@@ -102,36 +89,9 @@ class WordModelArguments:
             raise ValueError(
                 f"--pretrain_lm needs --model {', '.join(LANGUAGE_MODELS)}: it reads from left to right only"
             )
-        for name, needed in (("pretrain_epochs", "pretrain_lm"), ("recurrent_dropout", "dropout_kind")):
-            if getattr(self, name) != getattr(type(self), name) and not getattr(self, needed):
-                raise ValueError(f"--{name} {getattr(self, name)} needs --{needed}")
+        if self.pretrain_epochs != type(self).pretrain_epochs and not self.pretrain_lm:
+            raise ValueError(f"--pretrain_epochs {self.pretrain_epochs} needs --pretrain_lm")
         if not self.pretrain_epochs > 0:
             raise ValueError(f"--pretrain_epochs {self.pretrain_epochs} must be above 0")
         if self.dropout_gamma is not None and self.dropout_schedule is None:
             raise ValueError(f"--dropout_gamma {self.dropout_gamma} needs --dropout_schedule")
-
-    def recurrent_dropouts(self) -> dict[str, Any]:
-        """The dropouts of `--dropout_kind`, as the models' configurations take them.
-
-        Raises:
-            ValueError: an unknown kind, or a rate that is no number; the configuration checks the rest.
-        """
-        rates: dict[str, Any] = {}
-        for part in (self.dropout_kind or "").split(","):
-            if not part.strip():
-                continue
-            kind, given, rate = (word.strip() for word in part.partition("="))
-            if kind not in DROPOUTS:
-                raise ValueError(f"--dropout_kind {kind!r} is not known; there are {', '.join(DROPOUTS)}")
-            try:
-                rates[kind] = float(rate) if given else self.recurrent_dropout
-            except ValueError:
-                raise ValueError(f"--dropout_kind {part.strip()!r}: the rate {rate!r} is not a number") from None
-        if self.dropout_per_step:
-            steps = [kind for kind in PER_STEP if rates.get(kind)]
-            if not steps:
-                raise ValueError(
-                    f"--dropout_per_step needs --dropout_kind {', '.join(PER_STEP[:-1])} or {PER_STEP[-1]}"
-                )
-            rates["per_step"] = steps
-        return rates
