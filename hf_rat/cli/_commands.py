@@ -19,6 +19,7 @@ _GROUPS = {
     "RegularizedTrainingArguments": "regularizer",
     "ModelArguments": "model",
     "WordModelArguments": "model",
+    "LanguageModelArguments": "model",
     "FileArguments": "data",
     "DataTrainingArguments": "data",
 }

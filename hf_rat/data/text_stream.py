@@ -77,12 +77,13 @@ def stream_tokenizer(
     normalizer = Normalizers([Lowercase()] if lowercase else [])
     splitter: Any = Split(Regex(r"[\s\S]"), "isolated") if tokens == "characters" else WhitespaceSplit()
     counted, _ = count_words(lines, normalizer, splitter, [UNK, EOS])
-    kept = sorted((t for t, n in counted.items() if t not in (UNK, EOS) and n >= min_count), key=lambda t: (-counted[t], t))
+    often = (token for token, n in counted.items() if token not in (UNK, EOS) and n >= min_count)
+    kept = sorted(often, key=lambda token: (-counted[token], token))
     kept = kept if max_size is None else kept[: max(max_size - 2, 0)]
     if len(kept) < 2:
         raise ValueError(
-            f"the vocabulary of the training text is {' and '.join(map(repr, kept)) or 'empty'} beside {UNK} and {EOS}: "
-            "nothing is left to predict; at least two words or characters must occur often enough"
+            f"of the {tokens} of the training text, {len(kept)} are known beside {UNK} and {EOS}: two are needed, "
+            "or there is nothing to predict"
         )
     vocabulary = {token: number for number, token in enumerate([UNK, EOS, *kept])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))

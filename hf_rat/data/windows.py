@@ -61,7 +61,7 @@ class Windows(Dataset[dict[str, Tensor]]):
         """Steps of a column."""
         if self.steps == 0:
             raise ValueError(
-                f"a text of {len(ids)} tokens has no step for each of {columns} columns; give more text or fewer columns"
+                f"a text of {len(ids)} tokens has no step for each of {columns} columns: more text or fewer columns"
             )
         self._inputs = _in_columns(ids[:-1], columns, self.steps, 0)
         self._targets = _in_columns(ids[1:], columns, self.steps, IGNORED)

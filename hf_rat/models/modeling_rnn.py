@@ -51,13 +51,24 @@ class RNNPreTrainedModel(WordModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        forget = self.config.forget_bias
+        forget, spread = self.config.forget_bias, self.config.initializer_range
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.zeros_(module.bias)
         elif isinstance(module, LSTM) and forget is not None:
             for name, bias in module.named_parameters(recurse=False):
                 if name.startswith("bias") and is_fresh(bias):
                     bias[module.hidden_size : 2 * module.hidden_size] = forget if "_ih_" in name else 0.0
+        if self.config.initializer == "uniform_all":
+            for weight in module.parameters(recurse=False):
+                init.uniform_(weight, -spread, spread)
+        elif self.config.initializer == "uniform" and self._begins_uniform(module):
+            init.uniform_(module.weight, -spread, spread)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None and is_fresh(module.weight):
+            module.weight[module.padding_idx] = 0.0
+
+    def _begins_uniform(self, module: nn.Module) -> bool:
+        """Whether the weight of a module is one of those that `initializer="uniform"` is about."""
+        return isinstance(module, nn.Embedding) or module is self.get_output_embeddings()
 
 
 class RNNModel(RNNPreTrainedModel):

@@ -40,7 +40,9 @@ class WholeText(Trainer):
     if TYPE_CHECKING:
         compute_loss: Callable[..., Any]
 
-    def __init__(self, *args: Any, scores: Mapping[str, Callable[[float], float]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, scores: Mapping[str, Callable[[float], float]] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._scores = dict(scores or {})
 
@@ -104,8 +106,8 @@ class CarriedStateTrainer(RegularizationMixin, WholeText):
         super()._refuse(regularizer)
         if sites_ahead(regularizer, FULL_STRENGTH):
             raise ValueError(
-                f"{regularizer!r} looks at all batches of a step before the first pass, when the state that they start "
-                'from is not known yet; use over="microbatch"'
+                f"{regularizer!r} looks at all batches of a step before the first pass, when the state that they "
+                'start from is not known yet; use over="microbatch"'
             )
 
     def _loss_of_step(
@@ -142,14 +144,16 @@ class CarriedStateTrainer(RegularizationMixin, WholeText):
         """Refuse to go on from a checkpoint of other windows."""
         path = Path(str(self._resumed_from)) / FILE_NAME
         if not path.is_file():
-            raise ValueError(f"resume_from_checkpoint {str(self._resumed_from)!r} has no {FILE_NAME}: it carries no state")
+            raise ValueError(
+                f"resume_from_checkpoint {str(self._resumed_from)!r} has no {FILE_NAME}: it carries no state"
+            )
         with safe_open(path, framework="pt") as file:
             before = json.loads((file.metadata() or {}).get("windows", "{}"))
         for name, value in self._windows.items():
             if before.get(name) != value:
                 raise ValueError(
-                    f"resume_from_checkpoint {str(self._resumed_from)!r}: its windows have {name} {before.get(name)!r}, "
-                    f"those of this run {value!r}; the place in the text would be another one"
+                    f"resume_from_checkpoint {str(self._resumed_from)!r}: its windows have {name} "
+                    f"{before.get(name)!r}, those of this run {value!r}: the place in the text would be another one"
                 )
 
     def _begin_epoch(self, goes_on: bool) -> None:
