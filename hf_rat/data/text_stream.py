@@ -62,7 +62,7 @@ def stream_tokenizer(
     """A tokenizer with one token for each word or character of the lines, as they are written.
 
     Token 0 is `<unk>`, 1 is `<eos>`, then the others by falling count. It adds no token of its own to what it reads:
-    `encode_lines` ends lines. `<eos>` pads, as generation needs it, and no model sees that.
+    `encode_lines` ends lines. Nothing pads.
 
     Args:
         lines: of the training text.
@@ -96,7 +96,6 @@ def stream_tokenizer(
         unk_token=UNK,
         bos_token=EOS,
         eos_token=EOS,
-        pad_token=EOS,
     )
 
 

@@ -127,7 +127,8 @@ def _build(
     ids: Tensor,
 ) -> Any:
     """The model from scratch."""
-    config = language_config(flags, words, lm, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    config = language_config(flags, words, lm, vocab_size=len(tokenizer), **ends)
     model = COMPANIONS[words.model or "lstm"].models[AutoModelForCausalLM](config)
     counts = np.bincount(ids.numpy(), minlength=len(tokenizer))
     begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
