@@ -146,7 +146,7 @@ def test_bad_files_are_one_line(file, text, message, capsys, monkeypatch):
         ("flags: {learnin_rate: 1}", "'--learnin_rate' is not a flag of hf-rat glue; did you mean --learning_rate"),
         ("flags: {seed: 1}", "--seed is set by compare"),
         ("flags: {output-dir: x}", "--output-dir is set by compare"),
-        ("command: verdict", "command: takes glue or textcls, it was given 'verdict'"),
+        ("command: verdict", "command: takes glue or lm or textcls, it was given 'verdict'"),
         ("command: gleu", "it was given 'gleu'"),
         ("baseline: plane", "--baseline 'plane' is none of --methods; did you mean 'plain'?"),
         ("datasets: [rte, rte]", "--datasets: 'rte' and another one would share the folder 'rte'"),
