@@ -12,6 +12,7 @@ from hf_rat.cli import compare
 from hf_rat.cli.main import main
 from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
+from hf_rat.finetuning.language_model_flags import LanguageModelArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
@@ -69,8 +70,8 @@ def check(command: list[str]) -> None:
         ValueError: it would be refused.
     """
     name, *flags = command
-    if name in SCRIPTS.values():
-        more = (WordModelArguments,) if name == "textcls" else ()
+    if name in compare.DATASETS:
+        more = {"textcls": (WordModelArguments,), "lm": (WordModelArguments, LanguageModelArguments)}.get(name, ())
         given = given_flags(flags, f"hf-rat {name}", more)
         for dataclass_ in (ModelArguments, DataTrainingArguments, *more):
             build(dataclass_, given)

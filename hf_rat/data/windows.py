@@ -56,7 +56,7 @@ class Windows(Dataset[dict[str, Tensor]]):
     ) -> None:
         steps = max(len(ids) - 1, 0)
         self.columns, self.length, self.seed = columns, length, seed
-        self.tokens = len(ids)
+        self._digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
         self.steps = math.ceil(steps / columns) if whole else steps // columns
         """Steps of a column."""
         if self.steps == 0:
@@ -95,9 +95,8 @@ class Windows(Dataset[dict[str, Tensor]]):
     @property
     def description(self) -> dict[str, Any]:
         """What decides which window comes at a step: a run that goes on must have the same."""
-        content = hashlib.sha256(self._inputs.numpy().tobytes()).hexdigest()
         return {
-            "text": content[:16],
+            "text": self._digest,
             "columns": self.columns,
             "length": self.length,
             "variable": self._drawn is not None,

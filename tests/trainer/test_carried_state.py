@@ -49,6 +49,16 @@ class Seeded(TrainerCallback):
         torch.manual_seed(100 + state.global_step)
 
 
+class SaveAt(TrainerCallback):
+    """Checkpoints at some steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step in self.steps
+
+
 def make_trainer(model, windows, folder, reg="plain", **settings):
     evaluation = settings.pop("evaluation", None)
     more = {name: settings.pop(name) for name in ("length", "callbacks") if name in settings}
@@ -269,7 +279,7 @@ PASSES = {
     "fraternal": 2,
     "rdrop": 2,
     "expectation_linear": 2,
-    "rat(epsilon=0.5)": 4,
+    "rat(epsilon=0.5)": 3,
     "freelb(epsilon=0.4, step=0.2, steps=3)": 3,
 }
 
@@ -283,8 +293,7 @@ def test_a_foreign_model_carries_its_state_and_runs_no_pass_for_it(reg, passes, 
     trainer.train()
     steps = len(windows) // 3
     assert trainer.state.global_step == steps
-    if passes is not None:
-        assert model.calls - before == pytest.approx(passes * steps, abs=4)  # probes of the first batch
+    assert model.calls - before == pytest.approx(passes * steps, abs=4)  # a few more look at the first batch
     assert model.starts[0] is None
     later = [start for start in model.starts if start is not None]
     assert all(isinstance(start, Memory) and not start.cell.requires_grad for start in later)
@@ -348,11 +357,12 @@ def test_accumulation_hands_the_state_from_one_micro_batch_to_the_next(tmp_path)
 def test_a_run_that_goes_on_within_an_epoch_is_the_one_that_was_not_cut(reg, tmp_path):
     windows = Windows(text(), 3, 8, variable=True, seed=2)
     count = len(windows) // 3
-    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "length": 8}
-    whole = make_trainer(awd_lstm(), windows, tmp_path / "whole", reg, **settings)
+    settings = {"learning_rate": 1e-2, "length": 8}
+    within = random.Random(0).sample([n for n in range(1, 2 * count) if n % count], 5 if reg == "plain" else 2)
+    cuts = [*within, *([count] if reg == "plain" else [])]  # the end of an epoch too
+    whole = make_trainer(awd_lstm(), windows, tmp_path / "whole", reg, callbacks=[SaveAt(cuts)], **settings)
     whole.train()
-    cuts = random.Random(0).sample([n for n in range(1, 2 * count) if n % count], 4 if reg == "plain" else 2)
-    for cut in [*cuts, count]:
+    for cut in cuts:
         again = make_trainer(awd_lstm(), windows, tmp_path / f"again-{cut}", reg, **settings)
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{cut}"))
         runs.assert_same_weights(again.model.state_dict(), whole.model.state_dict())
@@ -363,8 +373,7 @@ def test_a_run_that_goes_on_within_an_epoch_is_the_one_that_was_not_cut(reg, tmp
 
 
 def test_a_checkpoint_of_other_windows_is_refused(tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 4}
-    make_trainer(awd_lstm(), Windows(text(), 3, 8), tmp_path / "one", **settings).train()
+    make_trainer(awd_lstm(), Windows(text(), 3, 8), tmp_path / "one", callbacks=[SaveAt([4])], max_steps=4).train()
     checkpoint = str(tmp_path / "one" / "checkpoint-4")
     for windows, name in (
         (Windows(text(seed=1), 3, 8), "text"),
