@@ -1,7 +1,6 @@
-"""Train a recurrent language model on a text, word by word or character by character, regularized.
+"""Train a recurrent language model on a text, by words or characters, regularized.
 
 Without data it is trained on generated reviews: hf-rat lm --reg fraternal
-Batches are windows of columns of the text, and each starts from the state that the last one ended with.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ COMMON = {
     "data": ("dataset_name", "data_dir", "train_file", "validation_file", "test_file", "tokens", "bptt"),
     "training": (
         *("do_train", "do_eval", "do_predict", "num_train_epochs", "learning_rate", "per_device_train_batch_size"),
-        *("eval_strategy", "seed", "bf16", "resume_from_checkpoint"),
+        *("seed", "resume_from_checkpoint"),
     ),
     "output": ("output_dir", "save_strategy", "load_best_model_at_end"),
 }

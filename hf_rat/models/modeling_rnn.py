@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class RNNPreTrainedModel(WordModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         forget, spread = self.config.forget_bias, self.config.initializer_range
+        words = [module] if isinstance(module, nn.Embedding) else []
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.zeros_(module.bias)
         elif isinstance(module, LSTM) and forget is not None:
@@ -61,14 +62,11 @@ class RNNPreTrainedModel(WordModel):
         if self.config.initializer == "uniform_all":
             for weight in module.parameters(recurse=False):
                 init.uniform_(weight, -spread, spread)
-        elif self.config.initializer == "uniform" and self._begins_uniform(module):
-            init.uniform_(module.weight, -spread, spread)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None and is_fresh(module.weight):
-            module.weight[module.padding_idx] = 0.0
-
-    def _begins_uniform(self, module: nn.Module) -> bool:
-        """Whether the weight of a module is one of those that `initializer="uniform"` is about."""
-        return isinstance(module, nn.Embedding) or module is self.get_output_embeddings()
+        elif self.config.initializer == "uniform" and module in (*words, self.get_output_embeddings()):
+            init.uniform_(cast(Tensor, module.weight), -spread, spread)
+        for table in words:
+            if table.padding_idx is not None and is_fresh(table.weight):
+                table.weight[table.padding_idx] = 0.0
 
 
 class RNNModel(RNNPreTrainedModel):

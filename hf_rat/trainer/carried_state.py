@@ -54,15 +54,16 @@ class WholeText(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         state, total, count = None, 0.0, 0
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
                 scored = int((inputs["shift_labels"] != IGNORED).sum())
                 own = inputs if state is None else {**inputs, _STATE: state}
-                loss, outputs = self.compute_loss(self.model, own, return_outputs=True)
-                state = state_of(outputs, self.model)
+                loss, outputs = self.compute_loss(model, own, return_outputs=True)
+                state = state_of(outputs, model)
                 if scored:  # elsewhere the mean is one of nothing
                     total, count = total + float(loss) * scored, count + scored
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -97,7 +98,7 @@ class CarriedStateTrainer(RegularizationMixin, WholeText):
         self._state: Any = None
         self._steps: list[int] = []
         super().__init__(*args, **kwargs)
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         if getattr(config, "use_cache", True) is False:  # the Trainer turns it off, and with it the state
             config.use_cache = True
         self.add_callback(_Carrying(self))

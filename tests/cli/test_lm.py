@@ -99,7 +99,7 @@ def test_every_text_is_trained_selected_and_tested(name, data, common, tmp_path)
     assert any("loss_consistency" in log for log in state["log_history"])
     card = (out / "README.md").read_text()
     assert "fraternal" in card
-    assert score.replace("_", " ").capitalize() in card
+    assert score.replace("_", " ") in card.lower()
     assert json.loads((out / "all_results.json").read_text())[f"test_{score}"] == results[f"test_{score}"]
 
 
