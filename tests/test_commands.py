@@ -11,11 +11,10 @@ from accelerate.commands.launch import launch_command_parser
 from hf_rat.cli import compare
 from hf_rat.cli.main import main
 from hf_rat.experiments.choosing import sampled
-from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
+from hf_rat.finetuning.flags import DATACLASSES, DataTrainingArguments, ModelArguments, build, given_flags
 from hf_rat.finetuning.language_model_flags import LanguageModelArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
-from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -113,7 +112,7 @@ def test_every_command_is_one_of_today():
 
 def test_every_flag_that_the_documentation_names_is_one_of_today():
     """Those in code spans that begin with a flag: ours or Accelerate's. Another program has flags of its own."""
-    ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments)
+    ours = (*DATACLASSES, WordModelArguments, LanguageModelArguments)
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
     known |= {"--models", "--datasets"}
