@@ -68,11 +68,11 @@ _NEEDED: dict[str, Any] = {
 # Flags of the other commands, or of the Trainer, that mean nothing here or would undo the order of the text.
 _NO_USE = (
     *("task_name", "preset", "submission_dir", "unlabeled_file", "label_column_name", "do_regression", "streaming"),
-    *("train_size", "max_seq_length", "pad_to_max_length", "overwrite_cache", "dropout", "lora_r", "reinit_layers"),
+    *("train_size", "max_seq_length", "pad_to_max_length", "overwrite_cache", "lora_r", "reinit_layers"),
     *("config_name", "tokenizer_name", "ignore_mismatched_sizes", "pooling", "vocabulary", "pretrain_lm"),
     *("pretrain_epochs", "semi_supervised", "label_smoothing_factor", "dataloader_num_workers", "ignore_data_skip"),
     *("dataloader_drop_last", "auto_find_batch_size", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only"),
-    *("batch_eval_metrics", *_NEEDED),
+    "batch_eval_metrics",
 )
 # With a checkpoint, these are still a run's own.
 _OF_A_RUN = ("dropout_schedule", "dropout_gamma", "early_stopping_patience", "tokens", "bptt", "variable_bptt")
@@ -149,9 +149,14 @@ def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(flags: Flags, given: Mapping[str, Any], words: WordModelArguments, lm: LanguageModelArguments) -> None:
     training, name = flags.training, flags.model.model_name_or_path
-    for flag in _NO_USE:
-        if given.get(flag):
+    for flag in (*_NO_USE, *_NEEDED):
+        if given.get(flag) and given[flag] != _NEEDED.get(flag):
             raise ValueError(f"--{flag} {given[flag]}: hf-rat lm has no use for it, leave it out")
+    if "dropout" in given:
+        raise ValueError(
+            f"--dropout {given['dropout']}: a language model has several rates; give --dropout_kind "
+            f"output={given['dropout']}, or others"
+        )
     if training.world_size > 1 or training.n_gpu > 1:
         processes = max(training.world_size, training.n_gpu)
         raise ValueError(

@@ -189,6 +189,8 @@ def test_the_example(tmp_path, capsys):
         ("--train_file {d}/text.txt --streaming", ["--streaming True: hf-rat lm has no use for it"]),
         ("--train_file {d}/text.txt --pooling max", ["--pooling max: hf-rat lm has no use for it"]),
         ("--train_file {d}/text.txt --label_smoothing_factor 0.1", ["--label_smoothing_factor 0.1: hf-rat lm"]),
+        ("--train_file {d}/text.txt --dropout 0", ["--dropout 0.0: a language model has several rates"]),
+        ("--train_file {d}/text.txt --train_sampling_strategy random", ["--train_sampling_strategy random: hf-rat"]),
         ("--train_file {d}/text.txt --dropout_kind hidden=0.2", ["acts between layers"]),
         ("--dataset_name ptb_word", ["--data_dir DIR with DIR/ptb_word/<split>.parquet, or --train_file"]),
         ("--dataset_name ptb_word --data_dir {d}", ["ptb_word/train.parquet, which is not there"]),
