@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hf_rat.cli import compare
 from hf_rat.cli.main import main
 from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
+from hf_rat.finetuning.language_model_flags import LanguageModelArguments
 from hf_rat.finetuning.sequence_flags import PixelArguments, TemporalOrderArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
@@ -63,6 +65,16 @@ def commands(page: str) -> list[list[str]]:
     return found
 
 
+FINE_TUNING = (ModelArguments, DataTrainingArguments)
+FLAGS = {
+    "glue": FINE_TUNING,
+    "textcls": (*FINE_TUNING, WordModelArguments),
+    "lm": (*FINE_TUNING, WordModelArguments, LanguageModelArguments),
+    "mnist": (PixelArguments,),
+    "temporal-order": (TemporalOrderArguments,),
+}
+
+
 def check(command: list[str]) -> None:
     """Read a command line as the command itself does.
 
@@ -70,16 +82,10 @@ def check(command: list[str]) -> None:
         ValueError: it would be refused.
     """
     name, *flags = command
-    if name in SCRIPTS.values():
-        more = (WordModelArguments,) if name == "textcls" else ()
-        given = given_flags(flags, f"hf-rat {name}", more)
-        for dataclass_ in (ModelArguments, DataTrainingArguments, *more):
+    if name in FLAGS and flags:
+        given = given_flags(flags, f"hf-rat {name}", base=(*FLAGS[name], RegularizedTrainingArguments))
+        for dataclass_ in FLAGS[name]:
             build(dataclass_, given)
-        parse(given.get("reg", "plain"))
-    elif name in ("mnist", "temporal-order") and flags:
-        own = PixelArguments if name == "mnist" else TemporalOrderArguments
-        given = given_flags(flags, f"hf-rat {name}", base=(own, RegularizedTrainingArguments))
-        build(own, given)
         parse(given.get("reg", "plain"))
     elif name == "compare" and flags:
         experiment = compare.parse(flags)
@@ -118,8 +124,7 @@ def test_every_command_is_one_of_today():
 
 def test_every_flag_that_the_documentation_names_is_one_of_today():
     """Those in code spans that begin with a flag: ours or Accelerate's. Another program has flags of its own."""
-    ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments)
-    ours += (PixelArguments, TemporalOrderArguments)
+    ours = {RegularizedTrainingArguments, *chain(*FLAGS.values())}
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
     known |= {"--models", "--datasets", "--images", "--masks", "--draws", "--rate"}  # of compare, and of masks

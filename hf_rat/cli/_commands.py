@@ -23,6 +23,7 @@ _GROUPS = {
     "SequenceArguments": "model",
     "PixelArguments": "data",
     "TemporalOrderArguments": "data",
+    "LanguageModelArguments": "model",
     "FileArguments": "data",
     "DataTrainingArguments": "data",
 }

@@ -30,7 +30,13 @@ from hf_rat.finetuning.blame import reported
 OWN_FLAGS = ("reg", "seed", "output_dir")
 RACE = 2  # methods beside the baseline that a race leaves, if it is not said
 # command -> the flag that names a data set.
-DATASETS = {"glue": "task_name", "textcls": "dataset_name", "mnist": "side", "temporal-order": "length"}
+DATASETS = {
+    "glue": "task_name",
+    "lm": "dataset_name",
+    "textcls": "dataset_name",
+    "mnist": "side",
+    "temporal-order": "length",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +63,10 @@ def _parser() -> Parser:
         "    [--output_dir DIR] [--models M ...] [--datasets D ...] [--jobs N]\n"
         "    [--baseline M] [--score NAME] [--trials N] [--race [K]] [--controls]\n"
         "    [-- glue ...]",
-        description="Methods x data sets x models x seeds through the same code as hf-rat glue and\n"
-        "hf-rat textcls. A second call makes the runs that are missing. What follows --\n"
-        "is the command of each run, whose flags are in hf-rat glue --help and hf-rat\n"
-        "textcls --help; after a file, its flags are added to those of the file, and win.",
+        description="Methods x data sets x models x seeds through the same code as hf-rat glue,\n"
+        "textcls and lm. A second call makes the runs that are missing. What follows --\n"
+        "is the command of each run, whose flags are in hf-rat glue --help and those of\n"
+        "the others; after a file, its flags are added to those of the file, and win.",
         epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.".replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -72,7 +78,7 @@ def _parser() -> Parser:
     add(
         "--datasets",
         nargs="+",
-        help="tasks (glue) or data sets (textcls), " + own.format("rte --max_seq_length 256"),
+        help="tasks (glue) or data sets (lm, textcls), " + own.format("rte --max_seq_length 256"),
     )
     add("--seeds", nargs="+", type=int, help="seeds that every method runs with")
     add("--output_dir", help="folder of the runs and of the tables")
@@ -237,5 +243,5 @@ def _own_cells(given: Sequence[tuple[str, str | None, list[str]]]) -> list[Cell]
 
 
 def _model_flag(command: str, model: str) -> str:
-    companion = command == "textcls" and model in read("hf_rat.models").keys_of("COMPANIONS")
+    companion = command in ("lm", "textcls") and model in read("hf_rat.models").keys_of("COMPANIONS")
     return "model" if companion else "model_name_or_path"

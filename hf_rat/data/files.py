@@ -18,7 +18,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from hf_rat.data import json_files, tables
 from hf_rat.data.reading import Reading, Unreadable, empty
 
-_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def one_line(error: BaseException) -> str:
@@ -38,9 +38,9 @@ def reader_of(flag: str, path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{flag} {str(path)!r}: no such file")
-    if path.suffix.lower() not in _READERS:
-        raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(_READERS)}")
-    return _READERS[path.suffix.lower()]
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(READERS)}")
+    return READERS[path.suffix.lower()]
 
 
 def read_file(flag: str, path: str | Path, reading: Reading | None = None) -> Dataset:

@@ -45,7 +45,10 @@ def load_task(
         splits += task.carve.pool if len(splits) < len(wanted) else ()
     if data_dir is None:
         if task.hub is None:
-            raise ValueError(f"{what} is not on the Hub: give data_dir DIR with DIR/{task.folder}/<split>.parquet")
+            raise ValueError(
+                f"{what} is not on the Hub, or as a loading script only: give data_dir DIR with "
+                f"DIR/{task.folder}/<split>.parquet, or train_file"
+            )
         loaded = _from_hub(
             *task.hub,
             what=what,
@@ -66,7 +69,8 @@ def load_task(
                 )
         data = DatasetDict({split: read_file("data_dir", folder / f"{split}.parquet", reading) for split in splits})
     for split, rows in data.items():
-        require_columns(rows.column_names, (*task.text_columns, task.label_column), f"{what}, split {split}")
+        label = (task.label_column,) if task.label_column else ()
+        require_columns(rows.column_names, (*task.text_columns, *label), f"{what}, split {split}")
     if task.carve is None:
         return data
     return DatasetDict({split: rows for split, rows in carve_splits(data, task).items() if split in wanted})
@@ -106,6 +110,8 @@ def _from_hub(name: str, config: str | None, what: str, instead: str, **options:
     try:
         return datasets.load_dataset(name, config, **options)
     except Exception as error:  # the network, the hub's client and the readers each have their own
+        if "Dataset scripts are no longer supported" in str(error):
+            raise ValueError(f"{what} is a loading script on the Hub, which is not run: {instead}") from error
         offline = f"; HF_HUB_OFFLINE is set: unset it, or {instead}" if constants.HF_HUB_OFFLINE else ""
         raise ValueError(f"{what} could not be loaded ({one_line(error)}){offline}") from error
 

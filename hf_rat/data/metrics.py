@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -47,6 +48,24 @@ def mse(predictions: np.ndarray, references: np.ndarray) -> float:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     function.__name__: function for function in (accuracy, f1, polar_f1, matthews_correlation, pearson, spearmanr, mse)
 }
+
+
+def perplexity(loss: float) -> float:
+    """exp(mean loss per token); infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def bits_per_character(loss: float) -> float:
+    """Mean loss per character in bits."""
+    return loss / math.log(2)
+
+
+OF_LOSS: dict[str, Callable[[float], float]] = {
+    function.__name__: function for function in (perplexity, bits_per_character)
+}
+"""Scores of a language model, by the mean loss per token in nats."""
+
+LOWER_IS_BETTER = ("loss", "mse", *OF_LOSS)
 
 
 def scores_of(names: Sequence[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

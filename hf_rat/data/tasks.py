@@ -68,7 +68,7 @@ class Task:
         metrics: names of functions in `hf_rat.data.metrics`, in the order they are reported.
         hub: the data set on the Hub; None when it is not there.
         folder: folder below `--data_dir` that holds one parquet file per split.
-        label_column: column of the labels.
+        label_column: column of the labels; empty where there are none, as of a text to be modelled.
         train: training split; None when the data set has none.
         evaluation: validation splits; the first one is the one that counts for `--load_best_model_at_end`.
         test: test splits, each with its leaderboard file.
@@ -77,7 +77,8 @@ class Task:
         also_predicts: name of a test-only task that this task's model answers too (AX for MNLI).
         carve: splits that are drawn from the data set's own.
         unlabeled: a split of texts without labels.
-        script: "latin" (words between spaces) or "chinese" (each character a token), for word-level tokenizers.
+        script: "latin" (words between spaces) or "chinese" (each character a token), for word-level tokenizers;
+            "spaced" where tokens stand between spaces, as they are.
     """
 
     name: str
@@ -263,6 +264,19 @@ CLUE: tuple[Task, ...] = (
     # Version 1.1; the codes 105 and 111 of the news categories are not used.
     _clue("tnews", [code for code in range(100, 117) if code not in (105, 111)], "tnews11_predict.json", 10000),
     _clue("iflytek", range(119), "iflytek_predict.json", 2600),
+)
+
+
+def _language(name: str, column: str, hub: Hub | None, metrics: tuple[str, ...] = ("perplexity",)) -> Task:
+    held_out = (HeldOut("test", labelled=True),)
+    return Task(name, (column,), (), metrics, hub, name, label_column="", test=held_out, script="spaced")
+
+
+# Texts whose lines `<eos>` ends. Penn Treebank as Mikolov made it: on the Hub there is a loading script only.
+LANGUAGE: tuple[Task, ...] = (
+    _language("ptb_word", "sentence", None),
+    _language("ptb_char", "text", None, ("bits_per_character", "perplexity")),
+    _language("wikitext-2-v1", "text", Hub("Salesforce/wikitext", "wikitext-2-v1")),
 )
 
 

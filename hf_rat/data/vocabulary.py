@@ -113,7 +113,7 @@ def word_tokenizer(
     if max_size is not None and max_size <= len(special):
         raise ValueError(f"vocabulary max_size={max_size} leaves no room beside {', '.join(special)}")
     normalizer, splitter = _normalizer(lowercase), _splitter(kind)
-    counted, number = _count(texts, normalizer, splitter, special)
+    counted, number = count_words(texts, normalizer, splitter, special)
     seen = {token: counted.pop(token, 0) for token in special}
     if not counted:
         raise ValueError(f"vocabulary: there is no word in the {number} texts")
@@ -155,7 +155,7 @@ def word_tokenizer(
     return fast, np.array([*seen.values(), *(counted[word] for word in kept)], dtype=np.int64)
 
 
-def _count(
+def count_words(
     texts: Iterable[str], normalizer: Normalizer, splitter: PreTokenizer, special: list[str]
 ) -> tuple[Counter[str], int]:
     """How often each word and special token occurs, as the tokenizer will cut the texts; and the number of texts."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -51,13 +52,19 @@ class KeptOutputs:
 
     def _watch(self, run: Run) -> Run:
         def watched(inputs: dict[str, Any]) -> Pass:
-            self._watching = not self.values
-            try:
+            with self.watching():
                 return run(inputs)
-            finally:
-                self._watching = False
 
         return watched
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A pass runs inside: its outputs are kept if it is the first one over its batch."""
+        self._watching = not self.values
+        try:
+            yield
+        finally:
+            self._watching = False
 
     def _see(self, module: nn.Module, args: Any, outputs: Any) -> None:
         if not self._watching:

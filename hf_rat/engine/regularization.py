@@ -104,8 +104,8 @@ class Regularization:
         asked = length_buckets or ("auto" if run is None else "off")
         because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
         self.why_not_bucketed = because or ("outputs are kept" if keep else None)
-        self._keeper = KeptOutputs(keep, self.unwrapped)
-        self.kept = self._keeper.values
+        self.keeper = KeptOutputs(keep, self.unwrapped)
+        self.kept = self.keeper.values
         execution = self.engine.execution(
             self.weighting.run,
             open_site=self._sites.open,
@@ -119,7 +119,7 @@ class Regularization:
             require_repeatable=self._probe.require_repeatable,
             running=self._running,
         )
-        self._stream = self._keeper.watch(execution)
+        self._stream = self.keeper.watch(execution)
         self._whole = replace(self._stream, streaming=False)  # all graphs are kept for one backward
 
     def begin_step(self, batches: Iterable[Mapping[str, Any]], *, step: int = 0, num_labels: Any = None) -> None:
@@ -259,7 +259,7 @@ class Regularization:
     def close(self) -> None:
         """Take the hooks off the model."""
         self._sites.close()
-        self._keeper.close()
+        self.keeper.close()
 
     def _groups(
         self, batch: Batch, unlabeled: Mapping[str, Any] | None = None, weight: Tensor | None = None
@@ -286,7 +286,7 @@ class Regularization:
         self.adaptive.add(batch.rises, weight, batch.step)
 
     def _batch(self, inputs: Mapping[str, Any], step: int, execution: Execution) -> Batch:
-        self._keeper.begin()
+        self.keeper.begin()
         inputs = dict(inputs)
         self.weighting.problem(inputs)  # which may run the model
         problem = partial(self.weighting.problem, inputs, ask=False)

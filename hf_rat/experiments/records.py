@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_rat.data.metrics import METRICS
+from hf_rat.data.metrics import METRICS, OF_LOSS
 
 # Entries of all_results.json that begin so (the name of a split may follow) are no scores.
 _NO_SCORES = re.compile(r"(eval|test)_(runtime|samples|steps_per_second|model_preparation_time)")
 # Where a method's folder may lie: in that of the comparison, of a data set or a model, of a model in a data set.
 _DEPTHS = ("*", "*/*", "*/*/*")
-_METRICS = (*METRICS, "combined_score", "loss")
+_METRICS = (*METRICS, *OF_LOSS, "combined_score", "loss")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from hf_rat.data.metrics import LOWER_IS_BETTER
 from hf_rat.experiments.records import Record, bare, metric_of, usual_score
-from hf_rat.experiments.verdict import LOWER_IS_BETTER
 
 
 def score_of(record: Mapping[str, Any], asked: str | None) -> tuple[str, float] | None:

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any
 
-from hf_rat.data.metrics import METRICS
+from hf_rat.data.metrics import LOWER_IS_BETTER, METRICS
 from hf_rat.experiments.across import Across, compare_across
 from hf_rat.experiments.crossed import CrossedDifference
 from hf_rat.experiments.examples import gain_over_examples
 from hf_rat.experiments.paired import Difference, holm, paired_difference
 from hf_rat.experiments.records import Record, bare, by_cell, metric_of, usual_score
 
-LOWER_IS_BETTER = ("loss", "mse")
 FEWEST_CELLS = 4  # from so many on, a verdict over all of them is given
 _PERCENT = {*METRICS, "combined_score"} - {"mse"}
 

@@ -48,7 +48,7 @@ def load_model(
         "trust_remote_code": flags.trust_remote_code,
     }
     count = 1 if labels.regression else len(labels.names)
-    config = _load(
+    config = load_pretrained(
         AutoConfig,
         "--config_name" if flags.config_name else "--model_name_or_path",
         flags.config_name or name,
@@ -59,9 +59,9 @@ def load_model(
     if flags.dropout is not None:
         set_dropout(config, flags.dropout)
     named = "--tokenizer_name" if flags.tokenizer_name else "--model_name_or_path"
-    tokenizer = _load(AutoTokenizer, named, flags.tokenizer_name or name, **shared)
+    tokenizer = load_pretrained(AutoTokenizer, named, flags.tokenizer_name or name, **shared)
     labels = number_labels(config, labels)
-    model = _load(
+    model = load_pretrained(
         AutoModelForSequenceClassification,
         "--model_name_or_path",
         name,
@@ -86,7 +86,12 @@ def load_model(
     return model, tokenizer, labels
 
 
-def _load(kind: Any, flag: str, name: str, **options: Any) -> Any:
+def load_pretrained(kind: Any, flag: str, name: str, **options: Any) -> Any:
+    """What an Auto class finds under a name on the Hub or in a folder.
+
+    Raises:
+        ValueError: in one line with the flag, why it cannot be loaded.
+    """
     if not Path(name).exists():
         require_hub(f"{flag} {name!r}", "give a local folder")
     try:

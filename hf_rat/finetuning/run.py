@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers import Trainer
 
 from hf_rat.data.predictions import predictions_name, write_predictions
 from hf_rat.data.submission import write_answers
@@ -17,7 +20,6 @@ from hf_rat.finetuning.processes import on_main
 from hf_rat.finetuning.settings import Begun, refusals_in_one_line, require_fit, require_scores
 from hf_rat.finetuning.whole_splits import WholeSplits, build_trainer, values_of
 from hf_rat.regularizers.recipe import Recipe
-from hf_rat.trainer.trainer import RegularizedTrainer
 
 
 def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
@@ -39,18 +41,9 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         trainer = build_trainer(flags, job)
     results: dict[str, float] = {}
     if job.train is not None:
-        begun = Begun()
-        trainer.add_callback(begun)
-        with refusals_in_one_line(flags, begun):
-            trained = trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).metrics
-        if isinstance(job.train, Dataset):
-            trained["train_samples"] = len(job.train)
-        trainer.save_model()
-        trainer.log_metrics("train", trained)
-        trainer.save_metrics("train", trained)
-        results |= trained
+        results |= train(flags, trainer, resume, len(job.train) if isinstance(job.train, Dataset) else None)
         # Before the evaluations that follow, whose scores of several splits have one name in the history.
-        _draw(trainer, job)
+        draw(trainer, job.task.metrics[0], job.beside)
     if job.evaluation:
         evaluated: dict[str, float] = {}
         for suffix, rows in job.evaluation.items():
@@ -65,20 +58,52 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
         trainer.save_state()
     for test in job.prediction:
         results |= _predict(trainer, flags, job, test)
-    if flags.training.push_to_hub:
-        trainer.push_to_hub(**job.card)
-    else:
-        trainer.create_model_card(**job.card)
+    publish(trainer, job.card)
     return results
 
 
-def _draw(trainer: RegularizedTrainer, job: Job) -> None:
-    """The learning curves in the output folder, where the model card finds them."""
+def train(flags: Flags, trainer: Trainer, resume: Path | None, samples: int | None) -> dict[str, float]:
+    """Train and save the model; the metrics, which are logged and saved too.
+
+    Args:
+        flags: of the run.
+        trainer: ready to train.
+        resume: a whole checkpoint, or None.
+        samples: what it trains on in an epoch; None where that is not known.
+    """
+    begun = Begun()
+    trainer.add_callback(begun)
+    with refusals_in_one_line(flags, begun):
+        trained = trainer.train(resume_from_checkpoint=None if resume is None else str(resume)).metrics
+    if samples is not None:
+        trained["train_samples"] = samples
+    trainer.save_model()
+    trainer.log_metrics("train", trained)
+    trainer.save_metrics("train", trained)
+    return trained
+
+
+def draw(trainer: Any, metric: str, beside: Mapping[str, Any]) -> None:
+    """The learning curves in the output folder, where the model card finds them.
+
+    Args:
+        trainer: with the mixin in front, that has trained.
+        metric: the score that is drawn.
+        beside: name -> log_history of other runs.
+    """
     regularizer = trainer.regularizer
     name = regularizer.name if isinstance(regularizer, Recipe) else "regularized"
-    histories = {**job.beside, name: trainer.state.log_history}
+    histories = {**beside, name: trainer.state.log_history}
     path = Path(str(trainer.args.output_dir)) / FILE_NAME
-    on_main(lambda: draw_learning_curves(path, histories, job.task.metrics[0]))
+    on_main(lambda: draw_learning_curves(path, histories, metric))
+
+
+def publish(trainer: Trainer, card: Mapping[str, Any]) -> None:
+    """Write the model card, and push the folder if that is asked for."""
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
 
 
 def _keep_answers(trainer: WholeSplits, name: str) -> None:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from hf_rat.data.hub import require_hub
+from hf_rat.data.metrics import LOWER_IS_BETTER
 from hf_rat.finetuning.blame import blamed, raised_here
 from hf_rat.finetuning.flags import Flags
 
@@ -104,7 +105,7 @@ def require_scores(flags: Flags, names: Sequence[str]) -> None:
     if name not in known:
         raise ValueError(f"--metric_for_best_model {metric!r}: the scores of this run are {', '.join(known)}")
     if "greater_is_better" not in flags.given:
-        training.greater_is_better = name not in ("loss", "mse")
+        training.greater_is_better = name not in LOWER_IS_BETTER
     plateau = training.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
     needed = training.load_best_model_at_end or plateau or training.save_strategy == SaveStrategy.BEST
     if "metric_for_best_model" in flags.given and not needed:

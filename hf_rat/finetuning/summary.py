@@ -29,25 +29,37 @@ def summarize(flags: Flags, job: Job, results: Mapping[str, float]) -> None:
             lines.append(["test", f"{len(test.rows)}", *[f"{results[f'test_{name}']:.4f}" for name in names]])
     if len(lines) > 1:
         say("\n" + table(lines))
-    say(f"Regularizer: {flags.training.regularizer()!r}")
-    if job.train is not None:
-        say(training_loss(results, len(job.train) if isinstance(job.train, Dataset) else None))
-    if "train_time_factor" in results:
-        own, plain = results["train_tokens_per_second"], results["train_plain_tokens_per_second"]
-        factor = results["train_time_factor"]
-        say(f"Speed: {own:,.0f} tokens/s, {factor:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
-    say(f"Written to {flags.training.output_dir}: {', '.join(_written(Path(str(flags.training.output_dir))))}")
+    rows = f"{len(job.train)} rows" if isinstance(job.train, Dataset) else "a stream"
+    summarize_training(flags, results, None if job.train is None else rows)
     if job.prediction and flags.data.submission_dir is not None:
         directory = Path(flags.data.submission_dir)
         say(on_main(lambda: submission_state(directory)))
 
 
-def training_loss(results: Mapping[str, float], rows: int | None) -> str:
+def summarize_training(flags: Flags, results: Mapping[str, float], trained_on: str | None) -> None:
+    """The regularizer, the training loss and its price, and where things are.
+
+    Args:
+        flags: of the run.
+        results: of the run.
+        trained_on: in words; None where nothing was trained.
+    """
+    say(f"Regularizer: {flags.training.regularizer()!r}")
+    if trained_on is not None:
+        say(training_loss(results, trained_on))
+    if "train_time_factor" in results:
+        own, plain = results["train_tokens_per_second"], results["train_plain_tokens_per_second"]
+        factor = results["train_time_factor"]
+        say(f"Speed: {own:,.0f} tokens/s, {factor:.2f} times the time of plain steps ({plain:,.0f} tokens/s)")
+    say(f"Written to {flags.training.output_dir}: {', '.join(_written(Path(str(flags.training.output_dir))))}")
+
+
+def training_loss(results: Mapping[str, float], trained_on: str) -> str:
     """A line: the mean training loss, and what it is the sum of. It is not the loss that evaluation reports.
 
     Args:
         results: of a run that trained.
-        rows: how many it trained on; None for a stream.
+        trained_on: in words: how many rows, or a stream.
     """
     parts = {
         name.removeprefix("train_loss_").replace("_", " "): value
@@ -55,8 +67,7 @@ def training_loss(results: Mapping[str, float], rows: int | None) -> str:
         if name.startswith("train_loss_")
     }
     made_of = " + ".join(f"{name} {value:.4f}" for name, value in parts.items())
-    on = "a stream" if rows is None else f"{rows} rows"
-    return f"Training loss on {on}: {results['train_loss']:.4f}" + (f" = {made_of}" if parts else "")
+    return f"Training loss on {trained_on}: {results['train_loss']:.4f}" + (f" = {made_of}" if parts else "")
 
 
 def _written(folder: Path) -> list[str]:

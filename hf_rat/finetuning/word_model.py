@@ -63,7 +63,7 @@ def build_word_model(
     model_class = COMPANIONS[words.model or "textcnn"].models[AutoModelForSequenceClassification]
     labels = number_labels(config, labels)
     model: Any = model_class(config)
-    _begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
+    begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
     if words.pretrain_lm:
         start = model.get_input_embeddings().state_dict()
         folder = pretrain(flags, words, config, tokenizer, _texts(task, rows, all_of_them=True), start)
@@ -73,7 +73,7 @@ def build_word_model(
     return model, tokenizer, labels
 
 
-def _begin_embeddings(
+def begin_embeddings(
     embeddings: Any, words: WordModelArguments, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray
 ) -> None:
     """Frequencies and vectors of the words, where they are asked for."""

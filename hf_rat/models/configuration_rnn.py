@@ -37,6 +37,11 @@ class RNNConfig(WordConfig):
             (AWD-LSTM: 2). Default 0.
         temporal_activation_regularization: weight of TAR, the mean square of the change of its last outputs between
             steps, before dropout (AWD-LSTM: 1). Default 0.
+        prediction_regularization: weight of the mean square of the language model's logits (Zolna et al. 2018, who
+            compare it with fraternal dropout). Default 0.
+        initializer: "normal" (default): word vectors N(0, initializer_range), the rest as torch's layers begin.
+            "uniform": word vectors and the language model's decoder U(-initializer_range, initializer_range), as
+            AWD-LSTM with .1. "uniform_all": every weight and bias, as Zaremba et al. 2014 with .1, .05 and .04.
         tie_word_embeddings: the language model's decoder is the embedding table, which word dropout and normalisation
             leave as it is there. Default False.
         use_cache: return the recurrent state. Default True.
@@ -60,17 +65,25 @@ class RNNConfig(WordConfig):
     forget_bias: float | None = 1.0
     activation_regularization: float = 0.0
     temporal_activation_regularization: float = 0.0
+    prediction_regularization: float = 0.0
+    initializer: str = "normal"
     tie_word_embeddings: bool = False
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
     sizes = (*WordConfig.sizes, "hidden_size", "num_hidden_layers")
-    numbers = (*WordConfig.numbers, "activation_regularization", "temporal_activation_regularization")
+    numbers = (
+        *WordConfig.numbers,
+        "activation_regularization",
+        "temporal_activation_regularization",
+        "prediction_regularization",
+    )
     choices = WordConfig.choices | {
         "cell": ("lstm", "gru", "rnn"),
         "pooling": ("last", "mean", "max", "attention"),
         "between": (None, "tanh"),
+        "initializer": ("normal", "uniform", "uniform_all"),
     }
 
     def check(self) -> None:

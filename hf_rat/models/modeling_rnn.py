@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,22 @@ class RNNPreTrainedModel(WordModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        forget = self.config.forget_bias
+        forget, spread = self.config.forget_bias, self.config.initializer_range
+        words = [module] if isinstance(module, nn.Embedding) else []
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.zeros_(module.bias)
         elif isinstance(module, LSTM) and forget is not None:
             for name, bias in module.named_parameters(recurse=False):
                 if name.startswith("bias") and is_fresh(bias):
                     bias[module.hidden_size : 2 * module.hidden_size] = forget if "_ih_" in name else 0.0
+        if self.config.initializer == "uniform_all":
+            for weight in module.parameters(recurse=False):
+                init.uniform_(weight, -spread, spread)
+        elif self.config.initializer == "uniform" and module in (*words, self.get_output_embeddings()):
+            init.uniform_(cast(Tensor, module.weight), -spread, spread)
+        for table in words:
+            if table.padding_idx is not None and is_fresh(table.weight):
+                table.weight[table.padding_idx] = 0.0
 
 
 class RNNModel(RNNPreTrainedModel):

@@ -28,7 +28,7 @@ class RNNCausalLMOutput(ModelOutput):
     """What `RNNForCausalLM` returns.
 
     Attributes:
-        loss: mean cross-entropy of the next tokens, in training with AR and TAR.
+        loss: mean cross-entropy of the next tokens, in training with AR, TAR and prediction regularisation.
         logits: (batch, time, vocab_size).
         state: for each layer its state after each example's last valid step, (directions, batch, hidden), of an LSTM a
             pair, h and c. Detached: it starts the next chunk of truncated backpropagation as it is.
@@ -101,7 +101,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
                 as DataCollatorForLanguageModeling does.
             logits_to_keep: logits of this many last steps only, or of the steps with these indices. Default 0: all.
             num_items_in_batch: the loss is a sum over this batch divided by this number (the predicted tokens of all
-                batches of a step); AR and TAR are weighted by this batch's share. Default: a mean over the batch.
+                batches of a step); the penalties are weighted by this batch's share. Default: a mean over the batch.
             kwargs: shift_labels, (batch, time), may take the place of labels: the token after each step, so that the
                 last step of a chunk predicts the first token of the next one.
         """
@@ -138,7 +138,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             )
             loss = torch.where((shift_labels != -100).any(), loss, 0.0)  # nothing to predict: a mean of nothing
             if self.training:
-                penalty = self._activation_penalty(outputs, attention_mask)
+                penalty = self._penalty(outputs, attention_mask, logits, shift_labels)
                 if num_items_in_batch is not None:
                     penalty = penalty * (shift_labels != -100).sum() / num_items_in_batch
                 loss = loss + penalty
@@ -149,8 +149,14 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states if output_hidden_states else None,
         )
 
-    def _activation_penalty(self, outputs: RNNModelOutput, mask: Tensor | None) -> Tensor | float:
-        """AR + TAR: mean squares of the last outputs after dropout and of their change before it, over valid steps."""
+    def _penalty(
+        self, outputs: RNNModelOutput, mask: Tensor | None, logits: Tensor, targets: Tensor
+    ) -> Tensor | float:
+        """AR, TAR and prediction regularisation.
+
+        Mean squares of the last outputs after dropout and of their change before it, over valid steps, and of the
+        logits, over steps that predict something.
+        """
         alpha, beta = self.config.activation_regularization, self.config.temporal_activation_regularization
         assert outputs.last_hidden_state is not None
         last = outputs.last_hidden_state.float()
@@ -166,6 +172,10 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             valid = valid if order is None else valid.gather(1, order)
             change = (raw[:, 1:] - raw[:, :-1]) * valid[:, 1:, None]
             penalty = penalty + beta * change.square().sum() / (valid[:, 1:].sum() * raw.size(2)).clamp(min=1)
+        if gamma := self.config.prediction_regularization:
+            predicts = (targets != -100).unsqueeze(-1)
+            squares = torch.where(predicts, logits.float().square(), 0.0)
+            penalty = penalty + gamma * squares.sum() / (predicts.sum() * logits.size(-1)).clamp(min=1)
         return penalty
 
     # --- generation ----------------------------------------------------------------------------------------------

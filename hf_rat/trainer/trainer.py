@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
     """
 
     card_example: Any = "A text."  # for the code on the model card; two texts are {"text": ..., "text_pair": ...}
+    keep: Sequence[str] = ()  # outputs of the model that `regularization.kept` has after each micro-batch
 
     # The Trainer must neither skip the division by the accumulation steps nor pass num_items_in_batch on.
     loss_is_scaled_for_ga = False
@@ -122,6 +123,7 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
                 single_backward=getattr(self.args, "reg_single_backward", False) or None,
                 length_buckets="off" if self._has_own_loss else getattr(self.args, "length_buckets", "auto"),
                 memory=getattr(self.args, "reg_memory", "fast"),
+                keep=self.keep,
                 problem=self._problem,
                 optimizer=self.optimizer,
                 total_steps=self._total_steps,
@@ -178,7 +180,9 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
         accumulation = self.current_gradient_accumulation_steps
         if self.regularization.is_plain:
             weighting = self.regularization.weighting
-            loss, outputs = self.host.task(self._task_loss, model, inputs, return_outputs)
+            self.regularization.keeper.begin()
+            with self.regularization.keeper.watching():
+                loss, outputs = self.host.task(self._task_loss, model, inputs, return_outputs)
             weight = weighting.weight(inputs, self._num_labels, accumulation)
             loss = weigh({"task": weighting.mean(loss, inputs)}, weight)["task"]
             return (loss, outputs) if return_outputs else loss

@@ -347,3 +347,31 @@ def test_bad_configurations():
         ValueError, match=r"tie_word_embeddings=True needs last_hidden_size=6.*the last layer is 5 wide"
     ):
         RNNForCausalLM(config)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("how", ["normal", "uniform", "uniform_all"])
+def test_how_weights_begin(how, tied):
+    """By the quantiles of what was drawn: a uniform distribution has half of its values in half of its range."""
+    config = RNNConfig(
+        vocab_size=400,
+        embedding_size=24,
+        hidden_size=24,
+        initializer=how,
+        initializer_range=0.07,
+        tie_word_embeddings=tied,
+    )
+    for name, weight in RNNForCausalLM(config).named_parameters():
+        drawn = weight.detach().abs()
+        table = name.endswith("embeddings.weight") or name == "lm_head.weight"
+        if how == "uniform_all" or (how == "uniform" and table):
+            assert drawn.max() <= 0.07
+            inner = (drawn[1:] if table else drawn) < 0.035  # the first row is padding's
+            assert inner.float().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / inner.numel() ** 0.5)
+        elif name.endswith("embeddings.weight"):
+            assert drawn.max() > 0.14
+        elif name != "lm_head.bias":
+            assert drawn.max() > 0.07
+        if name == "rnn.embeddings.weight":
+            assert not drawn[0].any()
+            assert drawn[1:].any(1).all()
