@@ -207,9 +207,11 @@ def record_layer_inputs(model):
     return seen
 
 
+@pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("rate", ["input", "hidden", "layers", "output"])
-def test_a_rate_acts_in_its_place(rate):
-    model = RNNModel(config(num_hidden_layers=3, recurrent_dropouts={rate: 0.5})).double().train()
+def test_a_rate_acts_in_its_place(rate, per_step):
+    rates = {rate: 0.5, "per_step": [rate] if per_step and rate != "layers" else []}
+    model = RNNModel(config(num_hidden_layers=3, recurrent_dropouts=rates)).double().train()
     seen = record_layer_inputs(model)
     outputs = model(torch.randint(1, VOCABULARY, (4, TIME)), output_hidden_states=True)
     before = list(outputs.hidden_states)
@@ -222,7 +224,9 @@ def test_a_rate_acts_in_its_place(rate):
             continue
         assert set(ratio.flatten().round(decimals=9).tolist()) == {0.0, 2.0}
         fixed = ratio.std(1).max() < 1e-9
-        assert fixed == (rate != "layers")  # a locked mask is the same at all steps, and another for each example
+        assert fixed == (
+            rate != "layers" and not per_step
+        )  # a locked mask is the same at all steps, and another for each example
         assert ratio.std(0).max() > 0
 
 
@@ -318,7 +322,8 @@ def test_the_encoder_alone_is_found(tmp_path):
 def test_a_checkpoint_takes_along_the_files_that_it_needs(kind, tmp_path):
     make(kind).save_pretrained(tmp_path)
     needed = {"configuration_rnn", "configuration_words", "modeling_rnn", "modeling_words"}
-    needed |= {"embedding", "padding", "pooling", "recurrence", "recurrent", "recurrent_dropouts"}
+    needed |= {"embedding", "padding", "pooling", "recurrence", "recurrence_in_autograd"}
+    needed |= {"recurrent", "recurrent_dropouts"}
     if kind is RNNForCausalLM:
         needed.add("modeling_rnn_lm")
     assert {path.stem for path in tmp_path.glob("*.py")} == needed
