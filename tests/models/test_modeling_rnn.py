@@ -243,6 +243,25 @@ def test_rates_inside_the_layers_and_evaluation():
         make(RNNModel, cell="gru", num_hidden_layers=2, recurrent_dropouts=rates)
 
 
+@pytest.mark.parametrize(
+    ("options", "attribute"),
+    [
+        ({"cell": "rnn", "nonlinearity": "relu"}, "nonlinearity"),
+        ({"cell": "gru", "reset_after": False}, "reset_after"),
+    ],
+)
+def test_an_option_of_a_cell_reaches_every_layer_and_is_saved(options, attribute, tmp_path):
+    model = make(RNNModel, num_hidden_layers=2, **options)
+    assert [getattr(layer, attribute) for layer in model.layers] == [options[attribute]] * 2
+    ids = torch.randint(1, VOCABULARY, (2, TIME))
+    other = make(RNNModel, num_hidden_layers=2, cell=options["cell"])
+    other.load_state_dict(model.state_dict())
+    assert not torch.allclose(model(ids).last_hidden_state, other(ids).last_hidden_state)
+    model.save_pretrained(tmp_path)
+    again = RNNModel.from_pretrained(tmp_path)
+    same(again(ids).last_hidden_state, model(ids).last_hidden_state)
+
+
 def test_the_command_lines_dropout_finds_the_rates():
     own = config(recurrent_dropouts={"variational": 0.3})
     assert sorted(set_dropout(own, 0.2)) == ["classifier_dropout", "embedding_dropout"]
