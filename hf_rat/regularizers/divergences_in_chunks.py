@@ -6,13 +6,14 @@ out, in fewer passes over the memory than autograd makes, for logits of which no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+CACHED = 2**16
+"""What is written out looks at chunks of so many entries on a CPU: they stay in a core's cache."""
 
 Slopes = tuple[Tensor | None, Tensor | None]
 
@@ -35,10 +36,11 @@ def _kl(p: Tensor, q: Tensor, slope: Tensor | None, needs: Sequence[bool]) -> Te
 
 
 def _js(p: Tensor, q: Tensor, slope: Tensor | None, needs: Sequence[bool]) -> Tensor | Slopes:
-    # log p/m = log 2 - log(1 + q/p) with m the middle, and log q/m is q/p more: both are 0 where p is q.
-    ratio = p - q
-    sides = [(p, F.logsigmoid(ratio).add_(math.log(2.0)))]
-    sides.append((q, sides[0][1] - ratio))
+    # With m the middle, log p/m = -log(1 + (q/p - 1) / 2), and log q/m is log q/p more: both are 0 where p is q. Where
+    # p is e^-80 of q, it no longer counts.
+    ratio = (p - q).clamp_(min=-80.0)
+    over_p = ratio.neg().expm1_().mul_(0.5).log1p_().neg_()
+    sides = [(p, over_p), (q, over_p - ratio)]
     weights = [side.exp() for side, _ in sides]
     values = [_dot(weight, over) for weight, (_, over) in zip(weights, sides, strict=True)]
     if slope is None:
@@ -91,13 +93,22 @@ class Chunked(torch.autograd.Function):
         *where: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(p, q, *where)
-        ctx.compare, ctx.name, ctx.size = compare, name, size
+        ctx.compare, ctx.name, ctx.size = compare, name, max(size, p.numel() // 32)
         if name not in WRITTEN_OUT or not all(bool(z.amin() > torch.finfo(z.dtype).min) for z in (p, q)):
             ctx.name = None
-        values = [p.new_empty(0, dtype=torch.float32)]
-        for _, rows in _chunks(p, size, where):
-            pair = p[rows], q[rows]
-            values.append(compare(*pair) if ctx.name is None else _write_out(ctx.name, *pair, None, (True, True)))
+        else:
+            ctx.size = min(size, CACHED) if p.device.type == "cpu" else max(size, p.numel() // 32)
+        values, norms = [p.new_empty(0, dtype=torch.float32)], []
+        for _, rows in _chunks(p, ctx.size, where):
+            if ctx.name is None:
+                values.append(compare(p[rows], q[rows]))
+                continue
+            pair = p[rows].float(), q[rows].float()
+            if ctx.name != "logit_mse":
+                norms.append([z.logsumexp(-1, keepdim=True) for z in pair])
+                pair = _normalize(pair, norms[-1])
+            values.append(WRITTEN_OUT[ctx.name](*pair, None, (True, True)))
+        ctx.norms = norms
         return torch.cat(values)
 
     @staticmethod
@@ -108,7 +119,7 @@ class Chunked(torch.autograd.Function):
         needs = ctx.needs_input_grad[:2]
         begin = torch.zeros_like if where else torch.empty_like
         gradients = [begin(z) if needed else None for z, needed in zip((p, q), needs, strict=True)]
-        for chunk, rows in _chunks(p, ctx.size, where):
+        for number, (chunk, rows) in enumerate(_chunks(p, ctx.size, where)):
             if ctx.name is None:
                 pair = [z[rows].requires_grad_(g is not None) for z, g in zip((p, q), gradients, strict=True)]
                 with torch.enable_grad():
@@ -116,23 +127,24 @@ class Chunked(torch.autograd.Function):
                 asked = iter(torch.autograd.grad(values, [z for z in pair if z.requires_grad], slopes[chunk]))
                 found = tuple(next(asked) if g is not None else None for g in gradients)
             else:
-                found = _write_out(ctx.name, p[rows], q[rows], slopes[chunk].unsqueeze(-1), needs)
+                both = p[rows].float(), q[rows].float()
+                if ctx.norms:
+                    both = _normalize(both, ctx.norms[number])
+                found = WRITTEN_OUT[ctx.name](*both, slopes[chunk].unsqueeze(-1), needs)
             for gradient, slope in zip(gradients, found, strict=True):
                 if gradient is not None:
                     gradient[rows] = slope
         return *gradients, None, None, None, *[None] * len(where)
 
 
-def _write_out(name: str, p: Tensor, q: Tensor, slope: Tensor | None, needs: Sequence[bool]) -> Any:
-    p, q = p.float(), q.float()
-    if name != "logit_mse":
-        p, q = p.log_softmax(-1), q.log_softmax(-1)
-    return WRITTEN_OUT[name](p, q, slope, needs)
+def _normalize(pair: tuple[Tensor, Tensor], norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities."""
+    return pair[0] - norms[0], pair[1] - norms[1]
 
 
 def _chunks(logits: Tensor, size: int, where: Sequence[Tensor]) -> Iterator[tuple[slice, Any]]:
-    """Pieces of the positions, and their rows of the logits: `size` entries, or a 32nd of them all."""
-    rows = max(1, max(size, logits.numel() // 32) // logits.shape[-1])
+    """Pieces of the positions, and their rows of the logits, `size` entries."""
+    rows = max(1, size // logits.shape[-1])
     for start in range(0, where[0].numel() if where else logits.shape[0], rows):
         chunk = slice(start, start + rows)
         yield chunk, tuple(column[chunk] for column in where) if where else chunk
