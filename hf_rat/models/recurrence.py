@@ -15,7 +15,8 @@ from .recurrent_dropouts import Masks, by_step, over_rows
 class Recurrence(torch.autograd.Function):
     """One direction of one layer over all steps: a GEMM and a few in-place operations for each step.
 
-    Gradients flow to x, the weights, the initial states and the mask on h; the other masks are constants.
+    Gradients flow to x, the weights, the initial states and the mask on h; the other masks are constants. The gates
+    take the memory of x, whose values no one else may need: fresh memory costs time where batches are large.
     """
 
     @staticmethod
@@ -23,7 +24,7 @@ class Recurrence(torch.autograd.Function):
         ctx: Any,
         mode: str,
         rows: Rows,
-        x: Tensor,  # (rows, gates * hidden): the input's part of the gates, biases included except GRU's b_hh
+        x: Tensor,  # (rows, gates * hidden): the input's part of the gates, biases included except GRU's b_hh; used up
         w: Tensor,  # (gates * hidden, hidden)
         b: Tensor | None,  # (gates * hidden,): GRU's b_hh
         h0: Tensor,  # (batch, hidden)
@@ -32,13 +33,13 @@ class Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         sizes, size, gates = rows.sizes, w.size(1), w.size(0) // w.size(1)
         m = Masks(*masks)
-        act = torch.empty_like(x)
+        act = x.detach()
         hs, inner = (x.new_empty(x.size(0), size) for _ in range(2))  # what a step gives out; what its product gets
         # LSTM: the cell and its tanh. GRU: the candidate's part of h.
         cs = x.new_empty(x.size(0), size) if mode == "LSTM" else None
         extra = x.new_empty(x.size(0), size) if mode in ("LSTM", "GRU") else None
         parts = [part.split(sizes) for part in act.view(-1, gates, size).unbind(1)]
-        x_t, act_t, h_t, in_t = x.split(sizes), act.split(sizes), hs.split(sizes), inner.split(sizes)
+        act_t, h_t, in_t = act.split(sizes), hs.split(sizes), inner.split(sizes)
         c_t = cs.split(sizes) if cs is not None else ()
         extra_t = extra.split(sizes) if extra is not None else ()
         masks_t = [by_step(mask, sizes) for mask in m]
@@ -55,7 +56,7 @@ class Recurrence(torch.autograd.Function):
             if mode == "LSTM":
                 assert c0 is not None
                 c_before = c0[:n] if t == 0 else c_t[t - 1][:n]
-                torch.addmm(x_t[t], in_t[t], wt, out=a)
+                a.addmm_(in_t[t], wt)
                 i, f, g, o = (part[t] for part in parts)
                 a[:, : 2 * size].sigmoid_()
                 g.tanh_()
@@ -80,9 +81,8 @@ class Recurrence(torch.autograd.Function):
                     torch.addmm(b, in_t[t], wt, out=u)
                 r, z, g = (part[t] for part in parts)
                 extra_t[t].copy_(u[:, 2 * size :])
-                torch.add(x_t[t][:, : 2 * size], u[:, : 2 * size], out=a[:, : 2 * size])
-                a[:, : 2 * size].sigmoid_()
-                torch.addcmul(x_t[t][:, 2 * size :], r, extra_t[t], out=g).tanh_()
+                a[:, : 2 * size].add_(u[:, : 2 * size]).sigmoid_()
+                g.addcmul_(r, extra_t[t]).tanh_()
                 if m_g is None:
                     torch.lerp(g, before, z, out=h)
                 else:
@@ -90,7 +90,7 @@ class Recurrence(torch.autograd.Function):
                 if m_c is not None:
                     h.mul_(m_c)
             else:
-                torch.addmm(x_t[t], in_t[t], wt, out=a)
+                a.addmm_(in_t[t], wt)
                 h.copy_(a.tanh_() if mode == "RNN_TANH" else a.relu_())
             if new_h is not None:
                 torch.lerp(before, h, new_h, out=h)

@@ -433,7 +433,7 @@ def test_gradcheck(mode, stepwise):
     b, c0 = rand(gates * 2) if gru else None, rand(3, 2) if lstm else None
 
     def run(x, w, b, h0, c0, *masks):
-        hs, cs = Recurrence.apply(mode, rows, x, w, b, h0, c0, *masks)
+        hs, cs = Recurrence.apply(mode, rows, x.clone(), w, b, h0, c0, *masks)  # it uses x up
         return (hs, cs) if lstm else hs
 
     assert torch.autograd.gradcheck(run, (x, w, b, h0, c0, *masks))
