@@ -19,33 +19,36 @@ CHUNK = 2**16
 
 
 class _CrossEntropies(torch.autograd.Function):
-    """-log softmax(logits)[label] of each row, 0 where the label is `ignore`.
+    """-log softmax(logits)[label] of each row, 0 where the label is `ignore`; (rows,).
 
     Args:
-        logits: (rows, vocabulary), fp32.
-        labels: (rows,).
+        logits: (..., vocabulary), fp32, so that autograd adds to their gradient in place, which it does to no view.
+        labels: (rows,), of all places but the last.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
         counts = labels != ignore
         labels = labels.where(counts, 0)
-        norms = torch.cat([logits[rows].logsumexp(-1) for rows in _chunks(logits)])
+        flat = logits.flatten(0, -2)
+        norms = torch.cat([flat[rows].logsumexp(-1) for rows in _chunks(flat)])
         ctx.save_for_backward(logits, labels, counts, norms)
-        return (norms - logits.gather(1, labels.unsqueeze(1)).squeeze(1)).where(counts, 0.0)
+        return (norms - flat.gather(1, labels.unsqueeze(1)).squeeze(1)).where(counts, 0.0)
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, counts, norms = ctx.saved_tensors
         slopes = slopes.where(counts, 0.0).unsqueeze(1)
         if torch.is_grad_enabled():  # for second derivatives, in torch's own steps
-            return (logits.softmax(-1) - F.one_hot(labels, logits.size(1))) * slopes, None, None
-        gradient = torch.empty_like(logits)
-        for rows in _chunks(logits):
-            torch.sub(logits[rows], norms[rows].unsqueeze(1), out=gradient[rows]).exp_().mul_(slopes[rows])
-        gradient.scatter_add_(1, labels.unsqueeze(1), -slopes)
+            apart = (logits.flatten(0, -2).softmax(-1) - F.one_hot(labels, logits.size(-1))) * slopes
+            return apart.view_as(logits), None, None
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        flat, towards = logits.flatten(0, -2), gradient.flatten(0, -2)
+        for rows in _chunks(flat):
+            torch.sub(flat[rows], norms[rows].unsqueeze(1), out=towards[rows]).exp_().mul_(slopes[rows])
+        towards.scatter_add_(1, labels.unsqueeze(1), -slopes)
         if not bool(counts.all()):
-            gradient[~counts] = 0.0  # whatever the logits are there
+            towards[~counts] = 0.0  # whatever the logits are there
         return gradient, None, None
 
 
@@ -82,5 +85,5 @@ def next_token_loss(
         assert labels is not None
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     shift_labels = shift_labels.reshape(-1)
-    losses = _CrossEntropies.apply(logits.reshape(-1, vocab_size), shift_labels, ignore_index)
+    losses = _CrossEntropies.apply(logits, shift_labels, ignore_index)
     return losses.sum() / ((shift_labels != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch)

@@ -149,7 +149,7 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None =
     else:
         formula = "logit_mse" if problem == "regression" else name if problem != "multi_label_classification" else ""
         if where[0].numel() == keep.numel():
-            return Chunked.apply(p.flatten(0, -2), q.flatten(0, -2), compare, formula, CHUNK).view(keep.shape)
+            return Chunked.apply(p, q, compare, formula, CHUNK).view(keep.shape)
         values = Chunked.apply(p, q, compare, formula, CHUNK, *where)
     return values.new_zeros(keep.shape).index_put(where, values)
 

@@ -77,7 +77,7 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Chunked(torch.autograd.Function):
-    """`compare(p[where], q[where])`, without `where` of all rows; no more than a chunk of `size` entries is alive.
+    """`compare(p[where], q[where])`, without `where` of all rows; (rows,). Only a chunk of `size` entries is alive.
 
     Where `name` is written out and neither rules a class out, by its own formula.
     """
@@ -98,6 +98,7 @@ class Chunked(torch.autograd.Function):
             ctx.name = None
         else:
             ctx.size = min(size, CACHED) if p.device.type == "cpu" else max(size, p.numel() // 32)
+        p, q = _rows(p, where), _rows(q, where)
         values, norms = [p.new_empty(0, dtype=torch.float32)], []
         for _, rows in _chunks(p, ctx.size, where):
             if ctx.name is None:
@@ -118,7 +119,12 @@ class Chunked(torch.autograd.Function):
         p, q, *where = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         begin = torch.zeros_like if where else torch.empty_like
-        gradients = [begin(z) if needed else None for z, needed in zip((p, q), needs, strict=True)]
+        gradients = [
+            begin(z, memory_format=torch.contiguous_format) if needed else None
+            for z, needed in zip((p, q), needs, strict=True)
+        ]
+        towards = [None if gradient is None else _rows(gradient, where) for gradient in gradients]
+        p, q = _rows(p, where), _rows(q, where)
         for number, (chunk, rows) in enumerate(_chunks(p, ctx.size, where)):
             if ctx.name is None:
                 pair = [z[rows].requires_grad_(g is not None) for z, g in zip((p, q), gradients, strict=True)]
@@ -131,10 +137,15 @@ class Chunked(torch.autograd.Function):
                 if ctx.norms:
                     both = _normalize(both, ctx.norms[number])
                 found = WRITTEN_OUT[ctx.name](*both, slopes[chunk].unsqueeze(-1), needs)
-            for gradient, slope in zip(gradients, found, strict=True):
+            for gradient, slope in zip(towards, found, strict=True):
                 if gradient is not None:
                     gradient[rows] = slope
         return *gradients, None, None, None, *[None] * len(where)
+
+
+def _rows(logits: Tensor, where: Sequence[Tensor]) -> Tensor:
+    """What chunks are taken of. Autograd adds to a gradient in place, unless it is such a view."""
+    return logits if where else logits.flatten(0, -2)
 
 
 def _normalize(pair: tuple[Tensor, Tensor], norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
