@@ -5,6 +5,7 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -308,6 +309,11 @@ KINDS["all of an RNN"] = {
 }
 
 
+def test_every_dropout_has_an_equation_here():
+    forward = {"input", "hidden", "output", "layers"}
+    assert {field.name for field in fields(Dropouts)} - forward == {name for on in KINDS.values() for name in on}
+
+
 def against_reference(layer, lengths, monkeypatch, given=None):
     recorder = Recorder(monkeypatch)
     x, states = make_input(layer, lengths)
@@ -452,9 +458,8 @@ def test_masks_have_their_rate_and_are_drawn_for_each_forward(monkeypatch):
 
 def test_a_forced_rate_reaches_every_mask():
     rates = {"variational": 0.3, "variational_x": 0.2, "recurrent": 0.3, "rnndrop": 0.2, "zoneout": 0.3}
-    layer = make(
-        "LSTM", num_layers=2, dropout=rates | {"dropconnect": 0.5, "input": 0.2, "hidden": 0.2, "layers": 0.1}
-    )
+    rates |= {"dropconnect": 0.5, "dropconnect_bias": True, "input": 0.2, "hidden": 0.2, "output": 0.1, "layers": 0.1}
+    layer = make("LSTM", num_layers=2, dropout=rates | {"per_step": ["output", "hidden"]})
     x, _ = make_input(layer)
     with DropoutRate(0.0):
         first, second = layer(x)[0], layer(x)[0]
@@ -547,7 +552,7 @@ def test_one_rate_is_torchs_dropout_between_layers():
 @pytest.mark.parametrize("cell", CELLS)
 def test_padding_reaches_nothing(cell):
     rates = {"variational": 0.2, "variational_x": 0.2, "zoneout": 0.2, "input": 0.1, "output": 0.1, "dropconnect": 0.1}
-    layer = make(cell, num_layers=2, dropout=rates)
+    layer = make(cell, num_layers=2, dropout=rates | {"recurrent": 0.2, "dropconnect_bias": True})
     x, _ = make_input(layer, LENGTHS, padding=0.0)
     wider = torch.full((BATCH, TIME + 3, WIDTH), float("inf"), dtype=DOUBLE)
     wider[:, :TIME] = torch.where(torch.arange(TIME)[:, None] < torch.tensor(LENGTHS)[:, None, None], x, torch.inf)
@@ -644,9 +649,11 @@ def test_dropped_weights_are_freed(monkeypatch):
     assert [weights() for weights in seen] == [None, None]
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_autocast(cell):
-    layer = make(cell, dtype=torch.float32, dropout={"variational": 0.2, "zoneout": 0.1})
+@pytest.mark.parametrize("more", [{}, {"dropconnect": 0.2, "dropconnect_bias": True, "dropconnect_per": "example"}])
+@pytest.mark.parametrize("cell", [*CELLS, "GRU before"])
+def test_autocast(cell, more):
+    option = {"reset_after": False} if cell == "GRU before" else {}
+    layer = make(cell[:4].strip(), dtype=torch.float32, dropout={"variational": 0.2, "zoneout": 0.1, **more}, **option)
     x = torch.randn(BATCH, TIME, WIDTH)
     torch.manual_seed(1)
     exact = layer(x, lengths=LENGTHS)[0]
