@@ -54,6 +54,7 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
         {},
         'adversarial_dropout(site="recurrent", rate=0.06, divergence="js")',
     ),
+    "adversarial dropout, K = 1, KL": ({}, 'adversarial_dropout(site="recurrent", rate=0.06)'),
     "adversarial dropout, K = 1, on AWD-LSTM": (
         AWD,
         'adversarial_dropout(site="recurrent", rate=0.06, divergence="js", start_mask="base")',

@@ -75,8 +75,15 @@ class RNNModel(RNNPreTrainedModel):
         around = {name: rate for name, rate in rates.items() if name in (*AROUND_LAYERS, "per_step")}
         self.dropouts = Dropouts.of(around)
         inside = {name: rate for name, rate in rates.items() if name not in AROUND_LAYERS}
-        own = {"rnn": {"nonlinearity": config.nonlinearity}, "gru": {"reset_after": config.reset_after}}
-        options = {"dropout": inside, "bidirectional": config.bidirectional, **own.get(config.cell, {})}
+        own: dict[str, dict[str, Any]] = {
+            "rnn": {"nonlinearity": config.nonlinearity},
+            "gru": {"reset_after": config.reset_after},
+        }
+        options: dict[str, Any] = {
+            "dropout": inside,
+            "bidirectional": config.bidirectional,
+            **own.get(config.cell, {}),
+        }
         directions = 2 if config.bidirectional else 1
         widths = [config.embedding_size, *(directions * size for size in config.layer_sizes)]
         self.layers = nn.ModuleList(

@@ -78,9 +78,8 @@ def next_token_loss(
     """
     slow_memory = logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.numel() > CHUNK
     if not slow_memory or torch.compiler.is_compiling():
-        return ForCausalLMLoss(
-            logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels=shift_labels, **kwargs
-        )
+        more: dict[str, Any] = {"num_items_in_batch": num_items_in_batch, "shift_labels": shift_labels, **kwargs}
+        return ForCausalLMLoss(logits, labels, vocab_size, ignore_index=ignore_index, **more)
     if shift_labels is None:
         assert labels is not None
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]

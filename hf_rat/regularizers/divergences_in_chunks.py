@@ -138,7 +138,7 @@ class Chunked(torch.autograd.Function):
                     both = _normalize(both, ctx.norms[number])
                 found = WRITTEN_OUT[ctx.name](*both, slopes[chunk].unsqueeze(-1), needs)
             for gradient, slope in zip(towards, found, strict=True):
-                if gradient is not None:
+                if gradient is not None and slope is not None:
                     gradient[rows] = slope
         return *gradients, None, None, None, *[None] * len(where)
 

@@ -224,7 +224,7 @@ class Averaging(_Base):
         name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         sign = -1.0 if self.args.greater_is_better else 1.0
         logs = [log for log in self.state.log_history if any(key.startswith("eval_") for key in log)]
-        found = [(log["step"], sign * log[name]) for log in logs if name in log]
+        found = [(int(log["step"]), sign * log[name]) for log in logs if name in log]
         if logs and not found:
             given = ", ".join(key for key in logs[0] if key.startswith("eval_"))
             raise ValueError(
