@@ -21,9 +21,8 @@ CHUNK = 2**16
 class _CrossEntropies(torch.autograd.Function):
     """-log softmax(logits)[label] of each row, 0 where the label is `ignore`; (rows,).
 
-    Args:
-        logits: (..., vocabulary), fp32, so that autograd adds to their gradient in place, which it does to no view.
-        labels: (rows,), of all places but the last.
+    It takes (..., vocabulary) logits and (rows,) labels, of all places but the last: autograd adds to a gradient in
+    place, unless it is a view.
     """
 
     @staticmethod
