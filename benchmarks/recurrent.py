@@ -47,7 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dropconnect": {"dropconnect": 0.5},
     "all": {"variational": 0.25, "recurrent": 0.25, "dropconnect": 0.5},
 }
-UNDEFINED = {"LSTM": (), "GRU": ("zoneout_cell",), "RNN": ("zoneout_cell", "recurrent", "rnndrop")}
+UNDEFINED = {"LSTM": (), "GRU": ("zoneout_cell",), "RNN": ("zoneout_cell", "rnndrop")}
 LOOP = "loop over cells, variational"
 SHAPES = ("32x200x128x256", "64x400x256x512", "16x100x128x128")
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hf_rat.models.recurrent_dropouts import PER_STEP, Dropouts
+from hf_rat.models.recurrent_dropouts import FORWARD, PER_STEP, Dropouts
 
-DROPOUTS = tuple(f.name for f in fields(Dropouts) if f.type == "float")
+DROPOUTS = {f.name: f.type for f in fields(Dropouts) if f.name != "per_step"}
+"""The words of `--dropout_kind`: rates, and ways in which they drop."""
 
 
 # No postponed annotations in this module: HfArgumentParser reads the types of the fields.
@@ -18,15 +19,24 @@ class DropoutArguments:
         metadata={
             "help": "Recurrent dropouts, comma separated, each with its rate or --recurrent_dropout: "
             '"variational", "recurrent=0.25,dropconnect=0.5". Kinds: variational, variational_x, recurrent, rnndrop, '
-            "zoneout, zoneout_cell, dropconnect, input, hidden, output, layers."
+            "zoneout, zoneout_cell, dropconnect, input, hidden, output, layers. And how: variational_per=batch, "
+            "per_gate, dropconnect_per=example, dropconnect_bias."
         },
     )
     recurrent_dropout: float = field(default=0.25, metadata={"help": "Rate of the kinds that name none."})
-    dropout_per_step: bool = field(
-        default=False, metadata={"help": "New masks at each step for variational, recurrent and rnndrop."}
+    dropout_per_step: str | None = field(
+        default=None,
+        metadata={
+            "help": "New masks at each step for these kinds, comma separated: variational, recurrent, rnndrop, input, "
+            "hidden, output. Alone: for the first three.",
+            "nargs": "?",
+            "const": ",".join(PER_STEP),
+        },
     )
 
     def __post_init__(self) -> None:
+        if str(self.dropout_per_step).lower() == "true":  # as a file of flags may say
+            self.dropout_per_step = ",".join(PER_STEP)
         if self.recurrent_dropout != type(self).recurrent_dropout and not self.dropout_kind:
             raise ValueError(f"--recurrent_dropout {self.recurrent_dropout} needs --dropout_kind")
 
@@ -36,22 +46,34 @@ class DropoutArguments:
         Raises:
             ValueError: an unknown kind, or a rate that is no number; the configuration checks the rest.
         """
-        rates: dict[str, Any] = {}
-        for part in (self.dropout_kind or "").split(","):
-            if not part.strip():
-                continue
-            kind, given, rate = (word.strip() for word in part.partition("="))
+        found: dict[str, Any] = {}
+        for part in _words(self.dropout_kind):
+            kind, given, value = (word.strip() for word in part.partition("="))
             if kind not in DROPOUTS:
                 raise ValueError(f"--dropout_kind {kind!r} is not known; there are {', '.join(DROPOUTS)}")
-            try:
-                rates[kind] = float(rate) if given else self.recurrent_dropout
-            except ValueError:
-                raise ValueError(f"--dropout_kind {part.strip()!r}: the rate {rate!r} is not a number") from None
-        if self.dropout_per_step:
-            steps = [kind for kind in PER_STEP if rates.get(kind)]
-            if not steps:
-                raise ValueError(
-                    f"--dropout_per_step needs --dropout_kind {', '.join(PER_STEP[:-1])} or {PER_STEP[-1]}"
-                )
-            rates["per_step"] = steps
-        return rates
+            if DROPOUTS[kind] == "str":
+                found[kind] = value
+            elif DROPOUTS[kind] == "bool":
+                if given:
+                    raise ValueError(f"--dropout_kind {part!r}: {kind} stands alone")
+                found[kind] = True
+            else:
+                try:
+                    found[kind] = float(value) if given else self.recurrent_dropout
+                except ValueError:
+                    raise ValueError(f"--dropout_kind {part!r}: the rate {value!r} is not a number") from None
+        asked, known = _words(self.dropout_per_step), PER_STEP + FORWARD
+        if unknown := [kind for kind in asked if kind not in known]:
+            raise ValueError(f"--dropout_per_step {unknown[0]!r} is not known; there are {', '.join(known)}")
+        steps = [kind for kind in asked if found.get(kind)]
+        named = self.dropout_per_step != ",".join(PER_STEP)  # which stands for the flag alone: those that are on
+        if asked and (not steps or (named and steps != asked)):
+            missing = [kind for kind in asked if kind not in steps]
+            either = ", ".join(missing[:-1]) + (" or " if missing[:-1] else "") + missing[-1]
+            raise ValueError(f"--dropout_per_step needs --dropout_kind {either}")
+        return found | ({"per_step": steps} if steps else {})
+
+
+def _words(text: str | None) -> list[str]:
+    """The parts between commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

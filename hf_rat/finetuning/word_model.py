@@ -124,6 +124,9 @@ def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTra
     asked: dict[str, tuple[str, Any]] = {  # flag -> what the configuration calls it, and its value
         "hidden_size": (companion.width, words.hidden_size),
         "num_hidden_layers": ("num_hidden_layers", words.num_hidden_layers),
+        "between": ("between", words.between),
+        "nonlinearity": ("nonlinearity", words.nonlinearity),
+        "reset_after": ("reset_after", None if words.reset_after else False),
         "pooling": ("pooling", words.pooling),
         "dropout_kind": ("recurrent_dropouts", words.recurrent_dropouts() or None),
     }

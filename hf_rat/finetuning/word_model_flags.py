@@ -33,6 +33,17 @@ class WordModelArguments(DropoutArguments):
         default=None, metadata={"help": "Width of a recurrent state, filters of each width of textcnn. Own default."}
     )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Recurrent layers. Without it: 1."})
+    between: str | None = field(
+        default=None, metadata={"help": "Activation between stacked recurrent layers: tanh. Without it: none."}
+    )
+    nonlinearity: str | None = field(default=None, metadata={"help": "Of --model rnn: tanh (default) or relu."})
+    reset_after: bool = field(
+        default=True,
+        metadata={
+            "help": "The reset gate of --model gru acts after the product with the state, as in torch, the default; "
+            "--no_reset_after: before it."
+        },
+    )
     pooling: str | None = field(
         default=None, metadata={"help": "What bilstm, gru, lstm and rnn read: last, mean, max or attention."}
     )

@@ -25,6 +25,8 @@ class RNNConfig(WordConfig):
         num_hidden_layers: stacked layers. Default 1.
         last_hidden_size: width of the last layer; AWD-LSTM makes it that of the embedding. Default: `hidden_size`.
         cell: "lstm" (default), "gru" or "rnn".
+        nonlinearity: of cell="rnn": "tanh" (default) or "relu".
+        reset_after: of cell="gru": False lets the reset gate act before the product (see `GRU`). Default True.
         bidirectional: read in both directions; a causal language model cannot.
         between: activation between stacked layers, None (default) or "tanh".
         pooling: what a sequence classifier reads: "last", the state after the last step of each direction (default,
@@ -58,6 +60,8 @@ class RNNConfig(WordConfig):
     num_hidden_layers: int = 1
     last_hidden_size: int | None = None
     cell: str = "lstm"
+    nonlinearity: str = "tanh"
+    reset_after: bool = True
     bidirectional: bool = False
     between: str | None = None
     pooling: str = "last"
@@ -81,6 +85,8 @@ class RNNConfig(WordConfig):
     )
     choices = WordConfig.choices | {
         "cell": ("lstm", "gru", "rnn"),
+        "nonlinearity": ("tanh", "relu"),
+        "reset_after": (True, False),
         "pooling": ("last", "mean", "max", "attention"),
         "between": (None, "tanh"),
         "initializer": ("normal", "uniform", "uniform_all"),
@@ -93,6 +99,9 @@ class RNNConfig(WordConfig):
         if not isinstance(self.recurrent_dropouts, dict):
             raise ValueError(f"recurrent_dropouts={self.recurrent_dropouts!r} is not a mapping of rates by name")
         rates = Dropouts.of(self.recurrent_dropouts)
+        for name, cell in (("nonlinearity", "rnn"), ("reset_after", "gru")):
+            if (value := getattr(self, name)) != getattr(type(self), name) and self.cell != cell:
+                raise ValueError(f"{name}={value!r} needs cell={cell!r}; the cell is {self.cell!r}")
         if self.num_hidden_layers == 1:
             named = {"between": self.between, "dropout hidden": rates.hidden, "dropout layers": rates.layers}
             if idle := [f"{name}={value}" for name, value in named.items() if value]:

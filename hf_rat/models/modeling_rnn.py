@@ -17,10 +17,10 @@ from .modeling_words import WordModel, is_fresh, word_embedding
 from .padding import permute_steps, valid_first
 from .pooling import Attention, max_over, mean_over
 from .recurrent import GRU, LSTM, RNN
-from .recurrent_dropouts import Dropouts, drop_between, drop_locked
+from .recurrent_dropouts import FORWARD, Dropouts, drop_between, drop_forward
 
 CELLS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
-AROUND_LAYERS = ("input", "hidden", "output", "layers")
+AROUND_LAYERS = (*FORWARD, "layers")
 
 LayerState = Tensor | tuple[Tensor, Tensor]
 """(directions, batch, hidden); of an LSTM a pair, h and c."""
@@ -81,13 +81,22 @@ class RNNModel(RNNPreTrainedModel):
         super().__init__(config)
         self.embeddings = word_embedding(config)
         rates = config.recurrent_dropouts
-        self.dropouts = Dropouts.of({name: rate for name, rate in rates.items() if name in AROUND_LAYERS})
+        around = {name: rate for name, rate in rates.items() if name in (*AROUND_LAYERS, "per_step")}
+        self.dropouts = Dropouts.of(around)
         inside = {name: rate for name, rate in rates.items() if name not in AROUND_LAYERS}
+        own: dict[str, dict[str, Any]] = {
+            "rnn": {"nonlinearity": config.nonlinearity},
+            "gru": {"reset_after": config.reset_after},
+        }
+        options: dict[str, Any] = {
+            "dropout": inside,
+            "bidirectional": config.bidirectional,
+            **own.get(config.cell, {}),
+        }
         directions = 2 if config.bidirectional else 1
         widths = [config.embedding_size, *(directions * size for size in config.layer_sizes)]
         self.layers = nn.ModuleList(
-            CELLS[config.cell](width, size, dropout=inside, bidirectional=config.bidirectional)
-            for width, size in zip(widths, config.layer_sizes, strict=False)
+            CELLS[config.cell](width, size, **options) for width, size in zip(widths, config.layer_sizes, strict=False)
         )
         self.post_init()
 
@@ -125,7 +134,7 @@ class RNNModel(RNNPreTrainedModel):
         back = None if order is None else order.argsort(1)
         x = permute_steps(x, order)
         seen, last, p = [x], [], self.dropouts
-        x = drop_locked(x, p.input, self.training)
+        x = drop_forward(x, p, "input", self.training)
         for depth, layer in enumerate(self.layers):
             if depth:
                 x = x.tanh() if self.config.between == "tanh" else x
@@ -137,7 +146,7 @@ class RNNModel(RNNPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if use_cache is None:
             use_cache = self.config.use_cache
-        outputs = [drop_locked(x, p.output, self.training), *(seen if output_hidden_states else ())]
+        outputs = [drop_forward(x, p, "output", self.training), *(seen if output_hidden_states else ())]
         outputs = [permute_steps(each, back) for each in outputs]
         if steps == 0:
             outputs = [each[:, :0] for each in outputs]

@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_rnn import RNNConfig
 from .modeling_rnn import LayerState, RNNModel, RNNModelOutput, RNNPreTrainedModel
+from .next_token_loss import next_token_loss
 from .padding import permute_steps, valid_first
 
 
@@ -71,6 +72,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
             )
         self.rnn = RNNModel(config)
         self.lm_head = nn.Linear(config.output_size, config.vocab_size)
+        self.loss_function = next_token_loss
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,6 +43,22 @@ def to_front(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     front = torch.arange(longest, device=x.device) < lengths.unsqueeze(1)
     x = x[:, :longest]
     return (x if bool(front.all()) else x.masked_fill(~front.unsqueeze(-1), 0)), front
+
+
+def check_lengths(lengths: Tensor | Sequence[int] | None, batch: int, time: int) -> Tensor | None:
+    """The valid steps of each example, (batch,) on the CPU; None where nothing is padded.
+
+    Raises:
+        ValueError: a wrong shape, or lengths outside 0..time.
+    """
+    if lengths is None:
+        return None
+    lengths = torch.as_tensor(lengths, dtype=torch.long).cpu()
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected ({batch},)")
+    if int(lengths.min()) < 0 or int(lengths.max()) > time:
+        raise ValueError(f"lengths go from {int(lengths.min())} to {int(lengths.max())}, expected 0..{time}")
+    return None if int(lengths.min()) == time else lengths
 
 
 class Rows:

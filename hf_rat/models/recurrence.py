@@ -15,7 +15,8 @@ from .recurrent_dropouts import Masks, by_step, over_rows
 class Recurrence(torch.autograd.Function):
     """One direction of one layer over all steps: a GEMM and a few in-place operations for each step.
 
-    Gradients flow to x, the weights, the initial states and the mask on h; the other masks are constants.
+    Gradients flow to x, the weights, the initial states and the mask on h; the other masks are constants. The gates
+    take the memory of x, whose values no one else may need: fresh memory costs time where batches are large.
     """
 
     @staticmethod
@@ -23,7 +24,7 @@ class Recurrence(torch.autograd.Function):
         ctx: Any,
         mode: str,
         rows: Rows,
-        x: Tensor,  # (rows, gates * hidden): the input's part of the gates, biases included except GRU's b_hh
+        x: Tensor,  # (rows, gates * hidden): the input's part of the gates, biases included except GRU's b_hh; used up
         w: Tensor,  # (gates * hidden, hidden)
         b: Tensor | None,  # (gates * hidden,): GRU's b_hh
         h0: Tensor,  # (batch, hidden)
@@ -32,13 +33,13 @@ class Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         sizes, size, gates = rows.sizes, w.size(1), w.size(0) // w.size(1)
         m = Masks(*masks)
-        act = torch.empty_like(x)
+        act = x.detach()
         hs, inner = (x.new_empty(x.size(0), size) for _ in range(2))  # what a step gives out; what its product gets
         # LSTM: the cell and its tanh. GRU: the candidate's part of h.
         cs = x.new_empty(x.size(0), size) if mode == "LSTM" else None
         extra = x.new_empty(x.size(0), size) if mode in ("LSTM", "GRU") else None
         parts = [part.split(sizes) for part in act.view(-1, gates, size).unbind(1)]
-        x_t, act_t, h_t, in_t = x.split(sizes), act.split(sizes), hs.split(sizes), inner.split(sizes)
+        act_t, h_t, in_t = act.split(sizes), hs.split(sizes), inner.split(sizes)
         c_t = cs.split(sizes) if cs is not None else ()
         extra_t = extra.split(sizes) if extra is not None else ()
         masks_t = [by_step(mask, sizes) for mask in m]
@@ -55,7 +56,7 @@ class Recurrence(torch.autograd.Function):
             if mode == "LSTM":
                 assert c0 is not None
                 c_before = c0[:n] if t == 0 else c_t[t - 1][:n]
-                torch.addmm(x_t[t], in_t[t], wt, out=a)
+                a.addmm_(in_t[t], wt)
                 i, f, g, o = (part[t] for part in parts)
                 a[:, : 2 * size].sigmoid_()
                 g.tanh_()
@@ -80,9 +81,8 @@ class Recurrence(torch.autograd.Function):
                     torch.addmm(b, in_t[t], wt, out=u)
                 r, z, g = (part[t] for part in parts)
                 extra_t[t].copy_(u[:, 2 * size :])
-                torch.add(x_t[t][:, : 2 * size], u[:, : 2 * size], out=a[:, : 2 * size])
-                a[:, : 2 * size].sigmoid_()
-                torch.addcmul(x_t[t][:, 2 * size :], r, extra_t[t], out=g).tanh_()
+                a[:, : 2 * size].add_(u[:, : 2 * size]).sigmoid_()
+                g.addcmul_(r, extra_t[t]).tanh_()
                 if m_g is None:
                     torch.lerp(g, before, z, out=h)
                 else:
@@ -90,7 +90,7 @@ class Recurrence(torch.autograd.Function):
                 if m_c is not None:
                     h.mul_(m_c)
             else:
-                torch.addmm(x_t[t], in_t[t], wt, out=a)
+                a.addmm_(in_t[t], wt)
                 h.copy_(a.tanh_() if mode == "RNN_TANH" else a.relu_())
             if new_h is not None:
                 torch.lerp(before, h, new_h, out=h)
@@ -230,65 +230,3 @@ class Recurrence(torch.autograd.Function):
             d_x = slopes.view(-1, 4 * size)[:, size:]
             d_w, d_b = (None if d is None else d.roll(-size, 0) for d in (d_w, d_b))
         return None, None, d_x, d_w, d_b, dh, dc, d_mask, None, None, None, None
-
-
-def run_in_autograd(
-    mode: str,
-    rows: Rows,
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    masks: Masks,
-    gated: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The same as `Recurrence` in plain autograd: for second derivatives, masks per gate and weights per example.
-
-    Args:
-        w: (gates * hidden, hidden), or (batch, gates * hidden, hidden).
-        gated: the mask on h has one more dimension, of gates, before its last.
-    """
-    sizes, size, gates = rows.sizes, w.size(-1), w.size(-2) // w.size(-1)
-    masks_t = [by_step(mask, sizes, gated and place == 0) for place, mask in enumerate(masks)]
-    h, c = h0, c0
-    hs, cs = [], []
-    for t, (n, x_t) in enumerate(zip(sizes, x.split(sizes), strict=True)):
-        m_h, m_g, m_c, new_c, new_h = (mask[t] for mask in masks_t)
-        before = h[:n]
-        inner = before.unsqueeze(1).expand(n, gates, size)
-        if m_h is not None:
-            inner = inner * (m_h if gated else m_h.unsqueeze(1))
-        each = w.unflatten(-2, (gates, size))
-        if w.dim() == 2:
-            product = torch.einsum("bgi,gji->bgj", inner, each)
-        else:
-            product = torch.einsum("bgi,bgji->bgj", inner, each[:n])
-        if b is not None:
-            product = product + b.view(gates, size)
-        u, a = product.unbind(1), x_t.view(n, gates, size).unbind(1)
-        if mode == "LSTM":
-            assert c is not None
-            i, f, o = (torch.sigmoid(a[k] + u[k]) for k in (0, 1, 3))
-            g = torch.tanh(a[2] + u[2])
-            c_new = f * c[:n] + i * (g if m_g is None else m_g * g)
-            if m_c is not None:
-                c_new = m_c * c_new
-            new = o * torch.tanh(c_new)
-            if new_c is not None:
-                c_new = torch.lerp(c[:n], c_new, new_c)
-            cs.append(c_new)
-            c = torch.cat([c_new, c[n:]])
-        elif mode == "GRU":
-            r, z = (torch.sigmoid(a[k] + u[k]) for k in (0, 1))
-            g = torch.tanh(a[2] + r * u[2])
-            new = torch.lerp(g if m_g is None else m_g * g, before, z)
-            if m_c is not None:
-                new = m_c * new
-        else:
-            new = torch.tanh(a[0] + u[0]) if mode == "RNN_TANH" else torch.relu(a[0] + u[0])
-        if new_h is not None:
-            new = torch.lerp(before, new, new_h)
-        hs.append(new)
-        h = torch.cat([new, h[n:]])
-    return torch.cat([h0[:0], *hs]), None if c0 is None else torch.cat([c0[:0], *cs])

@@ -2,8 +2,7 @@
 
 The layers are torch's own classes: same weights, names, shapes and results. Without dropout they call torch's layer
 (but for padded batches on a CPU); with it they run here, on the valid steps only, packed step by step with the longest
-examples first, so that padding costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state, r
-acts after the product with h.
+examples first, so that padding costs nothing and reaches nothing. GRU gates follow torch: z keeps the old state.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .padding import Rows
-from .recurrence import Recurrence, run_in_autograd
-from .recurrent_dropouts import Dropouts, draw_inverted, draw_masks, drop_between, drop_locked, drop_weight
+from .padding import Rows, check_lengths
+from .recurrence import Recurrence
+from .recurrence_in_autograd import run_in_autograd
+from .recurrent_dropouts import Dropouts, draw_masks, drop_between, drop_forward, drop_parameter, multiply_input
 
 
 class _Torch(nn.Module):
@@ -48,6 +47,8 @@ class _Recurrent(nn.RNNBase):
     Raises:
         ValueError: a rate outside [0, 1), a dropout that the cell does not define, or `proj_size`.
     """
+
+    reset_after = True
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class _Recurrent(nn.RNNBase):
         )
         self.dropouts = Dropouts.of(dropout)
         self.double_backward = double_backward
-        wrong = ["zoneout_cell"] if self.mode == "GRU" else ["zoneout_cell", "recurrent", "rnndrop"]
+        wrong = ["zoneout_cell"] if self.mode == "GRU" else ["zoneout_cell", "rnndrop"]
         if self.mode != "LSTM" and (found := [name for name in wrong if getattr(self.dropouts, name)]):
             raise ValueError(f"dropout {', '.join(found)} is not defined for {self.mode}")
 
@@ -119,14 +120,7 @@ class _Recurrent(nn.RNNBase):
             wanted = f"({'batch, time' if self.batch_first else 'time, batch'}, {self.input_size})"
             raise ValueError(f"input has shape {tuple(input.shape)}, expected {wanted}, not empty")
         time, batch = (input.size(1), input.size(0)) if self.batch_first else (input.size(0), input.size(1))
-        if lengths is not None:
-            lengths = torch.as_tensor(lengths, dtype=torch.long).cpu()
-            if lengths.shape != (batch,):
-                raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected ({batch},)")
-            if int(lengths.min()) < 0 or int(lengths.max()) > time:
-                raise ValueError(f"lengths go from {int(lengths.min())} to {int(lengths.max())}, expected 0..{time}")
-            if int(lengths.min()) == time:
-                lengths = None
+        lengths = check_lengths(lengths, batch, time)
         states = (hx,) if isinstance(hx, Tensor) else hx
         count = 2 if self.mode == "LSTM" else 1
         expected = (self._directions * self.num_layers, batch, self.hidden_size)
@@ -148,7 +142,7 @@ class _Recurrent(nn.RNNBase):
         self, input: Tensor, hx: Any, lengths: Tensor | None, recurrent_mask: Tensor | None
     ) -> tuple[Tensor, Any]:
         p, time_dim = self.dropouts, 1 if self.batch_first else 0
-        input = drop_locked(input, p.input, self.training, time_dim)
+        input = drop_forward(input, p, "input", self.training, time_dim)
         own = recurrent_mask is not None or self._needs_own() or (lengths is not None and int(lengths.min()) == 0)
         # On a CPU torch takes three times as long for packed batches.
         own = own or (lengths is not None and not input.is_cuda)
@@ -158,15 +152,15 @@ class _Recurrent(nn.RNNBase):
             output, state = self._own(input, hx, lengths, recurrent_mask)
         else:
             output, state = self._torch(input, hx, lengths)
-        return drop_locked(output, p.output, self.training, time_dim), state
+        return drop_forward(output, p, "output", self.training, time_dim), state
 
     def _needs_own(self) -> bool:
-        """Whether a dropout is on that torch's layer cannot do, or a weight is made of others.
+        """Whether torch's layer cannot do it: a dropout, the other GRU, or a weight that is made of others.
 
         Torch's layer keeps a list of its weights, and so misses what weight normalisation or pruning makes of them.
         """
         p = self.dropouts
-        if any(name not in self._parameters for name in self._flat_weights_names):
+        if not self.reset_after or any(name not in self._parameters for name in self._flat_weights_names):
             return True
         if p.recurrent or p.rnndrop or p.zoneout or p.zoneout_cell:
             return True
@@ -182,8 +176,8 @@ class _Recurrent(nn.RNNBase):
             packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         p = self.dropouts
         if self.training and (p.dropconnect or p.variational or p.variational_x):
-            names = [name for name, _ in self.named_parameters(recurse=False) if name.startswith("weight")]
-            weights = {f"layer.{name}": self._drop_weight(name) for name in names}
+            names = [name for name, _ in self.named_parameters(recurse=False)]
+            weights = {f"layer.{name}": self._dropped(name) for name in names}
             output, state = torch.func.functional_call(_Torch(self), weights, (packed, hx))
             self._init_flat_weights()  # torch's layer keeps a list of its weights: put the parameters back
         else:
@@ -196,10 +190,10 @@ class _Recurrent(nn.RNNBase):
         """The forward of torch's class, without any dropout."""
         return super().forward(*args)
 
-    def _drop_weight(self, name: str, batch: int | None = None) -> Tensor:
-        """A weight as a training forward uses it; see `drop_weight`."""
-        hidden = name.startswith("weight_hh")
-        return drop_weight(getattr(self, name), self.dropouts, hidden, self.hidden_size, batch)
+    def _dropped(self, name: str, batch: int | None = None) -> Tensor:
+        """A weight or bias as this forward uses it; see `drop_parameter`."""
+        value = getattr(self, name)
+        return drop_parameter(value, name, self.dropouts, self.hidden_size, batch) if self.training else value
 
     @torch.compiler.disable
     def _own(
@@ -244,34 +238,25 @@ class _Recurrent(nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """One layer in one direction: its output (rows, hidden), and its last h and c (batch, hidden)."""
         p, suffix = self.dropouts, f"_l{layer}{'_reverse' if backwards else ''}"
-        names = f"weight_ih{suffix}", f"weight_hh{suffix}"
-        w_ih, w = self._drop_weight(names[0]) if self.training else getattr(self, names[0]), getattr(self, names[1])
-        b_ih, b = (getattr(self, f"bias_{kind}{suffix}") if self.bias else None for kind in ("ih", "hh"))
-        gates = w.size(0) // self.hidden_size
-        if b_ih is not None and b is not None and self.mode != "GRU":
+        own = rows.batch if p.dropconnect_per == "example" else None
+        w_ih = self._dropped(f"weight_ih{suffix}")
+        b_ih = getattr(self, f"bias_ih{suffix}") if self.bias else None
+        b = self._dropped(f"bias_hh{suffix}", own) if self.bias else None
+        gates = w_ih.size(0) // self.hidden_size
+        if b_ih is not None and b is not None and self.mode != "GRU" and b.dim() == 1:
             b_ih, b = b_ih + b, None
-        if self.training and p.variational_x and p.variational_per == "example":
-            step = "variational" in p.per_step
-            each = gates if p.per_gate else 1
-            mask = draw_inverted((rows.count if step else rows.batch, each, x.size(1)), p.variational_x, x)
-            masked = x.unsqueeze(1) * (mask if step else rows.spread(rows.sort(mask)))
-            biases = b_ih.chunk(each) if b_ih is not None else [None] * each
-            parts = zip(masked.unbind(1), w_ih.chunk(each), biases, strict=True)
-            x = torch.cat([F.linear(part, weight, bias) for part, weight, bias in parts], 1)
-        else:
-            x = F.linear(x, w_ih, b_ih)
+        x = multiply_input(x, w_ih, b_ih, p, rows, self.hidden_size, self.training)
         if backwards:
             x = rows.reverse(x)
         with torch.autocast(x.device.type, enabled=False):
+            w = self._dropped(f"weight_hh{suffix}", own)
             low, x = x.dtype, x.to(w.dtype)
-            if self.training:
-                w = self._drop_weight(names[1], rows.batch if p.dropconnect_per == "example" else None)
             zeros = x.new_zeros(rows.batch, self.hidden_size)
             h0 = zeros if h0 is None else rows.sort(h0.to(x.dtype))
             c0 = (zeros if c0 is None else rows.sort(c0.to(x.dtype))) if self.mode == "LSTM" else None
             masks, gated = draw_masks(p, rows, x, self.hidden_size, gates, self.training, recurrent_mask)
-            if self.double_backward or gated or w.dim() == 3:
-                hs, cs = run_in_autograd(self.mode, rows, x, w, b, h0, c0, masks, gated)
+            if self.double_backward or gated or w.dim() == 3 or not self.reset_after:
+                hs, cs = run_in_autograd(self.mode, rows, x, w, b, h0, c0, masks, gated, self.reset_after)
             else:
                 hs, cs = Recurrence.apply(self.mode, rows, x, w, b, h0, c0, *masks)
             h, c = rows.final(h0, hs), None if c0 is None or cs is None else rows.final(c0, cs)
@@ -293,4 +278,16 @@ class GRU(_Recurrent, nn.GRU):  # type: ignore[misc]
     """`torch.nn.GRU` with dropout: h_t = m_c * ((1 - z) * m_g * g + z * h_{t-1}), then zoneout.
 
     The gates see m_h * h_{t-1}, with g = tanh(W x + b + r * (U (m_h * h_{t-1}) + b')); see `Dropouts` for the masks.
+
+    Args:
+        reset_after: False lets r act before the product, g = tanh(W x + b + U (r * m_h * h_{t-1}) + b'), as Cho et al.
+            2014 and Semeniuta et al. 2016 do, in the slower loop of `double_backward`. Default True, as torch.
+        options: of `_Recurrent`.
     """
+
+    def __init__(self, *sizes: int, reset_after: bool = True, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.reset_after = reset_after
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .padding import Rows
 
 PER_STEP = ("variational", "recurrent", "rnndrop")
+FORWARD = ("input", "hidden", "output")
+"""The rates of forward dropout, on what is not recurrent."""
 
 
 @dataclass
@@ -27,22 +30,25 @@ class Dropouts:
         variational_x: the same on the input x_t of each layer.
         variational_per: "example", or "batch": one pair of masks for the whole batch, which torch's own layer can run.
         per_gate: separate variational masks for each gate (Gal's "untied" code) instead of one for all.
-        recurrent: on the update g of LSTM and GRU (Semeniuta et al. 2016). As published: unscaled, test: g * (1 - p).
+        recurrent: on the update g of LSTM and GRU, on h_{t-1} where it enters an RNN (Semeniuta et al. 2016). As
+            published: unscaled, test: * (1 - p).
         rnndrop: on the cell c_t, for a GRU on h_t (Moon et al. 2015). As published: unscaled, test: * (1 - p) at each
             step, so the memory fades at test; this reproduces its collapse on long sequences.
         zoneout: probability of keeping the old hidden state; new masks at each step; test: the expectation
             (Krueger et al. 2017: .05 with zoneout_cell .5 on characters and words).
         zoneout_cell: the same for the cell of an LSTM. As in the paper's equation, h reads the cell before zoneout.
         dropconnect: on the entries of weight_hh, kept / (1 - p); test: the mean weights (.5 in AWD-LSTM, Merity 2018).
-        dropconnect_per: "batch", one mask for each forward as AWD-LSTM, or "example" as Wan et al. 2013 (whose masked
-            bias and moment matching at test are not followed); that takes batch times the memory of weight_hh.
+        dropconnect_per: "batch", one mask for each forward as AWD-LSTM, or "example" as Wan et al. 2013 (whose moment
+            matching at test is not followed); that takes batch times the memory of weight_hh.
+        dropconnect_bias: drop entries of bias_hh too, as Wan et al.
         input, hidden, output: locked dropout on the layer's input, between stacked layers and on the output, kept /
             (1 - p) (AWD-LSTM: .4, .25 and .4 on PTB).
         layers: between stacked layers, new at each step: the `dropout` of torch.nn.LSTM.
-        per_step: which of "variational" (with variational_x), "recurrent", "rnndrop" draw new masks at each step.
+        per_step: which of "variational" (with variational_x), "recurrent", "rnndrop" and, as Zaremba et al. 2014 drop
+            what is not recurrent, "input", "hidden", "output" draw new masks at each step.
 
     Raises:
-        ValueError: a rate outside [0, 1), or an unknown name.
+        ValueError: a rate outside [0, 1), an unknown name, or dropconnect_bias without dropconnect.
     """
 
     variational: float = 0.0
@@ -55,6 +61,7 @@ class Dropouts:
     zoneout_cell: float = 0.0
     dropconnect: float = 0.0
     dropconnect_per: str = "batch"
+    dropconnect_bias: bool = False
     input: float = 0.0
     hidden: float = 0.0
     output: float = 0.0
@@ -70,8 +77,11 @@ class Dropouts:
             if (value := getattr(self, name)) not in ("batch", "example"):
                 raise ValueError(f"dropout {name}={value!r} is neither 'batch' nor 'example'")
         self.per_step = [self.per_step] if isinstance(self.per_step, str) else list(self.per_step)
-        if unknown := set(self.per_step) - set(PER_STEP):
-            raise ValueError(f"dropout per_step={sorted(unknown)} is unknown; it may name {', '.join(PER_STEP)}")
+        if unknown := set(self.per_step) - {*PER_STEP, *FORWARD}:
+            known = ", ".join(PER_STEP + FORWARD)
+            raise ValueError(f"dropout per_step={sorted(unknown)} is unknown; it may name {known}")
+        if self.dropconnect_bias and not self.dropconnect:
+            raise ValueError("dropout dropconnect_bias=True has no rate without dropconnect; set dropconnect above 0")
         if "variational" in self.per_step and self.variational_per == "batch":
             raise ValueError("dropout variational_per='batch' has no masks per_step; use variational_per='example'")
 
@@ -151,65 +161,104 @@ def draw_masks(
         """The 0/1 mask, in evaluation its mean, (batch, 1)."""
         return draw(draw_kept, rate, step) if training else like.new_full((rows.batch, 1), 1.0 - rate)
 
+    def combine(one: Tensor | None, other: Tensor) -> Tensor:
+        """The product of two masks on h, of which either may be drawn per step, and the first per gate."""
+        if one is None:
+            return other
+        stepwise = one.dim() == 3 + gated
+        other = other.unsqueeze(-2) if gated else other
+        if stepwise and other.dim() == 2 + gated:
+            other = rows.spread(other)
+        elif other.dim() == 3 + gated and not stepwise:
+            one = rows.spread(one)
+        return one * other
+
     on = training and p.variational > 0 and p.variational_per == "example"
     gated = on and p.per_gate and gates > 1
     inner = (gates,) if gated else ()
     hidden = None
     if on:
         hidden = draw(draw_inverted, p.variational, "variational" in p.per_step, inner)
+    if p.recurrent and gates == 1:
+        hidden = combine(hidden, kept(p.recurrent, "recurrent" in p.per_step))
     if recurrent_mask is not None:
-        given = rows.sort(recurrent_mask.to(like.dtype))
-        if hidden is None:
-            hidden = given
-        else:
-            given = given.unsqueeze(1) if gated else given
-            hidden = hidden * (rows.spread(given) if hidden.dim() == 3 + gated else given)
+        hidden = combine(hidden, rows.sort(recurrent_mask.to(like.dtype)))
     return Masks(
         hidden,
-        kept(p.recurrent, "recurrent" in p.per_step) if p.recurrent else None,
+        kept(p.recurrent, "recurrent" in p.per_step) if p.recurrent and gates > 1 else None,
         kept(p.rnndrop, "rnndrop" in p.per_step) if p.rnndrop else None,
         kept(p.zoneout_cell, True) if p.zoneout_cell else None,
         kept(p.zoneout, True) if p.zoneout else None,
     ), gated
 
 
-def drop_locked(x: Tensor, rate: float, training: bool, time_dim: int = 1, rows: Rows | None = None) -> Tensor:
-    """Drop features of an example at all of its steps (Merity et al. 2018).
+def drop_forward(
+    x: Tensor, p: Dropouts, name: str, training: bool, time_dim: int = 1, rows: Rows | None = None
+) -> Tensor:
+    """Drop features of an example at all of its steps (Merity et al. 2018), or others at each (Zaremba et al. 2014).
 
     Args:
         x: (batch, time, width), or with time_dim=0 (time, batch, width); with `rows` (rows, width).
+        name: of the rate, "input", "hidden" or "output".
     """
+    rate = getattr(p, name)
     if not (rate and training):
         return x
+    if name in p.per_step:
+        return F.dropout(x, rate)
     if rows is not None:
         return x * rows.spread(rows.sort(draw_inverted((rows.batch, x.size(1)), rate, x)))
     return x * draw_inverted((x.size(1 - time_dim), x.size(2)), rate, x).unsqueeze(time_dim)
 
 
 def drop_between(x: Tensor, p: Dropouts, training: bool, rows: Rows | None = None) -> Tensor:
-    """Drop what one layer hands to the next: new masks at each step, then locked ones; x as in `drop_locked`."""
+    """Drop what one layer hands to the next: by `layers`, then by `hidden`; x as in `drop_forward`."""
     x = F.dropout(x, p.layers, training) if p.layers else x
-    return drop_locked(x, p.hidden, training, rows=rows)
+    return drop_forward(x, p, "hidden", training, rows=rows)
 
 
-def drop_weight(w: Tensor, p: Dropouts, hidden: bool, size: int, batch: int | None = None) -> Tensor:
-    """A weight as a training forward uses it: entries dropped, and columns by the masks that a batch shares.
+def drop_parameter(value: Tensor, name: str, p: Dropouts, size: int, batch: int | None = None) -> Tensor:
+    """A weight or bias as a training forward uses it: entries dropped, and columns by the masks that a batch shares.
 
     Args:
-        w: (gates * size, width).
-        hidden: whether it is weight_hh, else weight_ih.
+        value: (gates * size, width), or of a bias (gates * size,).
+        name: torch's, of which the beginning says what it is.
         size: width of the state.
         batch: each of so many examples drops entries of its own. Default: one mask for all.
 
     Returns:
-        (gates * size, width), or (batch, gates * size, width) with `batch` and dropconnect.
+        As `value`, or with one more dimension, batch, before it where each example drops its own.
     """
-    if hidden and p.dropconnect:
-        w = F.dropout(w.expand(batch, *w.shape) if batch else w, p.dropconnect)
+    hidden, weight = "_hh_" in name, name.startswith("weight")
+    if hidden and p.dropconnect and (weight or p.dropconnect_bias):
+        value = F.dropout(value.expand(batch, *value.shape) if batch else value, p.dropconnect)
     rate = p.variational if hidden else p.variational_x
-    if rate and p.variational_per == "batch":
+    if weight and rate and p.variational_per == "batch":
         # (m * h) U^T = h (U diag m)^T
-        each = w.size(-2) // size if p.per_gate else 1
-        mask = draw_inverted((each, 1, w.size(-1)), rate, w.detach())
-        w = (w.unflatten(-2, (each, -1)) * mask).flatten(-3, -2)
-    return w
+        each = value.size(-2) // size if p.per_gate else 1
+        mask = draw_inverted((each, 1, value.size(-1)), rate, value.detach())
+        value = (value.unflatten(-2, (each, -1)) * mask).flatten(-3, -2)
+    return value
+
+
+def multiply_input(x: Tensor, w: Tensor, b: Tensor | None, p: Dropouts, rows: Rows, size: int, masked: bool) -> Tensor:
+    """The input's part of the gates.
+
+    Args:
+        x: (rows, width).
+        w: weight_ih, (gates * size, width).
+        b: (gates * size,).
+        size: width of the state.
+        masked: drop by `variational_x`, where each example does so by itself.
+
+    Returns:
+        (rows, gates * size).
+    """
+    if not (masked and p.variational_x and p.variational_per == "example"):
+        return F.linear(x, w, b)
+    step, each = "variational" in p.per_step, w.size(0) // size if p.per_gate else 1
+    mask = draw_inverted((rows.count if step else rows.batch, each, x.size(1)), p.variational_x, x)
+    inputs = x.unsqueeze(1) * (mask if step else rows.spread(rows.sort(mask)))
+    biases = b.chunk(each) if b is not None else [None] * each
+    parts = zip(inputs.unbind(1), w.chunk(each), biases, strict=True)
+    return torch.cat([F.linear(part, weight, bias) for part, weight, bias in parts], 1)

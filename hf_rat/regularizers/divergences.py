@@ -13,14 +13,13 @@ gradients are those over the other classes. Where only one of the two rules a cl
 does, as are bi_kl, reverse_kl, ce and logit_mse on their sides, and js, mae and mse are finite.
 
 Over a large vocabulary the temporaries of a divergence would outweigh the model. There `diverge` computes it a chunk
-of positions at a time, and once more in the backward, so that it holds no more than a chunk beyond the logits and
-their gradients.
+of positions at a time (divergences_in_chunks.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,9 +29,10 @@ from torch.nn import functional as F
 
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.problems import CTC, mean, select_outputs
+from hf_rat.regularizers.divergences_in_chunks import Chunked
 
 CHUNK = 2**18
-"""Outputs with more entries than this are compared in chunks of at least this many (see `_chunks`)."""
+"""Outputs with more entries than this are compared in chunks of at least this many."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -144,7 +144,13 @@ def diverge(name: str, p: Tensor, q: Tensor, problem: str, keep: Tensor | None =
             return compare(p, q)
         keep = torch.ones(p.shape[:-1], dtype=torch.bool, device=p.device)
     where = keep.nonzero(as_tuple=True)
-    values = compare(p[where], q[where]) if p.numel() <= CHUNK else _Chunked.apply(p, q, compare, *where)
+    if p.numel() <= CHUNK:
+        values = compare(p[where], q[where])
+    else:
+        formula = "logit_mse" if problem == "regression" else name if problem != "multi_label_classification" else ""
+        if where[0].numel() == keep.numel():
+            return Chunked.apply(p, q, compare, formula, CHUNK).view(keep.shape)
+        values = Chunked.apply(p, q, compare, formula, CHUNK, *where)
     return values.new_zeros(keep.shape).index_put(where, values)
 
 
@@ -165,37 +171,3 @@ def _ruled_out(logits: Tensor) -> Tensor:
 def _bernoulli(logits: Tensor) -> Tensor:
     """Log-probabilities of label present and label absent, (..., labels, 2)."""
     return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=-1)
-
-
-class _Chunked(torch.autograd.Function):
-    """`compare(p[where], q[where])`, of which no more than a chunk is alive at any time."""
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, q: Tensor, compare: Callable[[Tensor, Tensor], Tensor], *where: Tensor) -> Tensor:
-        ctx.save_for_backward(p, q, *where)
-        ctx.compare = compare
-        return torch.cat([compare(p[rows], q[rows]) for rows in _chunks(p, *where)])
-
-    @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; autograd would take the second derivative for zero
-            raise RuntimeError("a divergence over a large vocabulary has no second derivative: leave out create_graph")
-        p, q, *where = ctx.saved_tensors
-        gradients = [
-            torch.zeros_like(z) if needed else None for z, needed in zip((p, q), ctx.needs_input_grad[:2], strict=True)
-        ]
-        for *rows, slope in _chunks(p, *where, slopes):
-            pair = [z[tuple(rows)].requires_grad_(g is not None) for z, g in zip((p, q), gradients, strict=True)]
-            with torch.enable_grad():
-                values = ctx.compare(*pair)
-            found = iter(torch.autograd.grad(values, [z for z in pair if z.requires_grad], slope))
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient[tuple(rows)] = next(found)
-        return *gradients, None, *[None] * len(where)
-
-
-def _chunks(logits: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Columns of equal length, cut into pieces whose rows of logits hold CHUNK entries, or a 32nd of them all."""
-    rows = max(CHUNK, logits.numel() // 32) // logits.shape[-1]
-    return zip(*(column.split(max(1, rows)) for column in columns), strict=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_rat.engine.averaged_model import AveragedWeights, load_raw
 from hf_rat.engine.regularization import Regularization
@@ -25,11 +27,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Average:
-    """What is averaged: `ema(beta)`, from the first step on, or `swa(share)`, equally from that share of the run on.
+    """What is averaged.
+
+    `ema(beta)`: a moving average, from the first step on. `swa(share)`: the mean of the weights after each step, once
+    that share of the run is over. `nt_asgd(n)`: the same, once an evaluation is worse than the best of all before it
+    but the last n: the non-monotonic trigger of Merity et al. 2018, n = 5. (Their text takes the best of the last n,
+    their code of all but these. torch.optim.ASGD(t0=0, lambd=0), which the code goes on with, leaves the first of
+    these weights out, and makes each step at the rate of the step before; here it is the rate of the step.)
 
     Args:
-        kind: "ema" or "swa".
-        number: of the average that an update keeps; of the run that is over before the first update. In (0, 1).
+        kind: "ema", "swa" or "nt_asgd".
+        number: of the average that an update keeps, in (0, 1); of the run that is over before the first update, in
+            [0, 1); of evaluations.
     """
 
     kind: str
@@ -42,9 +51,20 @@ class Average:
     def beta(self) -> float | None:
         return self.number if self.kind == "ema" else None
 
-    def begin(self, steps: int) -> int:
-        """The optimizer steps of a run of `steps` after which the weights are not yet averaged."""
-        return 0 if self.kind == "ema" else int(round(self.number * steps, 6))
+    def begin(self, steps: int, evaluations: Sequence[tuple[int, float]] = ()) -> int | None:
+        """The optimizer steps of a run after which the weights are not yet averaged; None while that is not known.
+
+        Args:
+            steps: of the run.
+            evaluations: (optimizer steps before it, what is better when it is less) of each so far.
+        """
+        if self.kind != "nt_asgd":
+            return 0 if self.kind == "ema" else int(round(self.number * steps, 6))
+        values = [value for _, value in evaluations]
+        for before, (step, value) in enumerate(evaluations):
+            if before > self.number and value > min(values[: before - int(self.number)]):
+                return step
+        return None
 
 
 def read_average(text: str) -> Average:
@@ -53,17 +73,18 @@ def read_average(text: str) -> Average:
     Raises:
         ValueError: it describes none.
     """
-    found = re.fullmatch(r"\s*(ema|swa)\(\s*([\d.]+(?:e-\d+)?)\s*\)\s*", text)
-    number = 0.0
-    if found:
-        try:
-            number = float(found[2])
-        except ValueError:
-            found = None
-    if not found or not 0 < number < 1:
+    found = re.fullmatch(r"\s*(?:(ema|swa)\(\s*([\d.]+(?:e-\d+)?)\s*\)|(nt_asgd)\(\s*(\d+)\s*\))\s*", text)
+    if found and found[3]:
+        return Average("nt_asgd", int(found[4]))
+    try:
+        number = float(found[2]) if found else math.nan
+    except ValueError:
+        number = math.nan
+    if not found or not 0 <= number < 1 or (number == 0 and found[1] == "ema"):
         raise ValueError(
             f'average={text!r} must be "ema(0.99)", a moving average that keeps 0.99 of itself at each step, or '
-            '"swa(0.5)", the mean of the weights after each step of the second half; the number lies between 0 and 1'
+            '"swa(0.5)", the mean of the weights after each step of the second half; the number lies between 0 and 1. '
+            'Or "nt_asgd(5)": that mean, once an evaluation is worse than the best of all before it but the last 5'
         )
     return Average(found[1], number)
 
@@ -152,6 +173,8 @@ class Averaging(_Base):
         if rule is None:
             return
         require_whole_weights(f"average={str(rule)!r}", self.model_wrapped)
+        if rule.kind == "nt_asgd" and self.args.eval_strategy == IntervalStrategy.NO:
+            raise ValueError(f"average={str(rule)!r} begins when an evaluation says so; set eval_strategy, to 'epoch'")
         teacher = self._teacher
         if teacher is not None and teacher.beta == rule.beta:
             self._average = teacher
@@ -186,8 +209,28 @@ class Averaging(_Base):
         rule = self.average
         if self._average is None or rule is None or self._average is self._teacher:
             return
-        if self.state.global_step > rule.begin(self.state.max_steps):
+        begin = rule.begin(self.state.max_steps, self._evaluations(rule) if rule.kind == "nt_asgd" else ())
+        if begin is not None and self.state.global_step > begin:
             self._average.update(self.regularization.unwrapped)
+
+    def _evaluations(self, rule: Average) -> list[tuple[int, float]]:
+        """(optimizer steps before it, what the best model is chosen by, less is better) of each evaluation so far.
+
+        They are those of the log, which a checkpoint keeps.
+
+        Raises:
+            ValueError: evaluations do not give what the best model is chosen by.
+        """
+        name = f"eval_{(self.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        sign = -1.0 if self.args.greater_is_better else 1.0
+        logs = [log for log in self.state.log_history if any(key.startswith("eval_") for key in log)]
+        found = [(int(log["step"]), sign * log[name]) for log in logs if name in log]
+        if logs and not found:
+            given = ", ".join(key for key in logs[0] if key.startswith("eval_"))
+            raise ValueError(
+                f"average={str(rule)!r} reads {name}, and evaluations give {given}: set metric_for_best_model to one"
+            )
+        return found
 
     def _end_average(self) -> None:
         """The model becomes the averaged one."""

@@ -49,8 +49,8 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
         problem: the kind of task, as of `Regularization`; the same as `args.reg_problem`.
         unlabeled_dataset: one batch of it, without labels, goes beside each training batch: what the regularizer asks
             that needs no labels is asked of both, with the same weight.
-        average: "ema(0.99)" or "swa(0.5)", as `args.average`: the average of the weights that is evaluated, chosen by,
-            saved and pushed, and is the model's when training has ended.
+        average: "ema(0.99)", "swa(0.5)" or "nt_asgd(5)", as `args.average`: the average of the weights that is
+            evaluated, chosen by, saved and pushed, and is the model's when training has ended.
 
     Losses are means over the micro-batch, divided by the number of micro-batches and averaged over processes, exactly
     once. (The stock Trainer 5.23 leaves out that division for classification heads and multiplies by the number of

@@ -133,8 +133,9 @@ class RegularizedTrainingArguments(TrainingArguments):
     average: str | None = field(
         default=None,
         metadata={
-            "help": "ema(0.99), a moving average of the weights, or swa(0.5), their mean over the second half of the "
-            "run: it is what is evaluated, chosen by, saved and pushed, while training goes on from the weights."
+            "help": "ema(0.99), a moving average of the weights, swa(0.5), their mean over the second half of the "
+            "run, or nt_asgd(5), their mean since the evaluations stopped getting better: it is what is evaluated, "
+            "chosen by, saved and pushed, while training goes on from the weights."
         },
     )
     layer_decay: float | None = field(

@@ -17,7 +17,9 @@ from hf_rat.cli import main as cli
 from hf_rat.cli import textcls
 from hf_rat.data.tasks import CLUE, TEXTS
 from hf_rat.finetuning import word_model
-from hf_rat.models import COMPANIONS
+from hf_rat.finetuning.flags import build, given_flags, read_flags
+from hf_rat.finetuning.word_model_flags import WordModelArguments
+from hf_rat.models import COMPANIONS, RNNForSequenceClassification
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD, BAD = ("fine", "lovely", "great"), ("dull", "awful", "grim")
@@ -194,6 +196,41 @@ def test_recurrent_dropouts_reach_the_configuration(common, tmp_path):
     assert config.embedding_dropout == 0.0  # --dropout is the rate before the classifier
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (
+            ["--dropout_kind", "input=0.2,output=0.5,recurrent", "--dropout_per_step", "input,output"],
+            {"recurrent_dropouts": {"input": 0.2, "output": 0.5, "recurrent": 0.25, "per_step": ["input", "output"]}},
+        ),
+        (
+            ["--dropout_kind", "dropconnect=0.3,dropconnect_bias,dropconnect_per=example,input=0.1"],
+            {
+                "recurrent_dropouts": {
+                    "dropconnect": 0.3,
+                    "dropconnect_bias": True,
+                    "dropconnect_per": "example",
+                    "input": 0.1,
+                }
+            },
+        ),
+        (
+            ["--dropout_kind", "variational=0.3,variational_per=batch,per_gate"],
+            {"recurrent_dropouts": {"variational": 0.3, "variational_per": "batch", "per_gate": True}},
+        ),
+        (["--model", "rnn", "--nonlinearity", "relu"], {"nonlinearity": "relu"}),
+        (["--model", "gru", "--no_reset_after"], {"reset_after": False}),
+        (["--num_hidden_layers", "2", "--between", "tanh"], {"between": "tanh"}),
+    ],
+)
+def test_options_of_recurrent_layers_reach_the_configuration(words, wanted):
+    given = given_flags(["--model", "lstm", "--output_dir", "nowhere", *words], "textcls", (WordModelArguments,))
+    config = word_model.word_config(read_flags(given), build(WordModelArguments, given), vocab_size=5)
+    assert config.recurrent_dropouts == wanted.get("recurrent_dropouts", {})
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    RNNForSequenceClassification(config)
+
+
 def test_a_trained_model_is_trained_on_and_may_be_scheduled(common, tmp_path):
     textcls.run(["--dataset_name", "imdb", *common])
     again = ["--output_dir", str(tmp_path / "again"), "--model_name_or_path", str(tmp_path / "out")]
@@ -219,6 +256,24 @@ def test_a_tokenizer_of_another_model_is_told(common, tmp_path):
         (["--dataset_name", "imdb", "--model", "lstm", "--dropout_kind", "moon"], "moon"),
         (["--dataset_name", "imdb", "--model", "lstm", "--dropout_kind", "rnndrop=1.0"], "rnndrop=1.0"),
         (["--dataset_name", "imdb", "--model", "lstm", "--dropout_kind", "rnndrop=x"], "'x' is not a number"),
+        (
+            [
+                "--dataset_name",
+                "imdb",
+                "--model",
+                "lstm",
+                "--dropout_kind",
+                "input=.2",
+                "--dropout_per_step",
+                "output",
+            ],
+            "--dropout_per_step needs --dropout_kind output",
+        ),
+        (["--dataset_name", "imdb", "--model", "lstm", "--dropout_per_step", "zoneout"], "'zoneout' is not known"),
+        (["--dataset_name", "imdb", "--model", "lstm", "--dropout_kind", "per_gate=yes"], "per_gate stands alone"),
+        (["--dataset_name", "imdb", "--model", "lstm", "--nonlinearity", "relu"], "--nonlinearity 'relu' needs"),
+        (["--dataset_name", "imdb", "--model", "lstm", "--no_reset_after"], "needs cell='gru'; the cell is 'lstm'"),
+        (["--dataset_name", "imdb", "--model", "textcnn", "--between", "tanh"], "textcnn has no use for it"),
         (["--dataset_name", "imdb", "--model", "lstm", "--model_name_or_path", "here"], "--model"),
         (["--dataset_name", "imdb", "--lora_r", "4"], "--lora_r"),
         (["--dataset_name", "imdb", "--train_size", "1000"], "--train_size"),

@@ -207,9 +207,11 @@ def record_layer_inputs(model):
     return seen
 
 
+@pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("rate", ["input", "hidden", "layers", "output"])
-def test_a_rate_acts_in_its_place(rate):
-    model = RNNModel(config(num_hidden_layers=3, recurrent_dropouts={rate: 0.5})).double().train()
+def test_a_rate_acts_in_its_place(rate, per_step):
+    rates = {rate: 0.5, "per_step": [rate] if per_step and rate != "layers" else []}
+    model = RNNModel(config(num_hidden_layers=3, recurrent_dropouts=rates)).double().train()
     seen = record_layer_inputs(model)
     outputs = model(torch.randint(1, VOCABULARY, (4, TIME)), output_hidden_states=True)
     before = list(outputs.hidden_states)
@@ -222,7 +224,9 @@ def test_a_rate_acts_in_its_place(rate):
             continue
         assert set(ratio.flatten().round(decimals=9).tolist()) == {0.0, 2.0}
         fixed = ratio.std(1).max() < 1e-9
-        assert fixed == (rate != "layers")  # a locked mask is the same at all steps, and another for each example
+        assert fixed == (
+            rate != "layers" and not per_step
+        )  # a locked mask is the same at all steps, and another for each example
         assert ratio.std(0).max() > 0
 
 
@@ -237,6 +241,25 @@ def test_rates_inside_the_layers_and_evaluation():
     torch.testing.assert_close(model(ids).last_hidden_state, plain(ids).last_hidden_state)
     with pytest.raises(ValueError, match="zoneout_cell is not defined for GRU"):
         make(RNNModel, cell="gru", num_hidden_layers=2, recurrent_dropouts=rates)
+
+
+@pytest.mark.parametrize(
+    ("options", "attribute"),
+    [
+        ({"cell": "rnn", "nonlinearity": "relu"}, "nonlinearity"),
+        ({"cell": "gru", "reset_after": False}, "reset_after"),
+    ],
+)
+def test_an_option_of_a_cell_reaches_every_layer_and_is_saved(options, attribute, tmp_path):
+    model = make(RNNModel, num_hidden_layers=2, **options)
+    assert [getattr(layer, attribute) for layer in model.layers] == [options[attribute]] * 2
+    ids = torch.randint(1, VOCABULARY, (2, TIME))
+    other = make(RNNModel, num_hidden_layers=2, cell=options["cell"])
+    other.load_state_dict(model.state_dict())
+    assert not torch.allclose(model(ids).last_hidden_state, other(ids).last_hidden_state)
+    model.save_pretrained(tmp_path)
+    again = RNNModel.from_pretrained(tmp_path)
+    same(again(ids).last_hidden_state, model(ids).last_hidden_state)
 
 
 def test_the_command_lines_dropout_finds_the_rates():
@@ -318,9 +341,10 @@ def test_the_encoder_alone_is_found(tmp_path):
 def test_a_checkpoint_takes_along_the_files_that_it_needs(kind, tmp_path):
     make(kind).save_pretrained(tmp_path)
     needed = {"configuration_rnn", "configuration_words", "modeling_rnn", "modeling_words"}
-    needed |= {"embedding", "padding", "pooling", "recurrence", "recurrent", "recurrent_dropouts"}
+    needed |= {"embedding", "padding", "pooling", "recurrence", "recurrence_in_autograd"}
+    needed |= {"recurrent", "recurrent_dropouts"}
     if kind is RNNForCausalLM:
-        needed.add("modeling_rnn_lm")
+        needed |= {"modeling_rnn_lm", "next_token_loss"}
     assert {path.stem for path in tmp_path.glob("*.py")} == needed
 
 

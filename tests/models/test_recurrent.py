@@ -5,6 +5,7 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def reference(layer, suffix, x, lengths, states, mask):
         h = states[0][example]
         c = states[1][example] if len(states) == 2 else None
         rows = [torch.zeros(SIZE, dtype=DOUBLE)] * TIME
-        u = w_hh * mask("dropconnect", example, 0)
+        u, b_h = w_hh * mask("dropconnect", example, 0), b_hh * mask("dropconnect_bias", example, 0)
         for step in range(length):
             time = length - 1 - step if suffix.endswith("reverse") else step
             m_x, m_h = mask("variational_x", example, time), mask("variational", example, step)
@@ -154,7 +155,12 @@ def reference(layer, suffix, x, lengths, states, mask):
                 x_masked = (m_x if isinstance(m_x, float) else m_x[k % len(m_x)]) * x[example, time]
                 h_masked = (m_h if isinstance(m_h, float) else m_h[k % len(m_h)]) * h
                 pre_x.append(w_ih[part] @ x_masked + b_ih[part])
-                pre_h.append(u[part] @ (h_masked * mask("given", example, step)) + b_hh[part])
+                h_masked = h_masked * mask("given", example, step)
+                if layer.mode.startswith("RNN"):
+                    h_masked = mask("recurrent", example, step) * h_masked
+                if k == 2 and not layer.reset_after:  # of a GRU
+                    h_masked = torch.sigmoid(pre_x[0] + pre_h[0]) * h_masked
+                pre_h.append(u[part] @ h_masked + b_h[part])
             m_g, m_c = mask("recurrent", example, step), mask("rnndrop", example, step)
             if layer.mode == "LSTM":
                 i, f, o = (torch.sigmoid(pre_x[k] + pre_h[k]) for k in (0, 1, 3))
@@ -165,7 +171,7 @@ def reference(layer, suffix, x, lengths, states, mask):
                 c = d_c * c + (1 - d_c) * c_new
             elif layer.mode == "GRU":
                 r, z = (torch.sigmoid(pre_x[k] + pre_h[k]) for k in (0, 1))
-                n = torch.tanh(pre_x[2] + r * pre_h[2])
+                n = torch.tanh(pre_x[2] + (r if layer.reset_after else 1.0) * pre_h[2])
                 h_new = m_c * ((1 - z) * (m_g * n) + z * h)
             else:
                 h_new = {"RNN_TANH": torch.tanh, "RNN_RELU": torch.relu}[layer.mode](pre_x[0] + pre_h[0])
@@ -182,8 +188,11 @@ def reference(layer, suffix, x, lengths, states, mask):
 class Recorder:
     """Writes down every mask drawn and gives it back by kind, example and step, as the paper scales it."""
 
-    ORDER = ("variational_x", "dropconnect", "variational", "recurrent", "rnndrop", "zoneout_cell", "zoneout")
-    INVERTED = ("variational_x", "dropconnect", "variational")
+    ORDER = (
+        *("dropconnect_bias", "variational_x", "dropconnect", "variational"),
+        *("recurrent", "rnndrop", "zoneout_cell", "zoneout"),
+    )
+    INVERTED = ("dropconnect_bias", "variational_x", "dropconnect", "variational")
 
     def __init__(self, monkeypatch):
         self.drawn = []
@@ -216,9 +225,11 @@ class Recorder:
                 return 1.0 if given is None else given[example]
             if name not in masks:
                 return 1.0
-            drawn, scale = masks[name], 1 / (1 - getattr(dropouts, name)) if name in self.INVERTED else 1.0
-            if name == "dropconnect":
-                return scale * (drawn if drawn.dim() == 2 else drawn[longest_first.index(example)])
+            rate = dropouts.dropconnect if name == "dropconnect_bias" else getattr(dropouts, name)
+            drawn, scale = masks[name], 1 / (1 - rate) if name in self.INVERTED else 1.0
+            if name.startswith("dropconnect"):
+                shared = dropouts.dropconnect_per == "batch"
+                return scale * (drawn if shared else drawn[longest_first.index(example)])
             where = "variational" if name == "variational_x" else name
             stepwise = where in dropouts.per_step or name.startswith("zoneout")
             if stepwise:
@@ -263,6 +274,14 @@ KINDS = {
     "zoneout of the cell": {"zoneout": 0.2, "zoneout_cell": 0.5},
     "dropconnect": {"dropconnect": 0.4},
     "dropconnect per example": {"dropconnect": 0.4, "dropconnect_per": "example"},
+    "dropconnect with biases": {"dropconnect": 0.4, "dropconnect_bias": True, "zoneout": 0.2},  # zoneout: our own path
+    "dropconnect with biases per example": {
+        "dropconnect": 0.4,
+        "dropconnect_bias": True,
+        "dropconnect_per": "example",
+    },
+    "recurrent per step with variational": {"variational": 0.3, "recurrent": 0.4, "per_step": ["recurrent"]},
+    "recurrent with variational per step": {"variational": 0.3, "recurrent": 0.4, "per_step": ["variational"]},
     "variational + recurrent + dropconnect": {"variational": 0.3, "recurrent": 0.2, "dropconnect": 0.4},
     "all": {"variational": 0.2, "recurrent": 0.2, "rnndrop": 0.2, "zoneout": 0.2, "zoneout_cell": 0.4},
     "all per step": {
@@ -274,13 +293,25 @@ KINDS = {
         "dropconnect": 0.3,
     },
 }
-UNDEFINED = {"LSTM": [], "GRU": ["zoneout_cell"], "RNN": ["recurrent", "rnndrop", "zoneout_cell"]}
+UNDEFINED = {"LSTM": [], "GRU": ["zoneout_cell"], "RNN": ["rnndrop", "zoneout_cell"]}
 CASES = [(cell, kind) for cell in CELLS for kind, on in KINDS.items() if not set(UNDEFINED[cell]) & set(on)] + [
     ("GRU", "all but the cell"),
     ("RNN", "all of an RNN"),
 ]
 KINDS["all but the cell"] = {key: rate for key, rate in KINDS["all"].items() if key != "zoneout_cell"}
-KINDS["all of an RNN"] = {"variational": 0.3, "variational_x": 0.2, "zoneout": 0.3, "dropconnect": 0.3}
+KINDS["all of an RNN"] = {
+    "variational": 0.3,
+    "variational_x": 0.2,
+    "recurrent": 0.2,
+    "zoneout": 0.3,
+    "dropconnect": 0.3,
+    "dropconnect_bias": True,
+}
+
+
+def test_every_dropout_has_an_equation_here():
+    forward = {"input", "hidden", "output", "layers"}
+    assert {field.name for field in fields(Dropouts)} - forward == {name for on in KINDS.values() for name in on}
 
 
 def against_reference(layer, lengths, monkeypatch, given=None):
@@ -320,6 +351,38 @@ def expectation(layer, given):
 @pytest.mark.parametrize(("cell", "kind"), CASES)
 def test_training_follows_the_paper(cell, kind, lengths, monkeypatch):
     against_reference(make(cell, dropout=KINDS[kind]), lengths, monkeypatch)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
+@pytest.mark.parametrize("kind", [kind for cell, kind in CASES if cell == "GRU"])
+def test_the_reset_gate_before_the_product(kind, lengths, monkeypatch):
+    """g = tanh(W x + U (r * h)), equation 11 of Semeniuta et al. 2016."""
+    layer = make("GRU", dropout=KINDS[kind], reset_after=False)
+    against_reference(layer, lengths, monkeypatch)
+    assert "reset_after=False" in repr(layer)
+
+
+def test_the_reset_gate_before_the_product_without_dropout(monkeypatch):
+    for lengths in (None, LENGTHS):
+        layer = make("GRU", reset_after=False)
+        x, states = make_input(layer, lengths)
+        parts = [
+            reference(layer, suffix, x, lengths or [TIME] * BATCH, [states[0][place]], lambda *_: 1.0)
+            for place, suffix in enumerate(["_l0", "_l0_reverse"])
+        ]
+        theirs = [torch.cat([output for output, _ in parts], -1), torch.stack([last for _, (last,) in parts])]
+        ours = flat(*layer(x, hx(states), lengths))
+        assert_all_close(ours, theirs)
+        inputs = [x, *states, *layer.parameters()]
+        assert_all_close(gradients(ours, inputs), gradients(theirs, inputs))
+        if lengths is None:
+            assert not torch.allclose(ours[0], torch_twin(layer)(x, hx(states))[0])
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
+@pytest.mark.parametrize("kind", ["recurrent", "recurrent per step", "all of an RNN"])
+def test_relu_cells(kind, lengths, monkeypatch):
+    against_reference(make("RNN", dropout=KINDS[kind], nonlinearity="relu"), lengths, monkeypatch)
 
 
 @pytest.mark.parametrize(("cell", "kind"), [case for case in CASES if "all" in case[1]])
@@ -376,7 +439,7 @@ def test_gradcheck(mode, stepwise):
     b, c0 = rand(gates * 2) if gru else None, rand(3, 2) if lstm else None
 
     def run(x, w, b, h0, c0, *masks):
-        hs, cs = Recurrence.apply(mode, rows, x, w, b, h0, c0, *masks)
+        hs, cs = Recurrence.apply(mode, rows, x.clone(), w, b, h0, c0, *masks)  # it uses x up
         return (hs, cs) if lstm else hs
 
     assert torch.autograd.gradcheck(run, (x, w, b, h0, c0, *masks))
@@ -395,9 +458,8 @@ def test_masks_have_their_rate_and_are_drawn_for_each_forward(monkeypatch):
 
 def test_a_forced_rate_reaches_every_mask():
     rates = {"variational": 0.3, "variational_x": 0.2, "recurrent": 0.3, "rnndrop": 0.2, "zoneout": 0.3}
-    layer = make(
-        "LSTM", num_layers=2, dropout=rates | {"dropconnect": 0.5, "input": 0.2, "hidden": 0.2, "layers": 0.1}
-    )
+    rates |= {"dropconnect": 0.5, "dropconnect_bias": True, "input": 0.2, "hidden": 0.2, "output": 0.1, "layers": 0.1}
+    layer = make("LSTM", num_layers=2, dropout=rates | {"per_step": ["output", "hidden"]})
     x, _ = make_input(layer)
     with DropoutRate(0.0):
         first, second = layer(x)[0], layer(x)[0]
@@ -421,6 +483,60 @@ def test_locked_and_stacked_dropout(cell, monkeypatch):
     torch.testing.assert_close(ours, top(between, lengths=LENGTHS)[0] * (m_out / 0.5)[:, None])
 
 
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_forward_dropout_of_each_step(cell, lengths, monkeypatch):
+    """Zaremba et al. 2014: D(h_t) on what is not recurrent, another D at each step; here by two layers of torch."""
+    rates = {"input": 0.3, "hidden": 0.4, "output": 0.5, "per_step": ["input", "hidden", "output"]}
+    layer = make(cell, num_layers=2, dropout=rates, bidirectional=False)
+    x, states = make_input(layer, lengths, padding=0.0)
+    recorder = Recorder(monkeypatch)
+    ours = flat(*layer(x, hx(states), lengths))
+    m_in, m_hidden, m_out = recorder.drawn
+    assert m_in.shape == (BATCH, TIME, WIDTH)
+    assert m_out.shape == (BATCH, TIME, SIZE)
+    assert m_in.std(1).max() > 0
+    full = lengths or [TIME] * BATCH
+    longest_first = sorted(range(BATCH), key=lambda example: -full[example])
+    place = {}  # the rows of m_hidden go by step, in each step the longest examples first
+    for step in range(TIME):
+        for example in longest_first:
+            if step < full[example]:
+                place[example, step] = len(place)
+    assert m_hidden.shape == (len(place), SIZE)
+    twin = torch_twin(layer)
+    layers = []
+    for depth in range(2):
+        one = type(twin)(SIZE if depth else WIDTH, SIZE, batch_first=True).to(DOUBLE)
+        names = {name.replace(f"_l{depth}", "_l0"): p for name, p in layer.named_parameters() if f"_l{depth}" in name}
+        layers.append((one, names))
+    outputs, lasts = [], []
+    for example, length in enumerate(full):
+        rows, last = (
+            torch.zeros(TIME, SIZE, dtype=DOUBLE),
+            [[state[depth, example] for state in states] for depth in (0, 1)],
+        )
+        if length:
+            seen = (x[example] * m_in[example] / 0.7)[:length]
+            for depth, (one, names) in enumerate(layers):
+                if depth:
+                    seen = seen * torch.stack([m_hidden[place[example, step]] for step in range(length)]) / 0.6
+                start = hx([state[depth : depth + 1, example] for state in states])
+                seen, end = torch.func.functional_call(one, names, (seen, start))
+                last[depth] = [part[0] for part in (end if isinstance(end, tuple) else (end,))]
+            rows = F.pad(seen * m_out[example, :length] / 0.5, (0, 0, 0, TIME - length))
+        outputs.append(rows)
+        lasts.append([torch.stack(parts) for parts in zip(*last, strict=True)])
+    theirs = [torch.stack(outputs), *(torch.stack(parts, 1) for parts in zip(*lasts, strict=True))]
+    assert_all_close(ours, theirs)
+    inputs = [x, *states, *layer.parameters()]
+    assert_all_close(gradients(ours, inputs), gradients(theirs, inputs))
+    layer.eval()
+    plain = CELLS[cell](WIDTH, SIZE, 2, dtype=DOUBLE)
+    plain.load_state_dict(layer.state_dict())
+    assert_all_close(flat(*layer(x, hx(states), lengths)), flat(*plain(x, hx(states), lengths)))
+
+
 def test_one_rate_is_torchs_dropout_between_layers():
     layer = LSTM(WIDTH, SIZE, 2, dropout=0.5)
     assert layer.dropouts == Dropouts(layers=0.5)
@@ -436,7 +552,7 @@ def test_one_rate_is_torchs_dropout_between_layers():
 @pytest.mark.parametrize("cell", CELLS)
 def test_padding_reaches_nothing(cell):
     rates = {"variational": 0.2, "variational_x": 0.2, "zoneout": 0.2, "input": 0.1, "output": 0.1, "dropconnect": 0.1}
-    layer = make(cell, num_layers=2, dropout=rates)
+    layer = make(cell, num_layers=2, dropout=rates | {"recurrent": 0.2, "dropconnect_bias": True})
     x, _ = make_input(layer, LENGTHS, padding=0.0)
     wider = torch.full((BATCH, TIME + 3, WIDTH), float("inf"), dtype=DOUBLE)
     wider[:, :TIME] = torch.where(torch.arange(TIME)[:, None] < torch.tensor(LENGTHS)[:, None, None], x, torch.inf)
@@ -491,18 +607,20 @@ def test_deepcopy_pickle_and_state_dict_after_a_step(rates):
         assert not torch.equal(layer(x.float())[0].double(), expected)
 
 
-def test_dropconnect_runs_in_torchs_layer_with_its_gradient(monkeypatch):
+@pytest.mark.parametrize("bias", [False, True])
+def test_dropconnect_runs_in_torchs_layer_with_its_gradient(bias, monkeypatch):
     monkeypatch.setattr(recurrent._Recurrent, "_own", None)
     make("GRU", dropout={"variational": 0.5, "variational_x": 0.5, "variational_per": "batch"})(
         torch.ones(1, 1, 3).double()
     )
-    layer = make("LSTM", dropout={"dropconnect": 0.5}, num_layers=2)
+    layer = make("LSTM", dropout={"dropconnect": 0.5, "dropconnect_bias": bias}, num_layers=2)
     recorder = Recorder(monkeypatch)
     x, _ = make_input(layer)
     output = layer(x)[0]
-    assert len(recorder.drawn) == 4
     twin = torch_twin(layer)
-    hidden = [name for name in dict(twin.named_parameters()) if name.startswith("weight_hh")]
+    starts = ("weight_hh", "bias_hh") if bias else "weight_hh"
+    hidden = [name for name in dict(twin.named_parameters()) if name.startswith(starts)]
+    assert len(recorder.drawn) == len(hidden) == (8 if bias else 4)
     with torch.no_grad():
         for name, mask in zip(hidden, recorder.drawn, strict=True):
             getattr(twin, name).mul_(2 * mask)
@@ -517,7 +635,7 @@ def test_dropconnect_runs_in_torchs_layer_with_its_gradient(monkeypatch):
 
 def test_dropped_weights_are_freed(monkeypatch):
     layer = make("LSTM", dropout={"dropconnect": 0.5})
-    seen, drop = [], layer._drop_weight
+    seen, drop = [], layer._dropped
 
     def dropped(name, *args):
         weights = drop(name, *args)
@@ -525,15 +643,17 @@ def test_dropped_weights_are_freed(monkeypatch):
             seen.append(weakref.ref(weights))
         return weights
 
-    monkeypatch.setattr(layer, "_drop_weight", dropped)
+    monkeypatch.setattr(layer, "_dropped", dropped)
     layer(make_input(layer)[0])
     gc.collect()
     assert [weights() for weights in seen] == [None, None]
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_autocast(cell):
-    layer = make(cell, dtype=torch.float32, dropout={"variational": 0.2, "zoneout": 0.1})
+@pytest.mark.parametrize("more", [{}, {"dropconnect": 0.2, "dropconnect_bias": True, "dropconnect_per": "example"}])
+@pytest.mark.parametrize("cell", [*CELLS, "GRU before"])
+def test_autocast(cell, more):
+    option = {"reset_after": False} if cell == "GRU before" else {}
+    layer = make(cell[:4].strip(), dtype=torch.float32, dropout={"variational": 0.2, "zoneout": 0.1, **more}, **option)
     x = torch.randn(BATCH, TIME, WIDTH)
     torch.manual_seed(1)
     exact = layer(x, lengths=LENGTHS)[0]
@@ -606,7 +726,8 @@ def test_the_layers_and_their_siblings_stand_on_torch_alone():
                 found.add(node.module.split(".")[0])
             elif isinstance(node, ast.ImportFrom) and file.with_name(f"{node.module}.py") not in files:
                 files.append(file.with_name(f"{node.module}.py"))
-    assert [file.name for file in files[1:]] == ["padding.py", "recurrence.py", "recurrent_dropouts.py"]
+    siblings = ["padding.py", "recurrence.py", "recurrence_in_autograd.py", "recurrent_dropouts.py"]
+    assert [file.name for file in files[1:]] == siblings
     assert found == {"__future__", "collections", "dataclasses", "typing", "torch"}
 
 
@@ -623,7 +744,8 @@ def test_the_layers_and_their_siblings_stand_on_torch_alone():
         ("LSTM", {"per_step": ["zoneout"]}, "per_step=.'zoneout'. is unknown"),
         ("LSTM", {"dropconnect_per": "gate"}, "neither 'batch' nor 'example'"),
         ("GRU", {"zoneout_cell": 0.1}, "zoneout_cell is not defined for GRU"),
-        ("RNN", {"recurrent": 0.1, "rnndrop": 0.1}, "recurrent, rnndrop is not defined for RNN_TANH"),
+        ("RNN", {"zoneout_cell": 0.1, "rnndrop": 0.1}, "zoneout_cell, rnndrop is not defined for RNN_TANH"),
+        ("LSTM", {"dropconnect_bias": True}, "dropconnect_bias=True has no rate without dropconnect"),
     ],
 )
 def test_bad_dropouts(cell, dropout, message):

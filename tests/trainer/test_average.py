@@ -1,6 +1,8 @@
 """The average that a trainer evaluates and saves, against one made by hand of the weights after each step."""
 
+import itertools
 import json
+import random
 
 import keyed
 import pytest
@@ -80,7 +82,8 @@ def loss_of(model, weights, rows):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "reg"), [("ema", 0.7, "plain"), ("swa", 0.5, "rat(epsilon=0.5)"), ("swa", 0.1, "plain")]
+    ("kind", "number", "reg"),
+    [("ema", 0.7, "plain"), ("swa", 0.5, "rat(epsilon=0.5)"), ("swa", 0.1, "plain"), ("swa", 0.0, "plain")],
 )
 def test_the_average_is_what_is_evaluated_saved_and_left(kind, number, reg, tmp_path):
     one, recorder = built(tmp_path, f"{kind}({number})", reg, gradient_accumulation_steps=2)
@@ -155,20 +158,141 @@ def test_how_examples_are_cut_changes_nothing(reg, tmp_path):
     assert eval_losses(found[0]) == pytest.approx(eval_losses(found[1]), rel=1e-4)
 
 
+# --- NT-ASGD -----------------------------------------------------------------------------------------------------
+
+SGD = {"optim": "sgd", "learning_rate": 0.6, "lr_scheduler_type": "constant", "max_steps": 10}
+"""So fast that the weights jump about, and the loss of the evaluations with them."""
+
+
+class Merity:
+    """The trigger of main.py of awd-lstm-lm, line by line: `optimizer` becomes ASGD when it says so."""
+
+    def __init__(self, nonmono):
+        self.nonmono, self.best_val_loss, self.triggered = nonmono, [], False
+
+    def see(self, val_loss):
+        if not self.triggered and len(self.best_val_loss) > self.nonmono:
+            last = len(self.best_val_loss) - self.nonmono
+            self.triggered = val_loss > min(self.best_val_loss[:last])
+        self.best_val_loss.append(val_loss)
+        return self.triggered
+
+
+@pytest.mark.parametrize("nonmono", [0, 1, 2, 5])
+def test_the_trigger_is_that_of_the_authors_code(nonmono):
+    draws = random.Random(nonmono)
+    begun = 0
+    for _ in range(200):
+        losses = [draws.choice([1.0, 2.0, 3.0, 4.0]) for _ in range(draws.randint(0, 12))]
+        theirs, expected = Merity(nonmono), None
+        for number, loss in enumerate(losses):
+            if theirs.see(loss) and expected is None:
+                expected = 10 * (number + 1)
+        evaluations = [(10 * (number + 1), loss) for number, loss in enumerate(losses)]
+        assert Average("nt_asgd", nonmono).begin(1000, evaluations) == expected
+        begun += expected is not None
+    assert 20 < begun < 200
+
+
+def nt_asgd_by_hand(one, path, nonmono):
+    """What each evaluation has: the weights as they are until the trigger, then their mean since; and the trigger."""
+    trigger, began, seen = Merity(nonmono), None, []
+    for step in range(1, len(path)):
+        weights = path[step]
+        if began is not None:
+            since = path[began + 1 : step + 1]
+            weights = {name: sum(point[name] for point in since) / len(since) for name in weights}
+        seen.append((weights, loss_of(one.model, weights, one.eval_dataset)))
+        if trigger.see(seen[-1][1]) and began is None:
+            began = step
+    return seen, began
+
+
+@pytest.mark.parametrize(("nonmono", "reg"), [(0, "plain"), (1, "fraternal"), (2, "plain")])
+def test_nt_asgd_is_the_mean_since_the_trigger(nonmono, reg, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    one, recorder = built(tmp_path, f"nt_asgd({nonmono})", reg, **SGD, **best)
+    one.train()
+    seen, began = nt_asgd_by_hand(one, recorder.path, nonmono)
+    assert began is not None, "this test needs a trigger"
+    assert began < 8, "this test needs an early one"
+    assert eval_losses(one) == pytest.approx([loss for _, loss in seen], rel=1e-4)
+    for step, (weights, _) in enumerate(seen, 1):
+        folder = tmp_path / f"checkpoint-{step}"
+        assert_close(load_file(folder / "model.safetensors"), weights)
+        assert_close(load_file(folder / "raw_model.safetensors"), recorder.path[step], 0)
+    chosen = min(range(len(seen)), key=lambda place: seen[place][1])
+    assert one.state.best_global_step == chosen + 1
+    assert_close(one.model.state_dict(), seen[chosen][0])
+    assert one.averaged_steps == max(chosen + 1 - began, 0)
+    # Without an average the weights take the same way: the optimizer goes on as it was.
+    without, theirs = built(tmp_path / "b", None, reg, **SGD, **best)
+    without.train()
+    for mine, other in zip(recorder.path, theirs.path, strict=True):
+        runs.assert_same_weights(mine, other)
+
+
+def test_torch_s_asgd_lags_by_one_step(tmp_path):
+    """torch.optim.ASGD(t0=0, lambd=0) averages the same weights but the first."""
+    one, recorder = built(tmp_path, "nt_asgd(0)", **SGD)
+    one.train()
+    _, began = nt_asgd_by_hand(one, recorder.path, 0)
+    name = "classifier.weight"
+    points = [point[name] for point in recorder.path[began:]]
+    weight = nn.Parameter(points[0].clone())
+    asgd = torch.optim.ASGD([weight], lr=0.6, t0=0, lambd=0)
+    for before, after in itertools.pairwise(points):
+        weight.grad = (before - after) / 0.6
+        asgd.step()
+    theirs, steps = asgd.state[weight]["ax"], len(points) - 1
+    assert steps > 2
+    ours = one.model.state_dict()[name].double()
+    torch.testing.assert_close(steps * ours, points[1] + (steps - 1) * theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_nt_asgd_reads_what_the_best_model_is_chosen_by(tmp_path):
+    """An accuracy that falls is worse, though the loss gets better."""
+    accuracies = iter([0.1, 0.3, 0.2, 0.4])
+    settings = ADAM | {"max_steps": 4, "metric_for_best_model": "accuracy", "greater_is_better": True}
+    options = {"compute_metrics": lambda _: {"accuracy": next(accuracies)}}
+    one, recorder = built(tmp_path, "nt_asgd(0)", options={**options}, **settings)
+    one.add_callback(recorder)
+    recorder.model = one.model
+    one.train()
+    assert one.averaged_steps == 1
+    assert_close(one.model.state_dict(), recorder.path[-1], 0)
+
+
+def test_nt_asgd_without_what_it_reads_is_refused(tmp_path):
+    one, _ = built(tmp_path, "nt_asgd(5)", eval_strategy="no")
+    with pytest.raises(ValueError, match=r"average='nt_asgd\(5\)' begins when an evaluation says so; set eval_strat"):
+        one.train()
+    sets = {"a": runs.examples(4), "b": runs.examples(4)}
+    one, _ = built(tmp_path, "nt_asgd(5)", options={"eval_dataset": sets})
+    with pytest.raises(ValueError, match=r"reads eval_loss, and evaluations give eval_a_loss, .* set metric_for_best"):
+        one.train()
+    one, _ = built(tmp_path, "nt_asgd(5)", options={"eval_dataset": sets}, metric_for_best_model="b_loss")
+    one.train()
+    assert one.averaged_steps == 0
+
+
 RESUMED = [
     ("ema(0.7)", "plain", 2),
     ("swa(0.5)", "plain", 1),  # before it begins
     ("swa(0.5)", "rat(epsilon=0.5)", 4),
     ("ema(0.7)", "mean_teacher(alpha=9, beta=0.7)", 3),  # one average for both
     ("ema(0.7)", "mean_teacher(alpha=9, beta=0.9)", 5),  # and two
+    *(("nt_asgd(0)", "fraternal", cut) for cut in range(1, STEPS)),
 ]
 
 
 @pytest.mark.parametrize(("average", "reg", "cut"), RESUMED)
 def test_resuming_continues_exactly(average, reg, cut, tmp_path):
     settings = {"count": 20, "gradient_accumulation_steps": 2}  # an epoch has 3 steps, the last a short one
+    settings |= SGD | {"max_steps": STEPS} if average.startswith("nt_asgd") else {}
     straight, recorder = built(tmp_path / "a", average, reg, **settings)
     straight.train()
+    assert straight.averaged_steps > 0
     resumed, again = built(tmp_path / "b", average, reg, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{cut}"))
     runs.assert_same_weights(runs.ran(resumed).weights, runs.ran(straight).weights)
@@ -371,7 +495,10 @@ def test_the_mixin_takes_it_as_an_argument(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["ema", "ema()", "ema(1)", "ema(0)", "ema(1.5)", "ema(-0.5)", "swa(0)", "swa(1)", "mean(0.5)", "ema(0.9.9)"],
+    [
+        *("ema", "ema()", "ema(1)", "ema(0)", "ema(1.5)", "ema(-0.5)", "swa(1)", "mean(0.5)", "ema(0.9.9)"),
+        *("nt_asgd", "nt_asgd()", "nt_asgd(-1)", "nt_asgd(0.5)"),
+    ],
 )
 def test_what_is_no_average_is_answered_in_one_line(text):
     with pytest.raises(ValueError, match="the number lies between 0 and 1") as error:
@@ -380,7 +507,9 @@ def test_what_is_no_average_is_answered_in_one_line(text):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["ema(0.99)", "swa(0.5)", "ema(1e-3)", " swa( .25 ) "])
+@pytest.mark.parametrize(
+    "text", ["ema(0.99)", "swa(0.5)", "swa(0)", "ema(1e-3)", " swa( .25 ) ", "nt_asgd(5)", " nt_asgd( 0 )"]
+)
 def test_an_average_is_read_as_it_is_written(text):
     one = read_average(text)
     assert read_average(repr(one)) == one
