@@ -78,6 +78,7 @@ class Task:
         carve: splits that are drawn from the data set's own.
         unlabeled: a split of texts without labels.
         script: "latin" (words between spaces) or "chinese" (each character a token), for word-level tokenizers.
+        tagged: each word has a label of its own: the one text column holds lists of words, the label column of tags.
     """
 
     name: str
@@ -96,11 +97,17 @@ class Task:
     carve: Carve | None = None
     unlabeled: str | None = None
     script: str = "latin"
+    tagged: bool = False
 
     @property
     def regression(self) -> bool:
         """Whether the label is a number to be approached rather than a class."""
         return not self.labels
+
+    @property
+    def pipeline(self) -> str:
+        """What the Hub and `transformers.pipeline` call the task of its models."""
+        return "token-classification" if self.tagged else "text-classification"
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -198,19 +205,29 @@ GLUE: tuple[Task, ...] = (
 
 _SENTIMENT = ("negative", "positive")
 
-TEXTS: tuple[Task, ...] = (
-    # 40k / 5k / 5k as in the R-AT paper, from both labelled splits: their known duplicates end up on both sides.
-    Task(
-        name="imdb",
+
+def _imdb(name: str, carve: Carve | None, evaluation: tuple[Validation, ...] = (Validation("validation"),)) -> Task:
+    return Task(
+        name=name,
         text_columns=("text",),
         labels=_SENTIMENT,
         metrics=("accuracy",),
         hub=Hub("stanfordnlp/imdb"),
         folder="imdb",
+        evaluation=evaluation,
         test=(HeldOut("test", labelled=True),),
         unlabeled="unsupervised",
-        carve=Carve(("train", "test"), (("validation", 0.1), ("test", 0.1))),
-    ),
+        carve=carve,
+    )
+
+
+TEXTS: tuple[Task, ...] = (
+    # 40k / 5k / 5k as in the R-AT paper, from both labelled splits: their known duplicates end up on both sides.
+    _imdb("imdb", Carve(("train", "test"), (("validation", 0.1), ("test", 0.1)))),
+    # Its own splits; to validate, rows of the training split are held back as the user says.
+    _imdb("imdb_25k_25k", None, evaluation=()),
+    # Of the study of dropout for GRUs, likewise from both labelled splits.
+    _imdb("imdb_25k_12k_12k", Carve(("train", "test"), (("validation", 0.25), ("test", 0.25)))),
     # 110k / 10k / 7.6k as in the R-AT paper.
     Task(
         name="ag_news",
@@ -241,6 +258,24 @@ TEXTS: tuple[Task, ...] = (
         hub=None,
         folder="semeval2015_task10b",
         test=(HeldOut("test", labelled=True),),
+    ),
+)
+
+
+_ENTITIES = ("PER", "ORG", "LOC", "MISC")
+
+TAGGED: tuple[Task, ...] = (
+    # What is on the Hub under this name is a loading script, which `datasets` no longer runs.
+    Task(
+        name="conll2003",
+        text_columns=("tokens",),
+        labels=("O", *(f"{begin}-{kind}" for kind in _ENTITIES for begin in "BI")),
+        metrics=("span_f1",),
+        hub=None,
+        folder="conll2003",
+        label_column="ner_tags",
+        test=(HeldOut("test", labelled=True),),
+        tagged=True,
     ),
 )
 

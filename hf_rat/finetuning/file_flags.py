@@ -68,7 +68,7 @@ class FileArguments:
         named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: path for split, path in named.items() if path is not None}
 
-    def reading(self, cache_dir: str | None = None) -> Reading:
-        """How the files are read."""
+    def reading(self, cache_dir: str | None = None, tagged: bool = False) -> Reading:
+        """How the files are read; `tagged`: whether each word has a label of its own."""
         columns, texts = self.names("column_names"), self.names("text_column_names")
-        return Reading(self.encoding, self.quoting, columns, texts, cache_dir)
+        return Reading(self.encoding, self.quoting, columns, texts, cache_dir, tagged)

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 from hf_rat.finetuning.blame import raised_here
 from hf_rat.finetuning.flags import DATACLASSES
+from hf_rat.finetuning.tag_flags import TagArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 
-_NAMES = tuple(f.name for dataclass_ in (*DATACLASSES, WordModelArguments) for f in dataclasses.fields(dataclass_))
+_FLAGS = (*DATACLASSES, WordModelArguments, TagArguments)
+_NAMES = tuple(f.name for dataclass_ in _FLAGS for f in dataclasses.fields(dataclass_))
 _NAMED = re.compile(rf"(?<![-\w.'\"/`(])({'|'.join(sorted(_NAMES, key=len, reverse=True))})(=|(?![\w.'\"=/]))")
 
 
