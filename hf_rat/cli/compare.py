@@ -30,7 +30,7 @@ from hf_rat.finetuning.blame import reported
 OWN_FLAGS = ("reg", "seed", "output_dir")
 RACE = 2  # methods beside the baseline that a race leaves, if it is not said
 # command -> the flag that names a data set.
-DATASETS = {"glue": "task_name", "textcls": "dataset_name"}
+DATASETS = {"glue": "task_name", "ner": "dataset_name", "textcls": "dataset_name"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +57,10 @@ def _parser() -> Parser:
         "    [--output_dir DIR] [--models M ...] [--datasets D ...] [--jobs N]\n"
         "    [--baseline M] [--score NAME] [--trials N] [--race [K]] [--controls]\n"
         "    [-- glue ...]",
-        description="Methods x data sets x models x seeds through the same code as hf-rat glue and\n"
-        "hf-rat textcls. A second call makes the runs that are missing. What follows --\n"
-        "is the command of each run, whose flags are in hf-rat glue --help and hf-rat\n"
-        "textcls --help; after a file, its flags are added to those of the file, and win.",
+        description="Methods x data sets x models x seeds through the same code as hf-rat glue,\n"
+        "textcls and ner. A second call makes the runs that are missing. What follows --\n"
+        "is the command of each run, whose flags are in hf-rat glue --help and those of\n"
+        "the others; after a file, its flags are added to those of the file, and win.",
         epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.".replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -72,7 +72,7 @@ def _parser() -> Parser:
     add(
         "--datasets",
         nargs="+",
-        help="tasks (glue) or data sets (textcls), " + own.format("rte --max_seq_length 256"),
+        help="tasks (glue) or data sets (ner, textcls), " + own.format("rte --max_seq_length 256"),
     )
     add("--seeds", nargs="+", type=int, help="seeds that every method runs with")
     add("--output_dir", help="folder of the runs and of the tables")
@@ -207,5 +207,5 @@ def _cells(asked: Mapping[str, Any], base: Sequence[str]) -> list[Cell]:
 
 
 def _model_flag(command: str, model: str) -> str:
-    companion = command == "textcls" and model in read("hf_rat.models").keys_of("COMPANIONS")
+    companion = "model" in commands()[command].flags and model in read("hf_rat.models").keys_of("COMPANIONS")
     return "model" if companion else "model_name_or_path"

@@ -15,7 +15,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_sentences import SENTENCES, generated_sentences
-from hf_rat.data.tasks import TAGGED, Task
+from hf_rat.data.task import Task
+from hf_rat.data.tasks import TAGGED
 from hf_rat.data.word_encoding import CASES
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.example import DEFAULTS, Example, run_example

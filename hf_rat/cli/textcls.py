@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
-from hf_rat.data.tasks import CLUE, TEXTS, Task
+from hf_rat.data.task import Task
+from hf_rat.data.tasks import CLUE, TEXTS
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.example import DEFAULTS, Example, run_example
 from hf_rat.finetuning.flag_names import errors_in_flags

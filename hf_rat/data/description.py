@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from hf_rat.data.encoding import Labels
 from hf_rat.data.label_columns import is_missing, plain, stored_labels
 from hf_rat.data.tagged import count_spans
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 SHOWN = 8
 """Classes that are counted one by one; of more, the most and the least frequent."""

@@ -1,7 +1,7 @@
 """The built-in example of finding entities: made-up sentences of persons, places and firms.
 
-Nothing is downloaded. Names are made of syllables, so that none tells what it is: the words around it do ("the mayor of
-X", "X hired"), and a place and a person may share a name. Training sentences are few and some of their names have a
+Nothing is downloaded. Names are made of syllables, so that none tells what it is: the words around it do ("the mayor
+of X", "X hired"), and a place and a person may share a name. Training sentences are few and some of their names have a
 wrong type, so a model that memorizes them, by the names, pays for it on the other sentences, whose tags are all true:
 the data are made to show what a regularizer does.
 """
@@ -12,7 +12,7 @@ import random
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
 
 _TYPES = ("PER", "LOC", "ORG")
 

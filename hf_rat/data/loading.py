@@ -15,7 +15,7 @@ from hf_rat.data.files import one_line, read_file
 from hf_rat.data.hub import require_hub
 from hf_rat.data.label_columns import named_classes
 from hf_rat.data.reading import Reading
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 
 def load_task(

@@ -20,7 +20,7 @@ from hf_rat.data.loading import load_dataset, load_files, load_task, require_col
 from hf_rat.data.reading import Reading
 from hf_rat.data.streaming import columns_of, sample_of, stream_hub
 from hf_rat.data.tagged import TAGS, WORDS, column_of, has_tags, tag_labels
-from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
 from hf_rat.data.text_columns import text_columns_of
 
 Read = tuple[Task, Labels, DatasetDict]

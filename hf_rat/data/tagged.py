@@ -16,7 +16,7 @@ from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fsc
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.label_columns import is_missing, named_classes, plain, stored_labels
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 WORDS = ("tokens", "words")
 TAGS = ("ner_tags", "tags")

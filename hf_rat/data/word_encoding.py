@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.tagged import listed, sentences_of
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 IGNORED = -100
 """The label of tokens that do not count: every further token of a word, special tokens, padding."""

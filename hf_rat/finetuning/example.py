@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 
 from hf_rat.data.encoding import Labels
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.engine.regularization import Regularization
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.folder import prepare_folder
@@ -259,7 +259,7 @@ def _reading(example: Example, plain: dict[str, float], results: dict[str, float
     own, usual, best = (100 * each[f"eval_{example.score}"] for each in (results, plain, tuned))
     tie = ", a tie: less than 2 is chance" if abs(own - best) < _TIE else ""
     return (
-        f"Clean {_SHOWN[example.score][0]}: {own - usual:+.1f} points to plain at the same steps; {own - best:+.1f} to "
-        f"plain whose dropout and epochs were chosen on held-back training rows{tie}. The data are made to show the "
-        "effect."
+        f"Clean {_SHOWN[example.score][0]}: {own - usual:+.1f} points to plain at the same steps; {own - best:+.1f} "
+        f"to plain whose dropout and epochs were chosen on held-back training rows{tie}. The data are made to show "
+        "the effect."
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback
 
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job
 from hf_rat.finetuning.prepare import data_names

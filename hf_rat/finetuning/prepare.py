@@ -16,7 +16,7 @@ from hf_rat.data.files import read_file
 from hf_rat.data.loading import hold_back, require_columns, require_rows, require_same_labels, subsample
 from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
 from hf_rat.data.streaming import encode_stream
-from hf_rat.data.tasks import HeldOut, Task, Validation
+from hf_rat.data.task import HeldOut, Task, Validation
 from hf_rat.engine.layers import reinit_layers
 from hf_rat.finetuning.flag_names import in_flags
 from hf_rat.finetuning.flags import DataTrainingArguments, Flags

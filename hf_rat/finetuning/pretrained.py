@@ -21,7 +21,7 @@ from hf_rat import models  # noqa: F401 (the Auto classes find the companion mod
 from hf_rat.data.encoding import Labels
 from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.finetuning.flags import ModelArguments
 from hf_rat.trainer.dropout_schedule import is_dropout_rate
 

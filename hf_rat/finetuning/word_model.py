@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_rat.data.encoding import Labels, require_texts
 from hf_rat.data.tagged import joined
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.data.vectors import load_vectors
 from hf_rat.data.vocabulary import is_east_asian, segment, word_tokenizer
 from hf_rat.finetuning.flags import Flags

@@ -243,7 +243,7 @@ def test_compare_refuses_before_any_run(capsys):
     for words, message in (
         ("raat", "--methods names an unknown regularizer 'raat'"),
         ("rat -- glue --taskname rte", "'--taskname' is not a flag of hf-rat glue"),
-        ("rat -- methods", "-- takes glue or textcls, it was given 'methods'"),
+        ("rat -- methods", "-- takes glue or ner or textcls, it was given 'methods'"),
     ):
         assert main.main([*line.split(), *words.split()]) == 2
         assert message in capsys.readouterr().err
