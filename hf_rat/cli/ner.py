@@ -68,10 +68,10 @@ OWN_DEFAULTS = (*FROM_SCRATCH, *_SETTINGS)
 # Of the built-in example: the small model learns the rule and then learns the wrong tags by heart.
 _EXAMPLE: dict[str, Any] = DEFAULTS | {
     "learning_rate": 1e-2,
-    "num_train_epochs": 15,
-    "per_device_train_batch_size": 40,
+    "num_train_epochs": 20,
+    "per_device_train_batch_size": 20,
 }
-_SMALL: dict[str, Any] = {"model": "bilstm", "embedding_size": 32, "hidden_size": 32, "min_count": 1}
+_SMALL: dict[str, Any] = {"model": "bilstm", "embedding_size": 32, "hidden_size": 64, "min_count": 1}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,7 +133,8 @@ def _fields(tags: TagArguments) -> dict[str, Any]:
 def _check(flags: Flags, words: WordModelArguments, tags: TagArguments, own: bool) -> None:
     data = flags.data
     for name in ("task_name", "preset", "submission_dir", "do_regression", "streaming"):
-        if (value := getattr(data, name)) not in (None, False):
+        value = getattr(data, name)
+        if value or (value is False and name == "do_regression"):
             raise ValueError(f"--{name} {value!r} is not for hf-rat ner: it tags words; leave it out")
     if tags.train_words is not None and not flags.training.do_train:
         raise ValueError(f"--train_words {tags.train_words!r} needs --do_train: what is evaluated stays whole")
@@ -175,7 +176,7 @@ def _run_example(given: Mapping[str, Any], tags: TagArguments) -> dict[str, floa
         build=make,
         dropout=word_config(flags, words).classifier_dropout,
         told="generated sentences (a quarter of their names have a wrong tag)",
-        rat="rat(epsilon=1.0, warmup=50)",
+        rat="rat(epsilon=1.0, warmup=150)",
         score="span_f1",
     )
     with in_its_folder(flags):
