@@ -42,7 +42,7 @@ def sentences(count, seed, unknown=False):
     for _ in range(count):
         words, tags = [], []
         for _ in range(rng.randint(2, 6)):
-            if rng.random() < 0.5:
+            if not tags or tags[-1] != "O" or rng.random() < 0.3:
                 words.append(rng.choice(FILLERS))
                 tags.append("O")
             else:
