@@ -12,6 +12,7 @@ from hf_rat.cli import compare
 from hf_rat.cli.main import main
 from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
+from hf_rat.finetuning.tag_flags import TagArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
@@ -69,8 +70,8 @@ def check(command: list[str]) -> None:
         ValueError: it would be refused.
     """
     name, *flags = command
-    if name in SCRIPTS.values():
-        more = (WordModelArguments,) if name == "textcls" else ()
+    if name in (*SCRIPTS.values(), "ner"):
+        more = {"textcls": (WordModelArguments,), "ner": (WordModelArguments, TagArguments)}.get(name, ())
         given = given_flags(flags, f"hf-rat {name}", more)
         for dataclass_ in (ModelArguments, DataTrainingArguments, *more):
             build(dataclass_, given)
@@ -112,7 +113,7 @@ def test_every_command_is_one_of_today():
 
 def test_every_flag_that_the_documentation_names_is_one_of_today():
     """Those in code spans that begin with a flag: ours or Accelerate's. Another program has flags of its own."""
-    ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments)
+    ours = (ModelArguments, DataTrainingArguments, RegularizedTrainingArguments, WordModelArguments, TagArguments)
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
     known |= {"--models", "--datasets"}

@@ -10,7 +10,9 @@ from hf_rat.data.reading import QUOTING, Reading
 class FileArguments:
     """Which files are read, how, and which columns are texts and labels."""
 
-    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file; hf-rat ner: or columns as CoNLL's."}
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
     test_file: str | None = field(default=None, metadata={"help": "The same, for --do_predict."})
     unlabeled_file: str | None = field(

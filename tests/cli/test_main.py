@@ -15,6 +15,7 @@ import hf_rat
 from hf_rat.cli import _commands, _source, main
 from hf_rat.finetuning.file_flags import FileArguments
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, given_flags
+from hf_rat.finetuning.tag_flags import TagArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers.recipe import RECIPES
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
@@ -125,7 +126,7 @@ def test_the_recipes_that_are_read_as_text_are_the_real_ones():
         assert card.text == inspect.getdoc(RECIPES[name])
 
 
-@pytest.mark.parametrize("name", ["glue", "textcls", "compare"])
+@pytest.mark.parametrize("name", ["glue", "textcls", "ner", "compare"])
 def test_the_short_help_fits_a_screen_or_two(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     if name == "compare":
@@ -167,11 +168,12 @@ def test_fields_that_are_inherited_from_other_modules_are_found(tmp_path, monkey
     assert "elsewhere" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["glue", "textcls"])
+@pytest.mark.parametrize("name", ["glue", "textcls", "ner"])
 def test_all_help_has_every_flag_once(name, capsys):
     assert main.main([name, "--help-all"]) == 0
     words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
-    used = [*DATACLASSES[:4], WordModelArguments] if name == "textcls" else DATACLASSES[:4]
+    own = {"textcls": [WordModelArguments], "ner": [WordModelArguments, TagArguments]}
+    used = [*DATACLASSES[:4], *own.get(name, [])]
     assert len(words) == len(set(words))
     assert set(words) == {f"--{field.name}" for d in used for field in dataclasses.fields(d) if field.init}
 
