@@ -166,10 +166,9 @@ def check(folder, results, cases=False):
     assert lines == ["index\tprediction", *(f"{row}\t{' '.join(tags)}" for row, tags in enumerate(answered))]
 
 
-@pytest.mark.parametrize("model", ["lstm", "gru", "rnn", "bilstm"])
+@pytest.mark.parametrize("model", ["lstm", "bilstm"])
 def test_our_models_train_and_are_tested(data, tmp_path, model):
-    kinds = "variational" if model == "rnn" else "recurrent"
-    own = ["--model", model, "--dropout_kind", kinds, "--window", "3", "--case_features", "--reg", "rat"]
+    own = ["--model", model, "--dropout_kind", "recurrent", "--window", "3", "--case_features", "--reg", "rat"]
     words = flags(data, tmp_path, *own, *files(data, ".conll", "test"), "--do_predict")
     results = ner.run(words)
     assert (results["train_samples"], results["eval_samples"], results["test_samples"]) == (60, 20, 21)
@@ -199,23 +198,20 @@ def test_a_model_learns_and_capitals_tell_it_of_words_that_it_never_saw(data, tm
     assert scores[1] > scores[0] + 0.1
 
 
-@pytest.mark.parametrize("ending", [".json", ".csv", ".tsv", ".parquet"])
-def test_every_kind_of_file_is_the_same_data(data, tmp_path, ending):
-    one = ["--num_train_epochs", "1", "--no_price"]
-    results = [
-        ner.run(flags(data, tmp_path, *one, "--output_dir", str(tmp_path / kind[1:]), ending=kind))
-        for kind in (".conll", ending)
-    ]
-    assert results[0]["train_loss"] == results[1]["train_loss"]
-    assert results[0]["eval_loss"] == results[1]["eval_loss"]
+def test_every_kind_of_file_is_the_same_data(data, tmp_path):
+    losses = set()
+    for ending in (".conll", ".json", ".csv", ".tsv", ".parquet"):
+        few = ["--max_steps", "2", "--no_price", "--save_strategy", "no", "--output_dir", str(tmp_path / ending[1:])]
+        results = ner.run(flags(data, tmp_path, *few, ending=ending))
+        losses.add((results["train_loss"], results["eval_loss"]))
+    assert len(losses) == 1
 
 
 @pytest.mark.parametrize(
     ("family", "regularizer", "more"),
     [
         ("bert", "rat", ()),
-        ("bert", "fgm + 0.5 * rdrop", ("--per_device_eval_batch_size", "3")),
-        ("bert", "vat", ("--pad_to_max_length", "--max_seq_length", "60")),
+        ("bert", "fgm + 0.5 * vat", ("--pad_to_max_length", "--max_seq_length", "60")),
         ("roberta", "freelb", ()),
     ],
 )
@@ -313,7 +309,7 @@ def test_texts_without_tags_may_help(data, tmp_path):
 
 
 def test_the_built_in_example(tmp_path):
-    words = ["--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1", "--reg", "fgm", "--alone", "--use_cpu"]
+    words = ["--output_dir", str(tmp_path / "out"), "--max_steps", "3", "--reg", "fgm", "--alone", "--use_cpu"]
     results = ner.run(words)
     assert (results["train_samples"], results["eval_samples"]) == (300, 1000)
     assert 0.0 <= results["eval_span_f1"] <= 1.0

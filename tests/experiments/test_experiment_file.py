@@ -93,7 +93,7 @@ def test_without_axes_the_folders_are_those_of_before():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_files_that_come_along(path):
-    assert len(parse([str(path)]).plan()) >= 20
+    assert len(parse([str(path)]).plan()) >= 6
 
 
 def test_a_tracker_gets_names(file):
@@ -146,7 +146,7 @@ def test_bad_files_are_one_line(file, text, message, capsys, monkeypatch):
         ("flags: {learnin_rate: 1}", "'--learnin_rate' is not a flag of hf-rat glue; did you mean --learning_rate"),
         ("flags: {seed: 1}", "--seed is set by compare"),
         ("flags: {output-dir: x}", "--output-dir is set by compare"),
-        ("command: verdict", "command: takes glue or textcls, it was given 'verdict'"),
+        ("command: verdict", "command: takes glue or ner or textcls, it was given 'verdict'"),
         ("command: gleu", "it was given 'gleu'"),
         ("baseline: plane", "--baseline 'plane' is none of --methods; did you mean 'plain'?"),
         ("datasets: [rte, rte]", "--datasets: 'rte' and another one would share the folder 'rte'"),
