@@ -177,7 +177,6 @@ def _run_example(given: Mapping[str, Any], tags: TagArguments) -> dict[str, floa
         dropout=word_config(flags, words).classifier_dropout,
         told="generated sentences (a quarter of their names have a wrong tag)",
         rat="rat(epsilon=1.0, warmup=150)",
-        score="span_f1",
     )
     with in_its_folder(flags):
         return run_example(flags, "ner", example)

@@ -57,13 +57,12 @@ class Example(NamedTuple):
     """What a command does when nothing was named.
 
     Args:
-        task: the row of the generated data.
+        task: the row of the generated data; its first score, a key of `_SHOWN`, is shown.
         rows: makes them from a seed: a training and a validation split.
         build: (task, labels, rows, dropout rate) makes the small model.
         dropout: its usual rate.
         told: what the rows are, for the first line.
         rat: what `--reg rat`, without an argument, stands for here.
-        score: name of the score that is shown, a key of `_SHOWN`.
     """
 
     task: Task
@@ -72,7 +71,6 @@ class Example(NamedTuple):
     dropout: float
     told: str
     rat: str
-    score: str = "accuracy"
 
 
 def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
@@ -243,12 +241,12 @@ class _StopAt(TrainerCallback):
 
 
 def _head(example: Example) -> list[str]:
-    score = _SHOWN[example.score][1]
+    score = _SHOWN[example.task.metrics[0]][1]
     return ["training", "dropout", "epochs", f"train {score}", f"clean {score}", "clean loss", "seconds"]
 
 
 def _line(example: Example, name: str, dropout: float, results: dict[str, float]) -> list[str]:
-    score = f"eval_{example.score}"
+    score = f"eval_{example.task.metrics[0]}"
     scores = (results[f"{score}_train"], results[score], results["eval_loss"])
     numbers = [f"{number:.4f}" for number in scores]
     return [name, f"{dropout:g}", f"{results['epoch']:.3g}", *numbers, f"{results['train_runtime']:.1f}"]
@@ -256,10 +254,10 @@ def _line(example: Example, name: str, dropout: float, results: dict[str, float]
 
 def _reading(example: Example, plain: dict[str, float], results: dict[str, float], tuned: dict[str, float]) -> str:
     """What the table says, in words."""
-    own, usual, best = (100 * each[f"eval_{example.score}"] for each in (results, plain, tuned))
+    metric = example.task.metrics[0]
+    own, usual, best = (100 * each[f"eval_{metric}"] for each in (results, plain, tuned))
     tie = ", a tie: less than 2 is chance" if abs(own - best) < _TIE else ""
     return (
-        f"Clean {_SHOWN[example.score][0]}: {own - usual:+.1f} points to plain at the same steps; {own - best:+.1f} "
-        f"to plain whose dropout and epochs were chosen on held-back training rows{tie}. The data are made to show "
-        "the effect."
+        f"Clean {_SHOWN[metric][0]}: {own - usual:+.1f} points to plain at the same steps; {own - best:+.1f} to plain "
+        f"whose dropout and epochs were chosen on held-back training rows{tie}. The data are made to show the effect."
     )
