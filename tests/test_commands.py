@@ -15,6 +15,7 @@ from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
 from hf_rat.finetuning.language_model_flags import LanguageModelArguments
 from hf_rat.finetuning.sequence_flags import PixelArguments, TemporalOrderArguments
+from hf_rat.finetuning.tag_flags import TagArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers import parse
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
@@ -69,6 +70,7 @@ FINE_TUNING = (ModelArguments, DataTrainingArguments)
 FLAGS = {
     "glue": FINE_TUNING,
     "textcls": (*FINE_TUNING, WordModelArguments),
+    "ner": (*FINE_TUNING, WordModelArguments, TagArguments),
     "lm": (*FINE_TUNING, WordModelArguments, LanguageModelArguments),
     "mnist": (PixelArguments,),
     "temporal-order": (TemporalOrderArguments,),

@@ -10,6 +10,7 @@ import pytest
 
 import hf_rat
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments
+from hf_rat.finetuning.tag_flags import TagArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers.recipe import ALWAYS, RECIPES
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
@@ -172,7 +173,11 @@ def test_the_table_of_methods_has_the_paper_of_the_card_of(name):
 
 def test_the_page_of_the_scripts_has_every_flag():
     text = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
-    own = {f.name for kind in (ModelArguments, DataTrainingArguments, WordModelArguments) for f in fields(kind)}
+    own = {
+        f.name
+        for kind in (ModelArguments, DataTrainingArguments, WordModelArguments, TagArguments)
+        for f in fields(kind)
+    }
     inherited = {f.name for kind in RegularizedTrainingArguments.__mro__[1:-1] for f in fields(kind)}
     own |= {f.name for f in fields(RegularizedTrainingArguments) if f.init} - inherited
     assert sorted(own - set(re.findall(r"--(\w+)", text))) == []

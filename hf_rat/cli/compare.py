@@ -33,6 +33,7 @@ RACE = 2  # methods beside the baseline that a race leaves, if it is not said
 DATASETS = {
     "glue": "task_name",
     "lm": "dataset_name",
+    "ner": "dataset_name",
     "textcls": "dataset_name",
     "mnist": "side",
     "temporal-order": "length",
@@ -64,7 +65,7 @@ def _parser() -> Parser:
         "    [--baseline M] [--score NAME] [--trials N] [--race [K]] [--controls]\n"
         "    [-- glue ...]",
         description="Methods x data sets x models x seeds through the same code as hf-rat glue,\n"
-        "textcls and lm. A second call makes the runs that are missing. What follows --\n"
+        "textcls, ner and lm. A second call makes the runs that are missing. What follows --\n"
         "is the command of each run, whose flags are in hf-rat glue --help and those of\n"
         "the others; after a file, its flags are added to those of the file, and win.",
         epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.".replace("%", "%%"),
@@ -78,7 +79,7 @@ def _parser() -> Parser:
     add(
         "--datasets",
         nargs="+",
-        help="tasks (glue) or data sets (lm, textcls), " + own.format("rte --max_seq_length 256"),
+        help="tasks (glue) or data sets (textcls, ner, lm), " + own.format("rte --max_seq_length 256"),
     )
     add("--seeds", nargs="+", type=int, help="seeds that every method runs with")
     add("--output_dir", help="folder of the runs and of the tables")
@@ -243,5 +244,5 @@ def _own_cells(given: Sequence[tuple[str, str | None, list[str]]]) -> list[Cell]
 
 
 def _model_flag(command: str, model: str) -> str:
-    companion = command in ("lm", "textcls") and model in read("hf_rat.models").keys_of("COMPANIONS")
+    companion = "model" in commands()[command].flags and model in read("hf_rat.models").keys_of("COMPANIONS")
     return "model" if companion else "model_name_or_path"

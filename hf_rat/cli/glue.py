@@ -15,7 +15,8 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 from hf_rat.data.encoding import Labels
 from hf_rat.data.generated import GENERATED, generated_config, generated_pairs, generated_tokenizer
 from hf_rat.data.loading import load_task
-from hf_rat.data.tasks import Task, find
+from hf_rat.data.task import Task
+from hf_rat.data.tasks import find
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.example import DEFAULTS, Example, run_example
 from hf_rat.finetuning.flag_names import errors_in_flags

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, set_seed
 
 from hf_rat.data.generated_reviews import generated_reviews
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags

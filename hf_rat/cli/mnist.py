@@ -16,7 +16,7 @@ from transformers import set_seed
 from hf_rat.data.generated_digits import generated_digits
 from hf_rat.data.idx_files import CLASSES, Images, read_mnist
 from hf_rat.data.pixel_sequences import pixel_sequences
-from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
 from hf_rat.engine.denormals import without_denormals
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.flag_names import errors_in_flags

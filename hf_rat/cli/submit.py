@@ -11,7 +11,7 @@ from typing import Any
 from hf_rat.cli._commands import Parser
 from hf_rat.data.predictions import predictions_name, read_predictions
 from hf_rat.data.submission import FILES, LEADERBOARDS, problems, submission_state, write_answers
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.finetuning.blame import reported
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.data.temporal_order import CLASSES, SYMBOLS, temporal_order
 from hf_rat.engine.denormals import without_denormals
 from hf_rat.finetuning.blame import reported

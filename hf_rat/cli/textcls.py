@@ -7,29 +7,36 @@ From scratch, defaults are a learning rate of 1e-3, 5 epochs, batches of 64.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import DatasetDict
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.generated_reviews import REVIEWS, generated_reviews
-from hf_rat.data.tasks import CLUE, TEXTS, Task
+from hf_rat.data.task import Task
+from hf_rat.data.tasks import CLUE, TEXTS
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.example import DEFAULTS, Example, run_example
 from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags
 from hf_rat.finetuning.folder import in_its_folder, prepare_folder
-from hf_rat.finetuning.job import Job
-from hf_rat.finetuning.prepare import SOURCES, data_names, load, prepare, require_work
+from hf_rat.finetuning.from_scratch import (
+    FROM_SCRATCH,
+    add_callbacks,
+    card_of,
+    check_words,
+    choose_by,
+    defaults,
+    nearest_named,
+)
+from hf_rat.finetuning.prepare import SOURCES, load, prepare, require_work
 from hf_rat.finetuning.pretrained import load_model
 from hf_rat.finetuning.run import run_job
 from hf_rat.finetuning.summary import summarize
 from hf_rat.finetuning.word_model import build_word_model, word_config
 from hf_rat.finetuning.word_model_flags import WordModelArguments
-from hf_rat.trainer.dropout_schedule import DropoutSchedule
 
 PROGRAM = "hf-rat textcls"
 
@@ -51,22 +58,8 @@ COMMON = {
 }
 KNOWN = {task.name: task for task in (*TEXTS, *CLUE)}
 
-# Of models that are trained from scratch (Adam 1e-3 as the code that R-AT's experiments grew from).
-_FROM_SCRATCH: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "num_train_epochs": 5,
-    "per_device_train_batch_size": 64,
-    "per_device_eval_batch_size": 256,
-}
 _SETTINGS: dict[str, Any] = {"max_seq_length": 256}
-OWN_DEFAULTS = (*_FROM_SCRATCH, *_SETTINGS)
-# With training and validation: the checkpoint that is best on validation is the one that is kept and tested.
-_SELECTION: dict[str, Any] = {
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-    "load_best_model_at_end": True,
-}
+OWN_DEFAULTS = (*FROM_SCRATCH, *_SETTINGS)
 # Of the built-in example: the small model learns the rule and then learns the wrong labels by heart.
 _EXAMPLE: dict[str, Any] = DEFAULTS | {
     "learning_rate": 5e-3,
@@ -93,7 +86,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     if not any(given.get(name) for name in ("model_name_or_path", *SOURCES)):
         return _run_example(given, words)
     own = given.get("model_name_or_path") is None
-    flags = read_flags(given, _defaults(given, own))
+    flags = read_flags(given, defaults(given, own, _SETTINGS))
     with in_its_folder(flags):
         return _run(flags, given, words, own)
 
@@ -106,40 +99,21 @@ def _run(flags: Flags, given: Mapping[str, Any], words: WordModelArguments, own:
     resume = prepare_folder(flags, "textcls")
     set_seed(training.seed)
     known = KNOWN.get((flags.data.dataset_name or "").lower())
-    if known is not None and training.load_best_model_at_end and training.metric_for_best_model in (None, "loss"):
-        training.metric_for_best_model, training.greater_is_better = known.metrics[0], True
-    try:
+    if known is not None:
+        choose_by(flags, known.metrics[0])
+    with nearest_named(flags, KNOWN):
         task, labels, rows = load(flags, known, unlabeled=words.pretrain_lm or words.semi_supervised)
-    except ValueError as error:
-        near = difflib.get_close_matches(flags.data.dataset_name or "", KNOWN, n=2)
-        if known is None and near:
-            raise ValueError(f"{error}; did you mean {' or '.join(near)}?") from error
-        raise
 
     def make(task: Task, labels: Labels, rows: DatasetDict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
         if own:
             return build_word_model(flags, words, task, labels, rows)
         return load_model(flags.model, labels, None)
 
-    card = data_names(flags)
-    if not own:
-        card["finetuned_from"] = flags.model.model_name_or_path
-    job = prepare(flags, task, labels, rows, make, card, named=known is not None, unlabeled=words.semi_supervised)
-    if own:
-        # The card takes a model whose name is a folder for one that was trained from scratch, which this one is.
-        job.model.config._name_or_path = str(training.output_dir)
-    _add_callbacks(job, words)
+    job = prepare(flags, task, labels, rows, make, card_of(flags), known is not None, words.semi_supervised)
+    add_callbacks(job, words)
     results = run_job(flags, job, resume)
     summarize(flags, job, results)
     return results
-
-
-def _defaults(given: Mapping[str, Any], own: bool) -> dict[str, Any]:
-    """Other defaults than the Trainer's, for the flags that are not set."""
-    defaults = _SETTINGS | (_FROM_SCRATCH if own else {})
-    if given.get("do_train") and given.get("do_eval") and given.get("save_strategy") != "no":
-        defaults |= _SELECTION
-    return defaults
 
 
 def _check(flags: Flags, words: WordModelArguments, own: bool) -> None:
@@ -147,36 +121,11 @@ def _check(flags: Flags, words: WordModelArguments, own: bool) -> None:
         raise ValueError(f"--task_name {flags.data.task_name!r} is a flag of run_glue.py: give --dataset_name here")
     if flags.data.preset is not None:
         raise ValueError(f"--preset {flags.data.preset} is a flag of run_glue.py: its settings are GLUE's")
-    if not own:
-        plain = WordModelArguments()
-        shared = ("dropout_schedule", "dropout_gamma", "early_stopping_patience", "semi_supervised")
-        for name, value in vars(words).items():
-            if value != getattr(plain, name) and name not in shared:
-                raise ValueError(f"--{name} {value!r} is for --model: --model_name_or_path brings its own")
-    else:
-        word_config(flags, words)  # a flag that the model has no use for is said before anything is loaded
-    if flags.data.unlabeled_file is not None and not (words.pretrain_lm or words.semi_supervised):
-        raise ValueError(f"--unlabeled_file {flags.data.unlabeled_file!r} needs --pretrain_lm or --semi_supervised")
-    if own and flags.model.lora_r is not None:
-        raise ValueError(
-            f"--lora_r {flags.model.lora_r} needs --model_name_or_path: an adapter is for trained weights"
-        )
-    if words.early_stopping_patience is not None and not flags.training.load_best_model_at_end:
-        raise ValueError(
-            f"--early_stopping_patience {words.early_stopping_patience} needs --do_train, --do_eval and a "
-            "--save_strategy: the best checkpoint is the one that is kept"
-        )
+    check_words(flags, words, own)
     if flags.data.submission_dir is not None and (flags.data.dataset_name or "").lower() not in {t.name for t in CLUE}:
         raise ValueError(
             f"--submission_dir {flags.data.submission_dir!r} needs --dataset_name {' or '.join(t.name for t in CLUE)}"
         )
-
-
-def _add_callbacks(job: Job, words: WordModelArguments) -> None:
-    if words.dropout_schedule is not None:
-        job.callbacks.append(DropoutSchedule(words.dropout_schedule, words.dropout_gamma))
-    if words.early_stopping_patience is not None:
-        job.callbacks.append(EarlyStoppingCallback(words.early_stopping_patience))
 
 
 def _run_example(given: Mapping[str, Any], words: WordModelArguments) -> dict[str, float]:

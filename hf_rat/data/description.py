@@ -10,7 +10,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.label_columns import is_missing, plain, stored_labels
-from hf_rat.data.tasks import Task
+from hf_rat.data.tagged import count_spans
+from hf_rat.data.task import Task
 
 SHOWN = 8
 """Classes that are counted one by one; of more, the most and the least frequent."""
@@ -27,13 +28,17 @@ def describe(task: Task, labels: Labels, rows: DatasetDict, files: Mapping[str, 
     """
     texts = " and ".join(map(repr, task.text_columns))
     kind = "numbers to approach" if labels.regression else f"{len(labels.names)} classes"
-    yield f"Data: the text is {texts}, the label is {task.label_column!r}, {kind}"
+    if task.tagged:
+        yield f"Data: the words are in {texts}, their tags in {task.label_column!r}, {kind}"
+    else:
+        yield f"Data: the text is {texts}, the label is {task.label_column!r}, {kind}"
     for split, part in rows.items():
         where = f"  {split}" + (f" ({files[split]})" if split in files else "")
         if isinstance(part, IterableDataset):
             yield f"{where}: a stream"
             continue
-        line = f"{where}: {len(part)} rows; {_labels(part, task.label_column, labels)}"
+        told = _spans(part, task, labels) if task.tagged else _labels(part, task.label_column, labels)
+        line = f"{where}: {len(part)} rows; {told}"
         yield line + (f"; {part.info.description}" if split in files and part.info.description else "")
 
 
@@ -53,3 +58,22 @@ def _labels(rows: Dataset, column: str, labels: Labels) -> str:
 
 def _name(value: Any, labels: Labels) -> str:
     return labels.names[labels.values.index(value)] if value in labels.values else str(value)
+
+
+def _spans(rows: Dataset, task: Task, labels: Labels) -> str:
+    """The words of a split of tagged sentences, and its spans by type. Wrong rows are refused when encoded."""
+    (column,) = task.text_columns
+    words = sum(map(len, _lists(rows, column)))
+    known = dict(zip((*labels.values, *labels.names), labels.names * 2, strict=True))
+    sentences = [[known.get(tag, "O") for tag in tags] for tags in _lists(rows, task.label_column) if tags]
+    if not sentences:
+        return f"{words} words without tags"
+    found = count_spans(sentences)
+    return f"{words} words; " + (", ".join(f"{kind}: {count}" for kind, count in found.most_common()) or "no spans")
+
+
+def _lists(rows: Dataset, column: str) -> Iterator[list[Any]]:
+    if column in rows.column_names:
+        for batch in rows.select_columns([column]).iter(1000):
+            for value in map(plain, batch[column]):
+                yield value.split() if isinstance(value, str) else value if isinstance(value, list) else []

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_rat.data.label_columns import classes_of, is_missing, plain
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features, IterableDataset, Value
 
-from hf_rat.data import json_files, tables
+from hf_rat.data import column_files, json_files, tables
 from hf_rat.data.reading import Reading, Unreadable, empty
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -29,8 +29,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
-def reader_of(flag: str, path: str | Path) -> str:
-    """Which reader reads a file: "csv", "json" or "parquet".
+def reader_of(flag: str, path: str | Path, reading: Reading) -> str:
+    """Which reader reads a file: "csv", "json", "parquet" or, of tagged words, "conll".
 
     Raises:
         ValueError: no such file, or an ending that is not known.
@@ -38,13 +38,13 @@ def reader_of(flag: str, path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{flag} {str(path)!r}: no such file")
-    if path.suffix.lower() not in READERS:
+    if path.suffix.lower() not in READERS and not reading.tagged:
         raise ValueError(f"{flag} {str(path)!r}: the ending must be one of {', '.join(READERS)}")
-    return READERS[path.suffix.lower()]
+    return READERS.get(path.suffix.lower(), "conll")
 
 
 def read_file(flag: str, path: str | Path, reading: Reading | None = None) -> Dataset:
-    """Read one csv, tsv, json, jsonl or parquet file.
+    """Read one csv, tsv, json, jsonl or parquet file, or with `reading.tagged` one of tagged words (column_files.py).
 
     Columns of csv and tsv files whose fields are all whole numbers, or all numbers, are that; an empty field among
     them is None. All others are text, an empty field too. A json column with lists or objects, or with values of
@@ -60,7 +60,7 @@ def read_file(flag: str, path: str | Path, reading: Reading | None = None) -> Da
         ValueError: no such file, an ending that is not known, a content that does not parse, or no rows.
     """
     reading = reading or Reading()
-    kind = reader_of(flag, path)
+    kind = reader_of(flag, path, reading)
     content = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     note = ""
     try:
@@ -89,7 +89,7 @@ def stream_file(flag: str, path: str | Path, reading: Reading | None = None) -> 
         ValueError: as `read_file`.
     """
     reading = reading or Reading()
-    kind = reader_of(flag, path)
+    kind = reader_of(flag, path, reading)
     try:
         if kind == "parquet":
             return datasets.load_dataset(kind, data_files=_exactly(path), split="train", streaming=True)
@@ -114,16 +114,20 @@ def _exactly(path: str | Path) -> str:
 
 
 def _look_through(kind: str, what: str, path: Path, reading: Reading) -> tuple[dict[str, str], str]:
-    return tables.types_of(what, path, reading) if kind == "csv" else (json_files.types_of(what, path, reading), "")
+    if kind == "json":
+        return json_files.types_of(what, path, reading), ""
+    return (tables if kind == "csv" else column_files).types_of(what, path, reading)
 
 
 def _features(types: Mapping[str, str]) -> Features:
-    plain = json_files.PLAIN
-    return Features({name: Value(plain[t]) if t in plain else {"json": Value("string")} for name, t in types.items()})
+    known: dict[str, Any] = {name: Value(kind) for name, kind in json_files.PLAIN.items()}
+    known[column_files.WORDS] = [Value("string")]
+    return Features({name: known.get(kind, {"json": Value("string")}) for name, kind in types.items()})
 
 
 def _rows(
     kind: str, path: str, reading: Reading, types: Mapping[str, str], content: str = ""
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file that was looked through. The cache goes by the arguments: `content` is the file's hash."""
-    return (tables if kind == "csv" else json_files).rows_of(Path(path), reading, types)
+    readers: dict[str, Any] = {"csv": tables, "json": json_files, "conll": column_files}
+    return readers[kind].rows_of(Path(path), reading, types)

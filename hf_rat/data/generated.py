@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 GENERATED = Task(
     name="guests",

@@ -12,7 +12,7 @@ import random
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
 
 REVIEWS = Task(
     name="reviews",

@@ -31,6 +31,12 @@ def plain(value: Any) -> Any:
     return json.loads(value["json"]) if isinstance(value, dict) and value.keys() == {"json"} else value
 
 
+def named_classes(feature: Any) -> ClassLabel | None:
+    """The named classes of a column, of one for each row or of a list of them; None where they have no names."""
+    inner = getattr(feature, "feature", feature)
+    return inner if isinstance(inner, ClassLabel) else None
+
+
 def classes_of(rows: Dataset | IterableDataset, column: str, regression: bool | None = None) -> list[Any]:
     """The distinct values of a column of labels, in their order; none where labels are numbers to approach.
 

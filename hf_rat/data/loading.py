@@ -13,8 +13,9 @@ from huggingface_hub import constants
 
 from hf_rat.data.files import one_line, read_file
 from hf_rat.data.hub import require_hub
+from hf_rat.data.label_columns import named_classes
 from hf_rat.data.reading import Reading
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 
 def load_task(
@@ -168,11 +169,8 @@ def require_same_labels(rows: DatasetDict, column: str) -> None:
     Raises:
         ValueError: two of them differ.
     """
-    names: dict[str, list[str]] = {
-        split: part.features[column].names
-        for split, part in rows.items()
-        if isinstance((part.features or {}).get(column), datasets.ClassLabel)
-    }
+    found = {split: named_classes((part.features or {}).get(column)) for split, part in rows.items()}
+    names = {split: classes.names for split, classes in found.items() if classes is not None}
     for split, own in names.items():
         first = next(iter(names))
         if own != names[first]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
 
 _HEADER = "index\tprediction"
 
@@ -17,18 +17,27 @@ def predictions_name(task: Task, held_out: HeldOut) -> str:
     return f"predict_results_{'-'.join(parts)}.txt"
 
 
-def write_predictions(path: Path, values: Sequence[float], names: Sequence[str] | None) -> None:
+def write_predictions(
+    path: Path, values: Sequence[float] | Sequence[Sequence[int]], names: Sequence[str] | None
+) -> None:
     """Write the answers to one test split, a line for each row, in the order of the split.
 
     Args:
         path: the file; its folder is made if need be.
-        values: class numbers of the data set, or for regression the numbers themselves.
+        values: class numbers of the data set, or for regression the numbers themselves; of rows whose words have a tag
+            each, a list of class numbers, written between spaces.
         names: of the classes; None for regression.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    answers = (f"{value:.3f}" if names is None else names[int(value)] for value in values)
+    answers = (_told(value, names) for value in values)
     lines = [_HEADER, *(f"{index}\t{text}" for index, text in enumerate(answers))]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _told(value: float | Sequence[int], names: Sequence[str] | None) -> str:
+    if names is None:
+        return f"{value:.3f}"
+    return " ".join(names[int(number)] for number in (value if isinstance(value, Sequence) else (value,)))
 
 
 def read_predictions(path: Path, task: Task) -> list[float]:

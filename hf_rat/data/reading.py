@@ -27,6 +27,7 @@ class Reading:
         column_names: of csv and tsv files whose first line is a row already.
         text: columns of csv and tsv files that are text, whatever stands in them.
         cache_dir: where `datasets` keeps its converted copies; None is its own default.
+        tagged: a file of another ending than those of tables is one of tagged words, a line each.
     """
 
     encoding: str = "utf-8"
@@ -34,6 +35,7 @@ class Reading:
     column_names: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     cache_dir: str | None = None
+    tagged: bool = False
 
     @property
     def codec(self) -> str:

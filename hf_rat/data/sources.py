@@ -19,7 +19,8 @@ from hf_rat.data.label_columns import is_missing, stored_labels
 from hf_rat.data.loading import load_dataset, load_files, load_task, require_columns
 from hf_rat.data.reading import Reading
 from hf_rat.data.streaming import columns_of, sample_of, stream_hub
-from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.data.tagged import TAGS, WORDS, column_of, has_tags, tag_labels
+from hf_rat.data.task import HeldOut, Task
 from hf_rat.data.text_columns import text_columns_of
 
 Read = tuple[Task, Labels, DatasetDict]
@@ -50,9 +51,10 @@ class Wanted:
         streaming: whether the training split is read as it is needed.
         cache_dir: where `datasets` keeps its copies; None is its own default.
         token: for data sets on the Hub that ask for one.
+        tagged: whether rows are sentences whose words have a tag each.
 
     Raises:
-        ValueError: more than two text columns, or the label column among them.
+        ValueError: more than two text columns (one of tagged words), or the label column among them.
     """
 
     texts: tuple[str, ...] = ()
@@ -61,11 +63,14 @@ class Wanted:
     streaming: bool = False
     cache_dir: str | None = None
     token: str | None = None
+    tagged: bool = False
 
     def __post_init__(self) -> None:
         named = f"text_column_names={','.join(self.texts)!r}"
         if len(self.texts) > 2:
             raise ValueError(f"{named}: a model reads one or two columns")
+        if self.tagged and len(self.texts) > 1:
+            raise ValueError(f"{named}: the words are in one column")
         if self.label is not None and self.label in self.texts:
             raise ValueError(f"{named}: {self.label!r} is the label_column_name")
 
@@ -156,33 +161,46 @@ def _make_row(rows: DatasetDict, splits: Collection[str], wanted: Wanted, name: 
     """A row for data that have none: columns and labels as asked for, or as the training split has them."""
     if "train" not in rows:
         raise ValueError(f"{flags['train']}: a training split is needed, if only to know the labels")
-    label = wanted.label or "label"
     columns = columns_of(rows["train"], flags["train"])
+    label = wanted.label or "label"
+    if wanted.tagged and wanted.label is None:
+        label = column_of(columns, TAGS, "label_column_name", flags["train"])
     require_columns(columns, (label,), "label_column_name" if wanted.label else flags["train"], "label_column_name")
     if wanted.texts:
         require_columns(columns, wanted.texts, "text_column_names")
         texts = wanted.texts
+    elif wanted.tagged:
+        texts = (column_of(columns, WORDS, "text_column_names", flags["train"]),)
     else:
         texts = text_columns_of(sample_of(rows["train"], flags["train"]), label)
     if label in texts:
         raise ValueError(f"text_column_names={','.join(texts)!r}: {label!r} holds the labels; give label_column_name")
-    labels = Labels.of_column(rows["train"], label, wanted.regression)
+    if wanted.tagged:
+        labels = tag_labels(rows["train"], label, flags["train"])
+    else:
+        labels = Labels.of_column(rows["train"], label, wanted.regression)
     for split in splits:
         if split not in rows:
             instead = ", or validation_from_train" if split == "validation" else ""
             raise ValueError(f"{flags[split]}: the split {split!r} is needed{instead}; there are {', '.join(rows)}")
         needed = texts if split == "test" else (*texts, label)
         require_columns(columns_of(rows[split], flags[split]), needed, f"{flags[split]}, split {split}")
-    labelled = "test" in splits and has_labels(rows["test"], label, labels, flags["test"])
+    labelled = "test" in splits and (
+        has_tags(rows["test"], label, flags["test"])
+        if wanted.tagged
+        else has_labels(rows["test"], label, labels, flags["test"])
+    )
+    metric = "span_f1" if wanted.tagged else "mse" if labels.regression else "accuracy"
     task = Task(
         name=name,
         text_columns=texts,
         labels=labels.names,
-        metrics=("mse",) if labels.regression else ("accuracy",),
+        metrics=(metric,),
         hub=None,
         folder="",
         label_column=label,
         test=(HeldOut("test", labelled=labelled),),
+        tagged=wanted.tagged,
     )
     return task, labels, rows
 

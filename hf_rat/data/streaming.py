@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_rat.data.encoding import Labels, texts_of
 from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 
 SHUFFLED = 10_000
 """Examples among which the next one is drawn."""

@@ -12,7 +12,8 @@ import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hf_rat.data.tasks import CLUE, GLUE, HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
+from hf_rat.data.tasks import CLUE, GLUE
 
 HEADER = "index\tprediction"
 ARCHIVE = "submission.zip"

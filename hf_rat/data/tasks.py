@@ -4,105 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Validation(NamedTuple):
-    """A validation split.
-
-    Args:
-        split: name of the split on the Hub, and of its parquet file.
-        suffix: added to the names of its scores; empty for the first split of a task.
-    """
-
-    split: str
-    suffix: str = ""
-
-
-class HeldOut(NamedTuple):
-    """A test split and the leaderboard file its predictions go to.
-
-    Args:
-        split: name of the split on the Hub, and of its parquet file.
-        file: name of the submission file; None when no leaderboard takes this split.
-        rows: number of predictions the leaderboard expects in that file.
-        suffix: added to the task's name in the name of its predictions; empty for the first split of a task.
-        labelled: whether the split carries its labels, so that it is scored too.
-    """
-
-    split: str
-    file: str | None = None
-    rows: int | None = None
-    suffix: str = ""
-    labelled: bool = False
-
-
-class Carve(NamedTuple):
-    """How splits are made that the data set does not come with: drawn from a pool by a fixed seed.
-
-    Args:
-        pool: the data set's own splits that are put together and shuffled (seed 0, whatever the run's seed is).
-        shares: (split, share of the pool) of each split that is drawn; what remains is the training split.
-    """
-
-    pool: tuple[str, ...]
-    shares: tuple[tuple[str, float], ...]
-
-
-class Hub(NamedTuple):
-    """A data set on the Hub: its name and configuration."""
-
-    name: str
-    config: str | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the scripts need to know about one data set.
-
-    Args:
-        name: what `--task_name` is given, lower case.
-        text_columns: the one or two columns that are read, in the order the model sees them.
-        labels: label names, at the position of the number the data set stores; empty for regression.
-        metrics: names of functions in `hf_rat.data.metrics`, in the order they are reported.
-        hub: the data set on the Hub; None when it is not there.
-        folder: folder below `--data_dir` that holds one parquet file per split.
-        label_column: column of the labels; empty where there are none, as of a text to be modelled.
-        train: training split; None when the data set has none.
-        evaluation: validation splits; the first one is the one that counts for `--load_best_model_at_end`.
-        test: test splits, each with its leaderboard file.
-        submit_names: whether the leaderboard wants the label's name (True) or its number (False).
-        bounds: lowest and highest value of a regression label, inclusive.
-        also_predicts: name of a test-only task that this task's model answers too (AX for MNLI).
-        carve: splits that are drawn from the data set's own.
-        unlabeled: a split of texts without labels.
-        script: "latin" (words between spaces) or "chinese" (each character a token), for word-level tokenizers;
-            "spaced" where tokens stand between spaces, as they are.
-    """
-
-    name: str
-    text_columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...]
-    hub: Hub | None
-    folder: str
-    label_column: str = "label"
-    train: str | None = "train"
-    evaluation: tuple[Validation, ...] = (Validation("validation"),)
-    test: tuple[HeldOut, ...] = (HeldOut("test"),)
-    submit_names: bool = False
-    bounds: tuple[float, float] | None = None
-    also_predicts: str | None = None
-    carve: Carve | None = None
-    unlabeled: str | None = None
-    script: str = "latin"
-
-    @property
-    def regression(self) -> bool:
-        """Whether the label is a number to be approached rather than a class."""
-        return not self.labels
-
+from hf_rat.data.task import Carve, HeldOut, Hub, Task, Validation
 
 _PAIR = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -199,19 +103,29 @@ GLUE: tuple[Task, ...] = (
 
 _SENTIMENT = ("negative", "positive")
 
-TEXTS: tuple[Task, ...] = (
-    # 40k / 5k / 5k as in the R-AT paper, from both labelled splits: their known duplicates end up on both sides.
-    Task(
-        name="imdb",
+
+def _imdb(name: str, carve: Carve | None, evaluation: tuple[Validation, ...] = (Validation("validation"),)) -> Task:
+    return Task(
+        name=name,
         text_columns=("text",),
         labels=_SENTIMENT,
         metrics=("accuracy",),
         hub=Hub("stanfordnlp/imdb"),
         folder="imdb",
+        evaluation=evaluation,
         test=(HeldOut("test", labelled=True),),
         unlabeled="unsupervised",
-        carve=Carve(("train", "test"), (("validation", 0.1), ("test", 0.1))),
-    ),
+        carve=carve,
+    )
+
+
+TEXTS: tuple[Task, ...] = (
+    # 40k / 5k / 5k as in the R-AT paper, from both labelled splits: their known duplicates end up on both sides.
+    _imdb("imdb", Carve(("train", "test"), (("validation", 0.1), ("test", 0.1)))),
+    # Its own splits; to validate, rows of the training split are held back as the user says.
+    _imdb("imdb_25k_25k", None, evaluation=()),
+    # Of the study of dropout for GRUs, likewise from both labelled splits.
+    _imdb("imdb_25k_12k_12k", Carve(("train", "test"), (("validation", 0.25), ("test", 0.25)))),
     # 110k / 10k / 7.6k as in the R-AT paper.
     Task(
         name="ag_news",
@@ -242,6 +156,24 @@ TEXTS: tuple[Task, ...] = (
         hub=None,
         folder="semeval2015_task10b",
         test=(HeldOut("test", labelled=True),),
+    ),
+)
+
+
+_ENTITIES = ("PER", "ORG", "LOC", "MISC")
+
+TAGGED: tuple[Task, ...] = (
+    # What is on the Hub under this name is a loading script, which `datasets` no longer runs.
+    Task(
+        name="conll2003",
+        text_columns=("tokens",),
+        labels=("O", *(f"{begin}-{kind}" for kind in _ENTITIES for begin in "BI")),
+        metrics=("span_f1",),
+        hub=None,
+        folder="conll2003",
+        label_column="ner_tags",
+        test=(HeldOut("test", labelled=True),),
+        tagged=True,
     ),
 )
 

@@ -21,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 PAD, UNK, EOS = "<pad>", "<unk>", "<eos>"
-KINDS = ("words", "characters", "jieba")
+KINDS = ("words", "spaces", "characters", "jieba")
 
 _NUMBER = r"\d+(?:[.,]\d+)*(?!\w)"
 _ENDING = r"[nN]'[tT]\b|'(?:[sSmMdD]|[rRvV][eE]|[lL][lL])\b"
@@ -49,7 +49,7 @@ def _normalizer(lowercase: bool) -> Normalizer:
 
 
 def _splitter(kind: str) -> PreTokenizer:
-    if kind == "jieba":
+    if kind in ("spaces", "jieba"):
         return WhitespaceSplit()
     return Split(Regex(_PATTERNS[kind]), behavior="removed", invert=True)
 
@@ -90,7 +90,8 @@ def word_tokenizer(
 
     Args:
         texts: of the training split; for "jieba", what `segment` made of them.
-        kind: "words" (punctuation apart, English endings as in GloVe), "characters" (one token for each Chinese or
+        kind: "words" (punctuation apart, English endings as in GloVe), "spaces" (what stands between spaces, of texts
+            that are cut into words already), "characters" (one token for each Chinese or
             Japanese character, words and numbers of other scripts whole), or "jieba" (words that jieba finds).
         min_count: words that occur less often are left to `<unk>`.
         max_size: size of the vocabulary at most, special tokens included; None: no limit.

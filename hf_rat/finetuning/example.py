@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 
 from hf_rat.data.encoding import Labels
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.engine.regularization import Regularization
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.folder import prepare_folder
@@ -47,8 +47,9 @@ DEFAULTS: dict[str, Any] = {
 _PLAIN, _TUNED = "plain", "plain-tuned"
 _RATES = (0.1, 0.3, 0.5)
 _HELD_BACK = 0.2
-_HEAD = ["training", "dropout", "epochs", "train acc.", "clean acc.", "clean loss", "seconds"]
-# Points of accuracy by which two trainings may differ by chance: twice the standard error on 2,000 rows.
+# Score, 0 to 1 -> what it is called in a sentence and in the table.
+_SHOWN = {"accuracy": ("accuracy", "acc."), "span_f1": ("F1", "F1")}
+# Points of the score by which two trainings may differ by chance: twice the standard error on 2,000 rows.
 _TIE = 2.0
 
 
@@ -56,7 +57,7 @@ class Example(NamedTuple):
     """What a command does when nothing was named.
 
     Args:
-        task: the row of the generated data.
+        task: the row of the generated data; its first score, a key of `_SHOWN`, is shown.
         rows: makes them from a seed: a training and a validation split.
         build: (task, labels, rows, dropout rate) makes the small model.
         dropout: its usual rate.
@@ -117,7 +118,7 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
     alike = repr(regularizer) == repr(plain_flags.training.regularizer()) and not controlled
     if flags.data.alone or alike:
         results = run_job(flags, job, resume)
-        say("\n" + table([_HEAD, _line(name, example.dropout, results)]))
+        say("\n" + table([_head(example), _line(example, name, example.dropout, results)]))
     else:
         plain = _trained(plain_flags, example, rows, folder / _PLAIN, example.dropout, 1.0)
         choice = _choice(plain_flags, example, rows, folder / _TUNED)
@@ -125,9 +126,9 @@ def run_example(flags: Flags, stem: str, example: Example) -> dict[str, float]:
         state = json.loads((folder / _PLAIN / "trainer_state.json").read_text(encoding="utf-8"))
         job.beside = {"plain": state["log_history"]}
         results = run_job(flags, job, resume)
-        lines = [_line("plain", example.dropout, plain), _line(name, example.dropout, results)]
-        say("\n" + table([_HEAD, *lines, _line("plain, tuned", choice["dropout"], tuned)]))
-        say(f"{name}: {regularizer!r}. {_reading(plain, results, tuned)}")
+        lines = [_line(example, "plain", example.dropout, plain), _line(example, name, example.dropout, results)]
+        say("\n" + table([_head(example), *lines, _line(example, "plain, tuned", choice["dropout"], tuned)]))
+        say(f"{name}: {regularizer!r}. {_reading(example, plain, results, tuned)}")
     say(f"Model: {folder}, its card: {folder / 'README.md'}, learning curves: {folder / FILE_NAME}")
     return results
 
@@ -159,7 +160,7 @@ def _job(flags: Flags, example: Example, rows: DatasetDict, dropout: float) -> J
     model, tokenizer, labels = example.build(example.task, Labels.of_task(example.task), rows, dropout)
     # The card takes a model whose name is a folder for one that was trained from scratch, which this one is.
     model.config._name_or_path = str(flags.training.output_dir)
-    card = {"tasks": "text-classification", "dataset": example.told}
+    card = {"tasks": example.task.pipeline, "dataset": example.told}
     job = Job(example.task, labels, model, tokenizer, named=False, card=card)
     limits = {"train": flags.data.max_train_samples, "validation": flags.data.max_eval_samples}
     splits = {split: encoded(flags, job, example.task, rows, split, limit) for split, limit in limits.items()}
@@ -239,17 +240,24 @@ class _StopAt(TrainerCallback):
             control.should_training_stop = True
 
 
-def _line(name: str, dropout: float, results: dict[str, float]) -> list[str]:
-    scores = (results["eval_accuracy_train"], results["eval_accuracy"], results["eval_loss"])
+def _head(example: Example) -> list[str]:
+    score = _SHOWN[example.task.metrics[0]][1]
+    return ["training", "dropout", "epochs", f"train {score}", f"clean {score}", "clean loss", "seconds"]
+
+
+def _line(example: Example, name: str, dropout: float, results: dict[str, float]) -> list[str]:
+    score = f"eval_{example.task.metrics[0]}"
+    scores = (results[f"{score}_train"], results[score], results["eval_loss"])
     numbers = [f"{number:.4f}" for number in scores]
     return [name, f"{dropout:g}", f"{results['epoch']:.3g}", *numbers, f"{results['train_runtime']:.1f}"]
 
 
-def _reading(plain: dict[str, float], results: dict[str, float], tuned: dict[str, float]) -> str:
+def _reading(example: Example, plain: dict[str, float], results: dict[str, float], tuned: dict[str, float]) -> str:
     """What the table says, in words."""
-    own, usual, best = (100 * each["eval_accuracy"] for each in (results, plain, tuned))
+    metric = example.task.metrics[0]
+    own, usual, best = (100 * each[f"eval_{metric}"] for each in (results, plain, tuned))
     tie = ", a tie: less than 2 is chance" if abs(own - best) < _TIE else ""
     return (
-        f"Clean accuracy: {own - usual:+.1f} points to plain at the same steps; {own - best:+.1f} to plain whose "
-        f"dropout and epochs were chosen on held-back training rows{tie}. The data are made to show the effect."
+        f"Clean {_SHOWN[metric][0]}: {own - usual:+.1f} points to plain at the same steps; {own - best:+.1f} to plain "
+        f"whose dropout and epochs were chosen on held-back training rows{tie}. The data are made to show the effect."
     )

@@ -10,7 +10,9 @@ from hf_rat.data.reading import QUOTING, Reading
 class FileArguments:
     """Which files are read, how, and which columns are texts and labels."""
 
-    train_file: str | None = field(default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file; hf-rat ner: or columns as CoNLL's."}
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
     test_file: str | None = field(default=None, metadata={"help": "The same, for --do_predict."})
     unlabeled_file: str | None = field(
@@ -68,7 +70,7 @@ class FileArguments:
         named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: path for split, path in named.items() if path is not None}
 
-    def reading(self, cache_dir: str | None = None) -> Reading:
-        """How the files are read."""
+    def reading(self, cache_dir: str | None = None, tagged: bool = False) -> Reading:
+        """How the files are read; `tagged`: whether each word has a label of its own."""
         columns, texts = self.names("column_names"), self.names("text_column_names")
-        return Reading(self.encoding, self.quoting, columns, texts, cache_dir)
+        return Reading(self.encoding, self.quoting, columns, texts, cache_dir, tagged)

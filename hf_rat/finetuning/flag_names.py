@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from hf_rat.finetuning.blame import raised_here
 from hf_rat.finetuning.flags import DATACLASSES
 from hf_rat.finetuning.language_model_flags import LanguageModelArguments
+from hf_rat.finetuning.tag_flags import TagArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 
-_DATACLASSES = (*DATACLASSES, WordModelArguments, LanguageModelArguments)
-_NAMES = tuple(f.name for dataclass_ in _DATACLASSES for f in dataclasses.fields(dataclass_))
+_FLAGS = (*DATACLASSES, WordModelArguments, TagArguments, LanguageModelArguments)
+_NAMES = tuple(f.name for dataclass_ in _FLAGS for f in dataclasses.fields(dataclass_))
 _NAMED = re.compile(rf"(?<![-\w.'\"/`(])({'|'.join(sorted(_NAMES, key=len, reverse=True))})(=|(?![\w.'\"=/]))")
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from hf_rat.data.encoding import Labels
-from hf_rat.data.tasks import HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
 
 
 @dataclass

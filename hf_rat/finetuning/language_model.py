@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_rat.data.metrics import OF_LOSS
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.data.text_stream import encode_lines, stream_tokenizer
 from hf_rat.data.windows import Windows
 from hf_rat.finetuning.flags import Flags

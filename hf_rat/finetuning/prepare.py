@@ -16,13 +16,14 @@ from hf_rat.data.files import read_file
 from hf_rat.data.loading import hold_back, require_columns, require_rows, require_same_labels, subsample
 from hf_rat.data.sources import Files, HubDataset, KnownTask, Source, Wanted
 from hf_rat.data.streaming import encode_stream
-from hf_rat.data.tasks import HeldOut, Task, Validation
+from hf_rat.data.task import HeldOut, Task, Validation
 from hf_rat.engine.layers import reinit_layers
 from hf_rat.finetuning.flag_names import in_flags
 from hf_rat.finetuning.flags import DataTrainingArguments, Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.pretrained import add_lora
 from hf_rat.finetuning.processes import say
+from hf_rat.finetuning.tagging import encode_tagged
 
 SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
 UNLABELED = "unlabeled"
@@ -71,26 +72,36 @@ def split_names(flags: Flags, task: Task) -> list[str]:
     return splits + ([part.split for part in task.test] if training.do_predict else [])
 
 
-def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task, Labels, DatasetDict]:
+def load(
+    flags: Flags, task: Task | None, unlabeled: bool = False, tagged: bool = False
+) -> tuple[Task, Labels, DatasetDict]:
     """The row of the data set, its labels, and the splits that are needed, with a few lines that say what was read.
 
     Args:
         flags: which data.
         task: its row, or None for data that have none: a row is made for the occasion.
         unlabeled: whether the split without labels is needed too, if there is one.
+        tagged: whether each word of data that have no row has a label of its own.
 
     Raises:
         ValueError: a split or column is missing, or the labels of two splits differ.
     """
     data = flags.data
+    # Training rows are held back in place of a validation split that need not be there.
+    held = data.validation_from_train is not None and (
+        task is None or (not task.evaluation and task.train is not None)
+    )
+    if task is not None and held:
+        task = dataclasses.replace(task, evaluation=_UNKNOWN.evaluation)
     splits = split_names(flags, task or _UNKNOWN)
     if task is not None and unlabeled and data.unlabeled_file is None and task.unlabeled is not None:
         splits.append(task.unlabeled)
-    if task is None and data.validation_from_train is not None:
-        splits = [split for split in splits if split != "validation"]  # training rows are held back in its place
-    task, labels, rows = source_of(flags, task).read(splits)
+    if held:
+        splits = [split for split in splits if split != "validation"]
+    task, labels, rows = source_of(flags, task, tagged).read(splits)
     if data.unlabeled_file is not None:
-        rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, data.reading(flags.model.cache_dir))
+        reading = data.reading(flags.model.cache_dir, task.tagged)
+        rows[UNLABELED] = read_file("--unlabeled_file", data.unlabeled_file, reading)
         require_columns(rows[UNLABELED].column_names, task.text_columns, "--unlabeled_file")
         task = dataclasses.replace(task, unlabeled=UNLABELED)
     rows = _hold_back(flags, task, rows)
@@ -99,8 +110,8 @@ def load(flags: Flags, task: Task | None, unlabeled: bool = False) -> tuple[Task
     return task, labels, rows
 
 
-def source_of(flags: Flags, task: Task | None) -> Source:
-    """Where the flags say that the rows come from."""
+def source_of(flags: Flags, task: Task | None, tagged: bool) -> Source:
+    """Where the flags say that the rows come from; `tagged` is of data that have no row."""
     data, model = flags.data, flags.model
     wanted = Wanted(
         data.names("text_column_names"),
@@ -109,12 +120,13 @@ def source_of(flags: Flags, task: Task | None) -> Source:
         data.streaming,
         model.cache_dir,
         model.token,
+        tagged,
     )
     if task is not None:
         return KnownTask(task, data.source_flag, data.data_dir, wanted)
     if data.dataset_name is not None:
         return HubDataset(data.dataset_name, data.dataset_config_name, wanted)
-    return Files(data.files, data.reading(model.cache_dir), wanted)
+    return Files(data.files, data.reading(model.cache_dir, tagged), wanted)
 
 
 def _hold_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
@@ -170,8 +182,8 @@ def prepare(
             raise ValueError(f"--reinit_layers {flags.model.reinit_layers} needs --do_train: new layers know nothing")
         reinit_layers(model, flags.model.reinit_layers)
     if flags.model.lora_r is not None:
-        model = add_lora(model, flags.model)
-    job = Job(task, labels, model, tokenizer, named=named, card={"tasks": "text-classification", **card})
+        model = add_lora(model, flags.model, task)
+    job = Job(task, labels, model, tokenizer, named=named, card={"tasks": task.pipeline, **card})
     if training.do_train and task.train is not None:
         if data.streaming:
             job.train = encode_training_stream(flags, job, task, rows[task.train])
@@ -181,6 +193,8 @@ def prepare(
             if task.unlabeled is None:
                 raise ValueError("--semi_supervised: there is no split without labels; give --unlabeled_file")
             job.unlabeled = encoded(flags, job, task, rows, task.unlabeled, None, labelled=False)
+            if task.tagged:
+                job.unlabeled = job.unlabeled.remove_columns("labels")
     if training.do_eval or training.eval_strategy != "no":
         job.evaluation = {
             part.suffix: encoded(flags, job, task, rows, part.split, data.max_eval_samples) for part in task.evaluation
@@ -222,7 +236,10 @@ def encoded(
 ) -> Dataset:
     """One split as the model is fed it; its first `limit` rows."""
     what = _what(flags, task, split)
-    return encode(flags, rows[split], task, job.labels if labelled else None, job.tokenizer, limit, what)
+    labels = job.labels if labelled else None
+    if task.tagged:
+        return encode_tagged(flags, job, rows[split], labels, limit, what, whole=split != task.train)
+    return encode(flags, rows[split], task, labels, job.tokenizer, limit, what)
 
 
 def encode(

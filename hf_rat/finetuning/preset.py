@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.finetuning.flags import Flags
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -20,6 +21,7 @@ from hf_rat import models  # noqa: F401 (the Auto classes find the companion mod
 from hf_rat.data.encoding import Labels
 from hf_rat.data.files import one_line
 from hf_rat.data.hub import require_hub
+from hf_rat.data.task import Task
 from hf_rat.finetuning.flags import ModelArguments
 from hf_rat.trainer.dropout_schedule import is_dropout_rate
 
@@ -27,14 +29,15 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(
-    flags: ModelArguments, labels: Labels, task_name: str | None
+    flags: ModelArguments, labels: Labels, task_name: str | None, auto: Any = AutoModelForSequenceClassification
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
-    """The sequence classifier, its tokenizer, and the labels in the order that the model numbers them.
+    """The classifier, its tokenizer, and the labels in the order that the model numbers them.
 
     Args:
         flags: which model; `model_name_or_path` is set.
         labels: of the data set. A pretrained classifier of the same label names keeps its own order.
         task_name: written into the model's configuration.
+        auto: the Auto class of its head. A tokenizer of tagged words is told that they are apart, where it needs that.
 
     Raises:
         ValueError: the Hub does not answer, or a model, configuration or tokenizer cannot be loaded.
@@ -60,9 +63,13 @@ def load_model(
         set_dropout(config, flags.dropout)
     named = "--tokenizer_name" if flags.tokenizer_name else "--model_name_or_path"
     tokenizer = load_pretrained(AutoTokenizer, named, flags.tokenizer_name or name, **shared)
+    if auto is AutoModelForTokenClassification and getattr(tokenizer, "add_prefix_space", None) is False:
+        tokenizer = load_pretrained(
+            AutoTokenizer, named, flags.tokenizer_name or name, add_prefix_space=True, **shared
+        )
     labels = number_labels(config, labels)
     model = load_pretrained(
-        AutoModelForSequenceClassification,
+        auto,
         "--model_name_or_path",
         name,
         config=config,
@@ -145,12 +152,13 @@ def set_dropout(config: PretrainedConfig, rate: float) -> list[str]:
     return names
 
 
-def add_lora(model: PreTrainedModel, flags: ModelArguments) -> Any:
+def add_lora(model: PreTrainedModel, flags: ModelArguments, task: Task) -> Any:
     """The model with a LoRA adapter: only the adapter and the classification head are trained and saved.
 
     Args:
         model: of a name or folder that the adapter can refer to.
         flags: rank, scale, dropout and target modules.
+        task: whether each word has a label of its own.
 
     Raises:
         ValueError: PEFT is not installed, or it finds none of the target modules.
@@ -162,7 +170,7 @@ def add_lora(model: PreTrainedModel, flags: ModelArguments) -> Any:
     named = flags.lora_target_modules
     modules = named if named in (None, "all-linear") else [module.strip() for module in named.split(",")]
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType.TOKEN_CLS if task.tagged else TaskType.SEQ_CLS,
         r=flags.lora_r or 0,
         lora_alpha=flags.lora_alpha,
         lora_dropout=flags.lora_dropout,

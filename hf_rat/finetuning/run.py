@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from hf_rat.data.predictions import predictions_name, write_predictions
 from hf_rat.data.submission import write_answers
+from hf_rat.data.tagged import split
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.learning_curves import FILE_NAME, draw_learning_curves
@@ -112,14 +113,14 @@ def _keep_answers(trainer: WholeSplits, name: str) -> None:
         return
     folder = Path(str(trainer.args.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
-    answers = trainer.answers._asdict()
+    answers = {part: array for part, array in trainer.answers._asdict().items() if array is not None}
     np.savez_compressed(folder / f"{name}.npz", **answers | {"logits": answers["logits"].astype(np.float32)})
 
 
 def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> dict[str, float]:
     """Answer a test split; its scores, if it is labelled."""
     found = trainer.predict(test.rows, metric_key_prefix="test")
-    values, scores = values_of(found.predictions, job.labels), {}
+    values, scores = _answered(trainer, found.predictions, job), {}
     if test.held_out.labelled:
         scores = {**(found.metrics or {}), "test_samples": len(test.rows)}
         trainer.log_metrics("test", scores)
@@ -129,7 +130,16 @@ def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> d
         return scores
     name = predictions_name(test.task, test.held_out) if job.named else "predict_results.txt"
     answers = None if job.labels.regression else job.labels.names
-    write_predictions(Path(str(flags.training.output_dir)) / name, values.tolist(), answers)
+    write_predictions(Path(str(flags.training.output_dir)) / name, values, answers)
     if flags.data.submission_dir is not None:
-        write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values.tolist())
+        write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values)
     return scores
+
+
+def _answered(trainer: WholeSplits, predictions: Any, job: Job) -> list[Any]:
+    """The data set's class number of each row, of tagged sentences a list of them, or the numbers themselves."""
+    if not job.task.tagged:
+        return values_of(predictions, job.labels).tolist()
+    assert trainer.answers is not None  # also without tags: labels mark where each word begins
+    assert trainer.answers.words is not None
+    return [numbers.tolist() for numbers in split(trainer.answers.predicted, trainer.answers.words)]

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.trainer_utils import SchedulerType
 
 from hf_rat.data.encoding import Labels
-from hf_rat.data.tasks import Task
+from hf_rat.data.task import Task
 from hf_rat.finetuning.flags import DataTrainingArguments, Flags, ModelArguments, build
 from hf_rat.finetuning.job import Job
 from hf_rat.finetuning.pretrained import number_labels

@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from hf_rat.data.encoding import require_texts
 from hf_rat.data.loading import load_dataset, load_task, require_columns, require_rows
-from hf_rat.data.tasks import LANGUAGE, HeldOut, Task
+from hf_rat.data.task import HeldOut, Task
+from hf_rat.data.tasks import LANGUAGE
 from hf_rat.data.text_columns import text_columns_of
 from hf_rat.data.text_stream import read_text
 from hf_rat.finetuning.flags import Flags

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, EvalPrediction, default_data_collator
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    default_data_collator,
+)
 from transformers.trainer_pt_utils import nested_numpify
 
 from hf_rat.data.encoding import Labels
 from hf_rat.data.metrics import scores_of
+from hf_rat.data.tagged import span_scores
+from hf_rat.data.word_encoding import IGNORED
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job
 from hf_rat.trainer.trainer import RegularizedTrainer
@@ -25,11 +32,37 @@ class Answers(NamedTuple):
         logits: float32 (rows, classes) in the model's order of classes; (rows,) for regression.
         predicted: the data set's class numbers, or the numbers themselves, (rows,).
         expected: likewise.
+        words: of rows whose words have a tag each, their number, (rows,); the others then stand for all words, one row
+            after the other.
     """
 
     logits: np.ndarray
     predicted: np.ndarray
     expected: np.ndarray
+    words: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, predictions: Any, references: Any, job: Job) -> Answers:
+        """What a model gave out, and the model's numbers of the labels (batch, ...)."""
+        references, logits = _array(references), _logits(predictions, job.labels)
+        if not job.task.tagged:
+            expected = references if job.labels.regression else job.labels.from_model(references)
+            return cls(logits, values_of(predictions, job.labels), expected.reshape(-1))
+        marked = references != IGNORED
+        predicted = job.labels.from_model(logits[marked].argmax(-1))
+        return cls(logits[marked], predicted, job.labels.from_model(references[marked]), marked.sum(1))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers]) -> Answers:
+        """Those to several batches, one after the other."""
+        columns = [[column for column in columns if column is not None] for columns in zip(*parts, strict=True)]
+        return cls(*(np.concatenate(column) for column in columns if column))
+
+    def scores(self, job: Job) -> dict[str, float]:
+        """The scores of the job's task."""
+        if self.words is not None:
+            return span_scores(job.labels.names, self.predicted, self.expected, self.words)
+        return scores_of(job.task.metrics, self.predicted, self.expected)
 
 
 class WholeSplits(RegularizedTrainer):
@@ -66,22 +99,19 @@ def build_trainer(flags: Flags, job: Job) -> WholeSplits:
 
     def scores(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Of a whole split, or batch by batch, as --batch_eval_metrics hands them over."""
-        references = _array(prediction.label_ids)
-        if not job.labels.regression:
-            references = job.labels.from_model(references)
-        logits = _logits(prediction.predictions, job.labels)
-        parts.append(Answers(logits, values_of(prediction.predictions, job.labels), references.reshape(-1)))
+        parts.append(Answers.of(prediction.predictions, prediction.label_ids, job))
         if not compute_result:
             return {}
-        trainer.answers = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        trainer.answers = Answers.joined(parts)
         parts.clear()
-        return scores_of(job.task.metrics, trainer.answers.predicted, trainer.answers.expected)
+        return trainer.answers.scores(job)
 
     if flags.data.pad_to_max_length:
         collator: Any = default_data_collator
     else:
         half = flags.training.fp16 or flags.training.bf16
-        collator = DataCollatorWithPadding(job.tokenizer, pad_to_multiple_of=8 if half else None)
+        kind = DataCollatorForTokenClassification if job.task.tagged else DataCollatorWithPadding
+        collator = kind(job.tokenizer, pad_to_multiple_of=8 if half else None)
     trainer = WholeSplits(
         model=job.model,
         args=flags.training,

@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,7 +24,8 @@ from transformers import (
 )
 
 from hf_rat.data.encoding import Labels, require_texts
-from hf_rat.data.tasks import Task
+from hf_rat.data.tagged import joined
+from hf_rat.data.task import Task
 from hf_rat.data.vectors import load_vectors
 from hf_rat.data.vocabulary import is_east_asian, segment, word_tokenizer
 from hf_rat.finetuning.flags import Flags
@@ -35,7 +37,7 @@ from hf_rat.models import COMPANIONS
 
 
 def build_word_model(
-    flags: Flags, words: WordModelArguments, task: Task, labels: Labels, rows: DatasetDict
+    flags: Flags, words: WordModelArguments, task: Task, labels: Labels, rows: DatasetDict, **fields: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
     """The model, its tokenizer, and the labels.
 
@@ -45,6 +47,7 @@ def build_word_model(
         task: names the text columns.
         labels: of the data set.
         rows: the training split among them gives the vocabulary.
+        fields: of the configuration, beside those that the flags set.
 
     Raises:
         ValueError: a flag that the model has no use for, or a value outside its range.
@@ -59,8 +62,10 @@ def build_word_model(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1 if labels.regression else len(labels.names),
+        **fields,
     )
-    model_class = COMPANIONS[words.model or "textcnn"].models[AutoModelForSequenceClassification]
+    auto = AutoModelForTokenClassification if task.tagged else AutoModelForSequenceClassification
+    model_class = COMPANIONS[words.model or "textcnn"].models[auto]
     labels = number_labels(config, labels)
     model: Any = model_class(config)
     begin_embeddings(model.get_input_embeddings(), words, tokenizer, counts)
@@ -69,6 +74,8 @@ def build_word_model(
         folder = pretrain(flags, words, config, tokenizer, _texts(task, rows, all_of_them=True), start)
         model = model_class.from_pretrained(folder, config=config)
         model.get_input_embeddings().weight.requires_grad_(not words.freeze_word_vectors)
+    # The card takes a model whose name is a folder for one that was trained from scratch, which this one is.
+    model.config._name_or_path = str(flags.training.output_dir)
     say(f"{model_class.__name__}: {len(tokenizer)} words, {model.num_parameters() / 1e6:.1f} million parameters")
     return model, tokenizer, labels
 
@@ -94,6 +101,9 @@ def _texts(task: Task, rows: DatasetDict, all_of_them: bool) -> list[Dataset]:
     splits = [task.train, *([task.unlabeled] if all_of_them and task.unlabeled is not None else [])]
     parts = []
     for split in splits:
+        if task.tagged:
+            parts.append(joined(rows[split], task, f"task {task.name!r}, split {split}"))
+            continue
         for column in task.text_columns:
             require_texts(rows[split], [column], f"task {task.name!r}, split {split}")
             part = rows[split].select_columns([column])
@@ -145,7 +155,7 @@ def _vocabulary(
 ) -> tuple[PreTrainedTokenizerBase, np.ndarray]:
     """The tokenizer and the counts of its words; those of texts that were read before are taken from the cache."""
     parts = _texts(task, rows, all_of_them=words.pretrain_lm)
-    kind = words.vocabulary or ("characters" if task.script == "chinese" else "words")
+    kind = words.vocabulary or ("spaces" if task.tagged else "characters" if task.script == "chinese" else "words")
     if kind == "words" and is_east_asian(row["text"] for row in islice(parts[0], 1000)):
         say("Most of the text is Chinese or Japanese, which has no spaces between words:")
         if words.vocabulary is None:

@@ -33,6 +33,11 @@ class RNNConfig(WordConfig):
             as the IMDB and AG News code of R-AT's authors), "mean" or "max" over the valid steps, or "attention".
         recurrent_dropouts: rates by name, the fields of `Dropouts` (recurrent_dropouts.py). `input` acts before the
             first layer, `hidden` and `layers` between layers, `output` after the last, the others inside every layer.
+        window: words that each step of the first layer reads, an odd number: itself and as many before as behind, side
+            by side, zeros beyond the text (Collobert et al. 2011: 5). Default 1: itself.
+        type_vocab_size: kinds of words that `token_type_ids` tell, each with a vector of its own beside the word's (of
+            the capitalisation, for instance). Default 0: none.
+        type_embedding_size: width of such a vector. Default 5 (Collobert et al. 2011).
         forget_bias: sum of the two forget-gate biases of an LSTM at initialisation (Jozefowicz et al. 2015: 1, the
             default); None leaves torch's.
         activation_regularization: weight of AR, the mean square of the language model's last outputs after dropout
@@ -66,6 +71,9 @@ class RNNConfig(WordConfig):
     between: str | None = None
     pooling: str = "last"
     recurrent_dropouts: dict[str, Any] = field(default_factory=dict)
+    window: int = 1
+    type_vocab_size: int = 0
+    type_embedding_size: int = 5
     forget_bias: float | None = 1.0
     activation_regularization: float = 0.0
     temporal_activation_regularization: float = 0.0
@@ -76,7 +84,7 @@ class RNNConfig(WordConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    sizes = (*WordConfig.sizes, "hidden_size", "num_hidden_layers")
+    sizes = (*WordConfig.sizes, "hidden_size", "num_hidden_layers", "window", "type_embedding_size")
     numbers = (
         *WordConfig.numbers,
         "activation_regularization",
@@ -96,6 +104,10 @@ class RNNConfig(WordConfig):
         super().check()
         if self.last_hidden_size is not None:
             check_size("last_hidden_size", self.last_hidden_size)
+        if self.type_vocab_size != 0:
+            check_size("type_vocab_size", self.type_vocab_size)
+        if self.window % 2 == 0:
+            raise ValueError(f"window={self.window} has no middle; it must be an odd number of words")
         if not isinstance(self.recurrent_dropouts, dict):
             raise ValueError(f"recurrent_dropouts={self.recurrent_dropouts!r} is not a mapping of rates by name")
         rates = Dropouts.of(self.recurrent_dropouts)
@@ -106,6 +118,11 @@ class RNNConfig(WordConfig):
             named = {"between": self.between, "dropout hidden": rates.hidden, "dropout layers": rates.layers}
             if idle := [f"{name}={value}" for name, value in named.items() if value]:
                 raise ValueError(f"{', '.join(idle)} acts between layers, and num_hidden_layers=1 has none")
+
+    @property
+    def input_size(self) -> int:
+        """The width of what the first layer reads."""
+        return self.window * (self.embedding_size + (self.type_embedding_size if self.type_vocab_size else 0))
 
     @property
     def layer_sizes(self) -> list[int]:

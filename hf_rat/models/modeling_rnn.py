@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_rnn import RNNConfig
 from .modeling_words import WordModel, is_fresh, word_embedding
-from .padding import permute_steps, valid_first
+from .padding import beside_neighbours, permute_steps, valid_first
 from .pooling import Attention, max_over, mean_over
 from .recurrent import GRU, LSTM, RNN
 from .recurrent_dropouts import FORWARD, Dropouts, drop_between, drop_forward
@@ -70,7 +70,7 @@ class RNNPreTrainedModel(WordModel):
 
 
 class RNNModel(RNNPreTrainedModel):
-    """Word embeddings and stacked recurrent layers.
+    """Word embeddings, beside those of the kinds of words and of their neighbours, and stacked recurrent layers.
 
     Where padding lies changes nothing: before, after or among the valid steps. The layers are one-layer modules of
     recurrent.py. `dropouts` holds the rates around them (input, hidden, layers, output), each layer's own `dropouts`
@@ -80,6 +80,8 @@ class RNNModel(RNNPreTrainedModel):
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
         self.embeddings = word_embedding(config)
+        kinds = config.type_vocab_size
+        self.type_embeddings = nn.Embedding(kinds, config.type_embedding_size) if kinds else None
         rates = config.recurrent_dropouts
         around = {name: rate for name, rate in rates.items() if name in (*AROUND_LAYERS, "per_step")}
         self.dropouts = Dropouts.of(around)
@@ -94,7 +96,7 @@ class RNNModel(RNNPreTrainedModel):
             **own.get(config.cell, {}),
         }
         directions = 2 if config.bidirectional else 1
-        widths = [config.embedding_size, *(directions * size for size in config.layer_sizes)]
+        widths = [config.input_size, *(directions * size for size in config.layer_sizes)]
         self.layers = nn.ModuleList(
             CELLS[config.cell](width, size, **options) for width, size in zip(widths, config.layer_sizes, strict=False)
         )
@@ -109,6 +111,7 @@ class RNNModel(RNNPreTrainedModel):
         state: tuple[LayerState, ...] | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> RNNModelOutput:
         """Run the layers.
@@ -119,21 +122,30 @@ class RNNModel(RNNPreTrainedModel):
             state: for each layer the state to start from, as returned. Default: zeros.
             use_cache: return the state. Default: as the configuration says, which is yes.
             output_hidden_states: return what every layer gives out.
+            token_type_ids: (batch, time), the kind of each word; needed with `type_vocab_size`, ignored without.
 
         Raises:
-            ValueError: both or neither of input_ids and inputs_embeds, or wrong shapes.
+            ValueError: both or neither of input_ids and inputs_embeds, no token_type_ids, or wrong shapes.
         """
         x, mask = self.embed(input_ids, attention_mask, inputs_embeds)
+        words = x
+        if self.type_embeddings is not None:
+            if token_type_ids is None:
+                raise ValueError(
+                    f"token_type_ids is needed: the kind of each word, below {self.config.type_vocab_size}"
+                )
+            x = torch.cat([x, self.type_embeddings(token_type_ids.long()).to(x.dtype)], -1)
         if state is not None and len(state) != len(self.layers):
             raise ValueError(f"state has {len(state)} entries, expected one for each of {len(self.layers)} layers")
         steps = x.size(1)
         if steps == 0:
             # All texts are empty: the layers read one step of padding, which is taken off again.
             x, mask = F.pad(x, (0, 0, 0, 1)), F.pad(mask, (0, 1))
+            words = F.pad(words, (0, 0, 0, 1))
         order, lengths = (None, None) if attention_mask is None and steps else valid_first(mask)
         back = None if order is None else order.argsort(1)
-        x = permute_steps(x, order)
-        seen, last, p = [x], [], self.dropouts
+        x = beside_neighbours(permute_steps(x, order), self.config.window, lengths)
+        seen, last, p = [permute_steps(words, order)], [], self.dropouts
         x = drop_forward(x, p, "input", self.training)
         for depth, layer in enumerate(self.layers):
             if depth:
@@ -225,13 +237,15 @@ class RNNForTokenClassification(RNNPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Logits (batch, time, num_labels) and, with labels (batch, time), -100 where there is none, the loss.
 
         See `RNNModel` for the inputs.
         """
-        outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **kwargs | {"return_dict": True})
+        given = kwargs | {"token_type_ids": token_type_ids, "return_dict": True}
+        outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **given)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:

@@ -54,7 +54,7 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
     (a recurrent state cannot take tokens back). Prompts are padded on the left.
 
     Raises:
-        ValueError: a bidirectional configuration, or tied weights of different widths.
+        ValueError: a bidirectional configuration, one with windows or kinds of words, or tied weights of two widths.
     """
 
     _tied_weights_keys = {"lm_head.weight": "rnn.embeddings.weight"}  # noqa: RUF012
@@ -65,6 +65,11 @@ class RNNForCausalLM(RNNPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if config.bidirectional:
             raise ValueError("bidirectional=True would show a causal language model the future; expected False")
+        if config.window > 1 or config.type_vocab_size:
+            raise ValueError(
+                f"window={config.window}, type_vocab_size={config.type_vocab_size}: a causal language model reads no "
+                "words to come and no kinds of words; expected 1 and 0"
+            )
         if config.tie_word_embeddings and config.output_size != config.embedding_size:
             raise ValueError(
                 f"tie_word_embeddings=True needs last_hidden_size={config.embedding_size}, the embedding's width; the "

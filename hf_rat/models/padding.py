@@ -26,6 +26,22 @@ def permute_steps(x: Tensor, order: Tensor | None) -> Tensor:
     return x if order is None else x.gather(1, order.unsqueeze(-1).expand_as(x))
 
 
+def beside_neighbours(x: Tensor, window: int, lengths: Tensor | None) -> Tensor:
+    """Each step side by side with those around it: (batch, time, d) -> (batch, time, window * d).
+
+    Args:
+        x: the valid steps of each example first.
+        window: odd number of steps. What lies before the first step and behind the last valid one is zero.
+        lengths: (batch,) valid steps; None: all are.
+    """
+    if window == 1:
+        return x
+    if lengths is not None:
+        beyond = torch.arange(x.size(1), device=x.device) >= lengths.unsqueeze(1)
+        x = x.masked_fill(beyond.unsqueeze(-1), 0)
+    return F.pad(x, (0, 0, window // 2, window // 2)).unfold(1, window, 1).transpose(2, 3).flatten(2)
+
+
 def to_front(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Put the valid steps of each example first, in their order, wherever its padding lies, and cut what none uses.
 

@@ -16,6 +16,7 @@ from hf_rat.cli import _commands, _source, main
 from hf_rat.finetuning.file_flags import FileArguments
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, given_flags
 from hf_rat.finetuning.language_model_flags import LanguageModelArguments
+from hf_rat.finetuning.tag_flags import TagArguments
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.regularizers.recipe import RECIPES
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
@@ -126,7 +127,7 @@ def test_the_recipes_that_are_read_as_text_are_the_real_ones():
         assert card.text == inspect.getdoc(RECIPES[name])
 
 
-@pytest.mark.parametrize("name", ["glue", "lm", "textcls", "compare"])
+@pytest.mark.parametrize("name", ["glue", "lm", "ner", "textcls", "compare"])
 def test_the_short_help_fits_a_screen_or_two(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     if name == "compare":
@@ -168,12 +169,12 @@ def test_fields_that_are_inherited_from_other_modules_are_found(tmp_path, monkey
     assert "elsewhere" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["glue", "lm", "textcls"])
+@pytest.mark.parametrize("name", ["glue", "lm", "ner", "textcls"])
 def test_all_help_has_every_flag_once(name, capsys):
     assert main.main([name, "--help-all"]) == 0
     words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
-    own = {"glue": [], "textcls": [WordModelArguments], "lm": [WordModelArguments, LanguageModelArguments]}
-    used = [*DATACLASSES[:4], *own[name]]
+    more = {"glue": [], "textcls": [], "ner": [TagArguments], "lm": [LanguageModelArguments]}
+    used = [*DATACLASSES[:4], *([] if name == "glue" else [WordModelArguments]), *more[name]]
     assert len(words) == len(set(words))
     assert set(words) == {f"--{field.name}" for d in used for field in dataclasses.fields(d) if field.init}
 

@@ -43,7 +43,7 @@ def data(tmp_path_factory):
     """Every split that the known data sets come with, as parquet files."""
     folder = tmp_path_factory.mktemp("data")
     for task in (*TEXTS, *CLUE):
-        (folder / task.folder).mkdir(parents=True)
+        (folder / task.folder).mkdir(parents=True, exist_ok=True)
         for number, split in enumerate(("train", "validation", "test")):
             columns = reviews(60, len(task.labels), number, label=split != "test" or task.test[0].labelled)
             columns[task.text_columns[0]] = columns.pop("text")
@@ -435,3 +435,11 @@ def test_a_stream_in_two_processes_makes_the_model_of_one(tmp_path):
         weights.append(load_file(out / "model.safetensors"))
     for name, one in weights[0].items():
         torch.testing.assert_close(weights[1][name], one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_data_set_without_a_validation_split_holds_back_rows_of_training(common):
+    name = ["--dataset_name", "imdb_25k_25k", *common, "--do_predict", "--num_train_epochs", "1"]
+    with pytest.raises(ValueError, match="has no validation split: leave out --do_eval"):
+        textcls.run(name)
+    results = textcls.run([*name, "--validation_from_train", "0.15"])
+    assert (results["train_samples"], results["eval_samples"], results["test_samples"]) == (51, 9, 60)

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hf_rat.data import hub, loading
 from hf_rat.data.encoding import Labels, tokenize
 from hf_rat.data.generated import generated_tokenizer
-from hf_rat.data.tasks import find
+from hf_rat.data.tasks import TEXTS, find
 
 RTE = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [0, 1], "idx": [0, 1]}
 
@@ -201,3 +201,41 @@ def test_a_row_without_text():
     rows = Dataset.from_dict({"a": ["fine", None]})
     with pytest.raises(ValueError, match="split train: row 1 has None in the column 'a'"):
         tokenize(rows, generated_tokenizer(), ("a",), 8, what="split train")
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """A hundredth of IMDB, in its form: 125 positive and 125 negative in each labelled split."""
+    folder = tmp_path_factory.mktemp("reviews")
+    (folder / "imdb").mkdir()
+    for split, count in (("train", 250), ("test", 250), ("unsupervised", 20)):
+        labels = [-1 if split == "unsupervised" else int(row >= count // 2) for row in range(count)]
+        texts = [f"{split} {row}" for row in range(count)]
+        Dataset.from_dict({"text": texts, "label": labels}).to_parquet(folder / "imdb" / f"{split}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("imdb", {"train": 400, "validation": 50, "test": 50}),
+        ("imdb_25k_25k", {"train": 250, "test": 250}),
+        ("imdb_25k_12k_12k", {"train": 250, "validation": 125, "test": 125}),
+    ],
+)
+def test_the_splits_of_imdb_by_name(reviews, name, sizes):
+    task = find(name, TEXTS)
+    asked = [str(task.train), *(part.split for part in (*task.evaluation, *task.test))]
+    loaded, again = (loading.load_task(task, asked, reviews) for _ in range(2))
+    assert {split: len(rows) for split, rows in loaded.items()} == sizes
+    assert all(loaded[split]["text"][:] == again[split]["text"][:] for split in sizes)  # whatever a run's seed is
+    texts = [text for split in sizes for text in loaded[split]["text"]]
+    assert sorted(texts) == sorted(f"{split} {row}" for split in ("train", "test") for row in range(250))
+    for split, rows in loaded.items():
+        share = sum(rows["label"]) / len(rows)
+        # Drawn splits are as balanced as chance makes them: within four deviations of a draw without replacement.
+        deviation = 0.5 * ((500 - len(rows)) / 499 / len(rows)) ** 0.5
+        assert share == 0.5 if name == "imdb_25k_25k" else abs(share - 0.5) < 4 * deviation, split
+    if name == "imdb_25k_25k":
+        assert {text.split()[0] for text in loaded["train"]["text"]} == {"train"}
+        assert {text.split()[0] for text in loaded["test"]["text"]} == {"test"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_rat.data.metrics import METRICS, scores_of
-from hf_rat.data.tasks import GLUE
+from hf_rat.data.tasks import GLUE, TEXTS
 
 
 def _counts(predictions, references):
@@ -90,3 +90,24 @@ def test_the_scores_of_a_task_have_the_names_of_the_official_ones(task, classes,
     assert set(scores) == official
     if "combined_score" in scores:
         assert scores["combined_score"] == pytest.approx(sum(scores[name] for name in task.metrics) / 2)
+
+
+def test_the_mean_f1_of_positive_and_negative_by_its_definition():
+    """SemEval-2015 task 10 B: F1 of each of the two, over all tweets; neutral ones count where they are confused."""
+    rng = random.Random(3)
+    for weights in ((3, 5, 4), (0, 1, 0), (1, 0, 1)):  # also where a class never occurs
+        predictions, references = (np.array(rng.choices((0, 1, 2), weights, k=50)) for _ in range(2))
+        both = []
+        for sign in (0, 2):
+            right = sum((predictions == sign) & (references == sign))
+            answered, there = sum(predictions == sign), sum(references == sign)
+            precision, recall = (right / count if count else 0.0 for count in (answered, there))
+            both.append(2 * precision * recall / (precision + recall) if right else 0.0)
+        assert METRICS["polar_f1"](predictions, references) == pytest.approx(sum(both) / 2)
+    (task,) = [task for task in TEXTS if "polar_f1" in task.metrics]
+    assert (task.labels[0], task.labels[2]) == ("negative", "positive")
+
+
+def test_neutral_tweets_weigh_by_how_they_are_confused():
+    """By hand: negative 1 of 2 answered right and 1 of 1 found, positive 1 of 1 and 1 of 2: F1 2/3 each."""
+    assert METRICS["polar_f1"](np.array([0, 0, 2, 1]), np.array([0, 1, 2, 2])) == pytest.approx(2 / 3)

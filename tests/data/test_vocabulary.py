@@ -168,7 +168,7 @@ def test_memory_does_not_grow_with_the_number_of_texts():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "bytes"}, "kind='bytes' is none of words, characters, jieba"),
+        ({"kind": "bytes"}, "kind='bytes' is none of words, spaces, characters, jieba"),
         ({"min_count": 0}, "min_count=0 must be at least 1"),
         ({"min_count": 5}, "min_count=5 leaves no word: the most frequent one occurs 2 times"),
         ({"max_size": 2}, "max_size=2 leaves no room beside <pad>, <unk>"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from hf_rat.finetuning.pretrained import set_dropout
 from hf_rat.models.configuration_rnn import RNNConfig
@@ -456,3 +456,86 @@ def test_bad_inputs():
     own.pooling = "first"  # after the configuration was read
     with pytest.raises(ValueError, match="pooling='first'"):
         RNNForSequenceClassification(own)
+
+
+def by_hand(model, ids, kinds):
+    """(time, width) outputs of an LSTM by torch, for one example: the window of each word laid out word by word."""
+    window, size = model.config.window, model.config.embedding_size
+    words = model.embeddings.weight[ids]
+    if kinds is not None:
+        words = torch.cat([words, model.type_embeddings.weight[kinds]], 1)
+        size += model.config.type_embedding_size
+    steps = []
+    for step in range(len(ids)):
+        near = range(step - window // 2, step + window // 2 + 1)
+        steps.append(torch.cat([words[at] if 0 <= at < len(ids) else words.new_zeros(size) for at in near]))
+    (layer,) = model.layers
+    twin = nn.LSTM(window * size, layer.hidden_size, batch_first=True).double()
+    twin.load_state_dict(layer.state_dict())
+    return twin(torch.stack(steps).unsqueeze(0))[0][0]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("window", "types"), [(3, 0), (5, 4), (1, 4), (9, 0)])
+def test_windows_and_kinds_of_words_by_hand(side, window, types):
+    """Windows lie within the text of an example, wherever its padding is, also those that are wider than it."""
+    torch.manual_seed(0)
+    model = make(RNNModel, window=window, type_vocab_size=types, type_embedding_size=2)
+    examples = make_examples()
+    ids, mask = padded(examples, side)
+    kinds = torch.randint(types, ids.shape) if types else None
+    out = model(ids, mask, token_type_ids=kinds, output_hidden_states=True)
+    for row, example in enumerate(examples):
+        valid = mask[row].bool()
+        own = kinds[row][valid] if types else None
+        same(out.last_hidden_state[row][valid], by_hand(model, example, own))
+        same(out.hidden_states[0][row][valid], model.embeddings.weight[example])  # words alone
+        assert not out.last_hidden_state[row][~valid].any()
+
+
+def test_windows_of_embeddings_that_are_given_see_no_padding():
+    """What stands at padding in inputs_embeds, as after a perturbation, reaches nothing."""
+    torch.manual_seed(0)
+    model = make(RNNForTokenClassification, window=3)
+    ids, mask = padded(make_examples(), "right")
+    embeds = model.get_input_embeddings()(ids)
+    moved = torch.where(mask.bool().unsqueeze(-1), embeds, embeds + 7)
+    logits = [model(inputs_embeds=each, attention_mask=mask).logits[mask.bool()] for each in (embeds, moved)]
+    same(*logits)
+
+
+def test_a_tagger_with_windows_and_kinds_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    model = make(RNNForTokenClassification, window=3, type_vocab_size=4)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForTokenClassification.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    ids, mask = padded(make_examples(), "right")
+    kinds = torch.randint(4, ids.shape)
+    same(model(ids, mask, token_type_ids=kinds).logits, again(ids, mask, token_type_ids=kinds).logits)
+    assert model(ids[:, :0], mask[:, :0], token_type_ids=kinds[:, :0]).logits.shape == (3, 0, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 4}, "window=4 has no middle"),
+        ({"window": 0}, "window=0 is not a whole number of at least 1"),
+        ({"type_vocab_size": -1}, "type_vocab_size=-1 is not a whole number"),
+        ({"type_embedding_size": 0}, "type_embedding_size=0 is not"),
+    ],
+)
+def test_windows_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+
+
+def test_kinds_of_words_are_asked_for():
+    ids, mask = padded(make_examples(), "right")
+    with pytest.raises(ValueError, match="token_type_ids is needed: the kind of each word, below 4"):
+        make(RNNForTokenClassification, type_vocab_size=4)(ids, mask)
+
+
+@pytest.mark.parametrize("options", [{"window": 3}, {"type_vocab_size": 4}])
+def test_a_language_model_reads_no_words_to_come(options):
+    with pytest.raises(ValueError, match="a causal language model reads no words to come"):
+        make(RNNForCausalLM, **options)
