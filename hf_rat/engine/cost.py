@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_rat.passes.batch import Batch
+from hf_rat.passes.batch import Batch, Tally
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site, is_weights, open_site
 from hf_rat.regularizers.ahead import look_ahead, sites_ahead
@@ -21,7 +21,7 @@ FORWARD, BACKWARD, SLOPE, OPTIMIZER = 0.375, 0.56, 0.31, 0.065
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes over the batch in one step; plain is one forward and one backward.
+    """Passes over the batch in one step, one over a part of it as its share; plain is one forward and one backward.
 
     Attributes:
         forwards: forward passes, those of a search included.
@@ -32,11 +32,11 @@ class Cost:
         graphs: passes whose activations are in memory at a time, at most.
     """
 
-    forwards: int
-    backwards: int
-    slopes: int
+    forwards: float
+    backwards: float
+    slopes: float
     groups: int
-    graphs: int = 1
+    graphs: float = 1
 
     def __add__(self, other: Cost) -> Cost:
         """Of both, one after the other."""
@@ -55,8 +55,8 @@ class Cost:
         return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER)
 
     def __str__(self) -> str:
-        text = f"{self.forwards} forward and {self.backwards} backward passes"
-        return text + (f" and {self.slopes} for slopes" if self.slopes else "")
+        text = f"{self.forwards:g} forward and {self.backwards:g} backward passes"
+        return text + (f" and {self.slopes:g} for slopes" if self.slopes else "")
 
     def price(self, time: float | None = None) -> str:
         """Time and memory as multiples of plain training's.
@@ -66,7 +66,7 @@ class Cost:
         """
         over = "" if time is None else " over the run"
         time = self.time if time is None else time
-        return f"about {time:.1f} times the time{over} and {self.graphs} times the activations of plain training"
+        return f"about {time:.1f} times the time{over} and {self.graphs:g} times the activations of plain training"
 
 
 def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cost:
@@ -97,17 +97,19 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
 
 
 def _rehearse(regularizer: Term, batch: Batch) -> Cost:
-    tally, streaming = batch.tally, batch.execution.streaming
-    backwards = count = 0
+    streaming = batch.execution.streaming
+    backwards: float = 0
+    count = 0
     if sites_ahead(regularizer, batch.step):
         batch.ahead = look_ahead(regularizer, batch)
-    graphs: list[int] = []
+    graphs: list[float] = []
     for group in groups(regularizer, batch):
-        before, reruns = tally.forwards - tally.searches, tally.reruns
+        before = _tally(batch)
         losses = group()
-        passes = tally.forwards - tally.searches - before
+        after = _tally(batch)
+        passes = after.forwards - after.searches - (before.forwards - before.searches)
         backwards += passes
-        graphs.append(passes - (tally.reruns - reruns))
+        graphs.append(passes - (after.reruns - before.reruns))
         count += 1
         if losses and streaming:
             torch.stack(list(losses.values())).sum().backward()
@@ -117,8 +119,18 @@ def _rehearse(regularizer: Term, batch: Batch) -> Cost:
         )
     # A regularizer of unlabeled batches that begins later has no group yet.
     alive = max(graphs, default=0) if streaming else sum(graphs)
+    tally = _tally(batch)
     slopes = tally.slopes - tally.weight_slopes
     return Cost(tally.forwards + tally.reruns, backwards + tally.weight_slopes, slopes, count, alive)
+
+
+def _tally(batch: Batch) -> Tally:
+    """Passes over a batch, those over parts of it counted as such."""
+    counts = vars(batch.tally).copy()
+    for part, chosen in batch.parts.items():
+        for name, number in vars(chosen.tally).items():
+            counts[name] += part.share * number
+    return Tally(**counts)
 
 
 class _Stage(nn.Module):
