@@ -13,10 +13,16 @@ from hf_rat.passes.batch import Batch, Tally
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site, is_weights, open_site
 from hf_rat.regularizers.ahead import look_ahead, sites_ahead
-from hf_rat.regularizers.terms import Term, count_groups, groups
+from hf_rat.regularizers.balls import L2
+from hf_rat.regularizers.terms import Adversarial, Term, count_groups, groups
+from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor
+from hf_rat.regularizers.weight_perturbations import Mixed, Momentum
+from hf_rat.regularizers.weight_terms import Distance
 
 # Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
 FORWARD, BACKWARD, SLOPE, OPTIMIZER = 0.375, 0.56, 0.31, 0.065
+AT_WEIGHTS = {L2: 0.45, Ellipsoid: 1.0, PerTensor: 1.15, Momentum: 1.0, Mixed: 0.63, Distance: 0.2}
+"""What work over the weights themselves costs beside the passes, by what asks for it; shares of the same step."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Cost:
             goes as far as a backward, and is counted as one.
         groups: backwards that are made one after the other.
         graphs: passes whose activations are in memory at a time, at most.
+        at_weights: time of work over the weights beside the passes, in plain steps.
     """
 
     forwards: float
@@ -37,6 +44,7 @@ class Cost:
     slopes: float
     groups: int
     graphs: float = 1
+    at_weights: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         """Of both, one after the other."""
@@ -46,13 +54,14 @@ class Cost:
             self.slopes + other.slopes,
             self.groups + other.groups,
             max(self.graphs, other.graphs),
+            self.at_weights + other.at_weights,
         )
 
     @property
     def time(self) -> float:
         """Expected multiple of a plain step's time, on an encoder in fp32, its optimizer step included."""
         work = FORWARD * self.forwards + BACKWARD * self.backwards + SLOPE * self.slopes
-        return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER)
+        return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER) + self.at_weights
 
     def __str__(self) -> str:
         text = f"{self.forwards:g} forward and {self.backwards:g} backward passes"
@@ -121,7 +130,22 @@ def _rehearse(regularizer: Term, batch: Batch) -> Cost:
     alive = max(graphs, default=0) if streaming else sum(graphs)
     tally = _tally(batch)
     slopes = tally.slopes - tally.weight_slopes
-    return Cost(tally.forwards + tally.reruns, backwards + tally.weight_slopes, slopes, count, alive)
+    backwards += tally.weight_slopes
+    return Cost(tally.forwards + tally.reruns, backwards, slopes, count, alive, _at_weights(regularizer, batch.step))
+
+
+def _at_weights(term: Term, step: int) -> float:
+    """Time of work over the weights beside the passes, at an optimizer step."""
+    total = 0.0
+    for weight, part in term.parts(step):
+        at = part.perturb
+        if weight > 0 and at is not None and is_weights(at.site or ""):
+            total += AT_WEIGHTS.get(type(at), AT_WEIGHTS.get(type(getattr(at, "ball", None)), 0.0))
+        if weight > 0 and isinstance(part, Distance):
+            total += AT_WEIGHTS[Distance]
+        if weight > 0 and isinstance(part, Adversarial):
+            total += _at_weights(part.term, step)
+    return total
 
 
 def _tally(batch: Batch) -> Tally:
