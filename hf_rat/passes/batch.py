@@ -14,7 +14,8 @@ from torch import Tensor
 from hf_rat.passes.dropout import DropoutRate, SharedMasks
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.length_buckets import Bucket
-from hf_rat.passes.problems import LABELS
+from hf_rat.passes.part import Part, cut
+from hf_rat.passes.problems import LABELS, count_labels, is_labelled, losses_of_examples
 from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.passes.sites.weights import is_weights
@@ -32,11 +33,11 @@ class Tally:
         reruns: passes that run a second time, in the backward.
     """
 
-    forwards: int = 0
-    searches: int = 0
-    slopes: int = 0
-    weight_slopes: int = 0
-    reruns: int = 0
+    forwards: float = 0
+    searches: float = 0
+    slopes: float = 0
+    weight_slopes: float = 0
+    reruns: float = 0
 
 
 @dataclass
@@ -61,31 +62,40 @@ class Batch:
         find_problem: the kind of task, one of `problems.PROBLEMS`, as far as the passes so far have shown it.
         execution: how passes over it run.
         step: the optimizer step that is being made, from 0: terms that begin later compare with it.
-        split: the batch in buckets of like length; empty when it is run whole.
         updated: a pass over these examples has updated the running statistics of the model.
         ahead: what a look at all micro-batches of the step has found, where a perturbation asks for it.
+        whole: the micro-batch that this is a part of, where it is one.
+        rows: (n,) int64, which examples of `whole` these are.
 
     Attributes:
         tally: passes so far.
         table_gradient: what passes withhold from the embeddings.
         awaited: perturbations whose slopes the next backward leaves in their `grad`.
         rises: (perturbation, its task losses) that `Adaptive` has seen.
+        parts: those that were chosen of it.
     """
 
     inputs: dict[str, Any]
     find_problem: Callable[[], str]
     execution: Execution
     step: int = 0
-    split: Sequence[Bucket] = ()
     updated: bool = False
     ahead: Ahead | None = None
+    whole: Batch | None = None
+    rows: Tensor | None = None
     tally: Tally = field(default_factory=Tally, init=False)
     awaited: list[Tensor] = field(default_factory=list, init=False)
     rises: list[tuple[Any, Tensor]] = field(default_factory=list, init=False)
+    parts: dict[Part, Batch] = field(default_factory=dict, init=False)
 
     @cached_property
     def device(self) -> torch.device:
         return next(iter(batch_tensors(self.inputs).values())).device
+
+    @cached_property
+    def split(self) -> Sequence[Bucket]:
+        """It in buckets of like length; empty when it is run whole."""
+        return self.execution.split(self.inputs)
 
     @property
     def problem(self) -> str:
@@ -93,7 +103,69 @@ class Batch:
 
     @cached_property
     def table_gradient(self) -> TableGradient:
-        return TableGradient(self.inputs, self.execution.open_site, self.execution.may_look_up)
+        owed = None if self.whole is None else self.whole.table_gradient.owed
+        return TableGradient(self.inputs, self.execution.open_site, self.execution.may_look_up, owed)
+
+    @cached_property
+    def size(self) -> int:
+        """Examples."""
+        return len(next(iter(batch_tensors(self.inputs).values())))
+
+    def chosen(self, part: Part, logits: Callable[[], Tensor]) -> Batch:
+        """The examples of a part; once they are chosen, all that ask for it get the same.
+
+        Args:
+            part: how many, and which.
+            logits: of the clean pass, by which the hardest are known.
+
+        Raises:
+            ValueError: this is a part already, or the hardest of examples without labels are asked for.
+        """
+        if part not in self.parts:
+            if self.whole is not None:
+                raise ValueError(f"{part!r} of a part of a batch: only one of the terms can choose among the examples")
+            rows = self._choose(part, logits)
+            self.parts[part] = Batch(
+                cut(self.inputs, rows),
+                self.find_problem,
+                self.execution,
+                self.step,
+                updated=True,
+                whole=self,
+                rows=rows,
+            )
+        return self.parts[part]
+
+    def _choose(self, part: Part, logits: Callable[[], Tensor]) -> Tensor:
+        """(n,) int64, ascending."""
+        size, count = self.size, part.count(self.size)
+        if count == size:
+            return torch.arange(size, device=self.device)
+        if part.which == "random":  # of two shares the smaller one is in the other
+            return self._order[:count].sort().values.to(self.device)
+        if not is_labelled(self.inputs):
+            raise ValueError(
+                f'which={part.which!r} chooses by the task loss, and these examples have no labels; use which="random"'
+            )
+        found = losses_of_examples(self.problem, self.inputs, logits())
+        if found is None:
+            raise ValueError(f"which={part.which!r}: nobody can tell the task loss of an example of a {self.problem}")
+        return found[0].topk(count).indices.sort().values
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return self.execution.permute(self.size)
+
+    def weighed(self, loss: Tensor) -> Tensor:
+        """A mean over the labels here; of a part, weighted so that on average it is that over the labels of all.
+
+        The weight is 1 where every example has as many labels.
+        """
+        if self.whole is None:
+            return loss
+        own, all_ = (count_labels(self.problem, batch.inputs) for batch in (self, self.whole))
+        weight = own / self.size / (all_.clamp(min=1) / self.whole.size)
+        return torch.where(weight > 0, weight * loss, 0.0)  # without labels the mean is NaN
 
     @cached_property
     def why_one_by_one(self) -> str | None:
@@ -138,10 +210,10 @@ class Batch:
         """The batch `times` over: pass after pass along the batch axis."""
         return tile(self.inputs, times)
 
-    def beside(self, unlabeled: Mapping[str, Any], split: Callable[[Mapping[str, Any]], Sequence[Bucket]]) -> Batch:
+    def beside(self, unlabeled: Mapping[str, Any]) -> Batch:
         """A second batch without labels, whose kind of task is that of this one: without labels it can be unknown."""
         inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-        return Batch(inputs, self.find_problem, self.execution, self.step, split(inputs), updated=True)
+        return Batch(inputs, self.find_problem, self.execution, self.step, updated=True)
 
     def shared_masks(self) -> SharedMasks:
         """Random numbers that several passes over this batch are going to draw.
@@ -161,7 +233,7 @@ class Batch:
 
     def skip_group(self) -> None:
         """The group that ran last is not finite and not back-propagated: the slopes that it would leave are zero."""
-        for leaf in self.awaited:
+        for leaf in [*self.awaited, *(leaf for part in self.parts.values() for leaf in part.awaited)]:
             if leaf.grad is None:  # a group that ran before has left the others
                 leaf.grad = torch.zeros_like(leaf)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from hf_rat.passes.length_buckets import Bucket
 from hf_rat.passes.running_buffers import RunningBuffers
 from hf_rat.passes.sites import Site
 
@@ -42,6 +44,8 @@ class Execution:
         frames: (inputs, logits) -> (batch, frames) bool, which outputs of a `ctc` are not padding; None: all of them.
         why_one_by_one: inputs -> why the passes at a point run one by one; None where they run as one doubled batch.
         require_repeatable: raises a ValueError where a pass cannot draw the same random numbers again.
+        split: inputs -> their buckets of like length; nothing where they are run whole.
+        permute: n -> (n,) int64, the order in which examples are chosen at random.
         running: the buffers of the model that its forward changes (running statistics); None lets passes change them.
     """
 
@@ -60,4 +64,6 @@ class Execution:
     frames: Callable[[Mapping[str, Any], Tensor], Tensor | None] = lambda inputs, logits: None
     why_one_by_one: Callable[[dict[str, Any]], str | None] = lambda inputs: None
     require_repeatable: Callable[[dict[str, Any]], None] = lambda inputs: None
+    split: Callable[[Mapping[str, Any]], Sequence[Bucket]] = lambda inputs: ()
+    permute: Callable[[int], Tensor] = torch.arange
     running: RunningBuffers | None = None

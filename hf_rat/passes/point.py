@@ -22,6 +22,7 @@ from hf_rat.passes.batch import Batch, tile
 from hf_rat.passes.dropout import SharedMasks
 from hf_rat.passes.execution import Pass, Run
 from hf_rat.passes.length_buckets import join, share_casts
+from hf_rat.passes.part import Part
 from hf_rat.passes.problems import count_labels, is_labelled
 from hf_rat.passes.sites.weights import at_weights, is_weights
 
@@ -37,6 +38,8 @@ class Plan:
         share_masks: other points will replay the dropout masks of the first pass.
         also_masks: sites at which passes run with a mask even if the point is not moved there. (A recurrent layer with
             a mask takes other kernels, which round and draw dropout in their own way.)
+        further: (part of the batch, how many more passes over it), as the clean ones.
+        beside: the passes are such further ones, beside others that keep their activations.
         graph: something is learned from the passes themselves.
         search: the passes give slopes, and nothing is learned from them.
     """
@@ -46,6 +49,8 @@ class Plan:
     slope_sites: frozenset[str] = frozenset()
     share_masks: bool = False
     also_masks: frozenset[str] = frozenset()
+    further: tuple[tuple[Part, int], ...] = ()
+    beside: bool = False
     graph: bool = True
     search: bool = False
 
@@ -84,6 +89,7 @@ class Point:
         self._outputs: set[str] = set()  # sites whose move stands for the whole output
         self._weights: dict[str, Tensor] = {}  # site of weights -> their move in all passes
         self._slopes: dict[str, Tensor] = {}
+        self.further: dict[Part, Point] = {}  # part of the batch -> the point with its further passes
 
     def at(self, site: str, move: Tensor, masks: SharedMasks | None = None, plan: Plan = ONE_PASS) -> Point:
         """The point that lies `move` away from here at `site`."""
@@ -107,7 +113,7 @@ class Point:
                 f"the model returned no loss for a batch of {', '.join(self.batch.inputs)}: the task loss needs "
                 "labels, and a loss in the output, by that name or as the first of a tuple"
             )
-        return loss
+        return self.batch.weighed(loss)
 
     @property
     def logits(self) -> list[Tensor]:
@@ -142,7 +148,7 @@ class Point:
     def _run(self) -> tuple[Tensor | None, list[Tensor]]:
         batch, plan, count = self.batch, self.plan, self.plan.passes
         execution, teaches = batch.execution, plan.teaches
-        lean = teaches and execution.rerun is not None and count > 1
+        lean = teaches and execution.rerun is not None and (count > 1 or plan.beside)
         moves = self._perturbations(shared=lean or (teaches and bool(batch.split)))
         run = execution.run if teaches else execution.search or execution.run
         run = at_weights(self._weights, run, execution.open_site)
@@ -158,7 +164,7 @@ class Point:
         for k in range(count):
             own = {site: self._per_pass(site, move)[k] for site, move in moves.items()}
             with self.masks.replay() if self.masks is not None and k == 0 else nullcontext():
-                if lean and k < count - 1:
+                if lean and (plan.beside or k < count - 1):
                     loss, logits = self._forward_twice(k, own)
                 else:
                     loss, logits = self._forward_at_rate(k, batch.inputs, own, run)

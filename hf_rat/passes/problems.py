@@ -109,19 +109,62 @@ def select_outputs(problem: str, inputs: Mapping[str, Any], logits: Tensor) -> T
     return _tokens(inputs, shape) if len(shape) > 1 else None
 
 
-def mean(problem: str, values: Tensor, keep: Tensor | None) -> Tensor:
+def losses_of_examples(problem: str, inputs: Mapping[str, Any], logits: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The usual task loss of each example, as if it stood alone, and how many labels that is a mean over.
+
+    Returns:
+        fp32 (batch,), and int64 (batch,); the mean of the losses weighted so is the usual task loss of the batch. None
+        where it is not made of the logits alone, or the labels have another shape than the problem's.
+    """
+    logits = logits.detach().float()
+    size = logits.shape[0]
+    ones = torch.ones(size, dtype=torch.int64, device=logits.device)
+    if problem in BY_POSITION:
+        targets = _targets(problem, inputs)
+        if targets.shape != logits.shape[:-1]:
+            return None
+        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        counts = (targets != IGNORED).sum(-1)
+        return losses.view(targets.shape).sum(-1) / counts.clamp(min=1), counts
+    if problem == QUESTION_ANSWERING:
+        kept = select_outputs(problem, inputs, logits)
+        assert kept is not None
+        ends = torch.stack([inputs[name].reshape(-1) for name in ("start_positions", "end_positions")], dim=1)
+        losses = F.cross_entropy(logits.flatten(0, 1), ends.where(kept, IGNORED).flatten(), reduction="none")
+        return losses.view(size, 2).mean(1), ones
+    labels = inputs.get("labels")
+    if problem in (CRF, CTC) or not isinstance(labels, Tensor):
+        return None
+    if problem in (PROBLEM_TYPES[0], MULTIPLE_CHOICE):
+        if labels.shape == logits.shape and labels.is_floating_point():
+            return F.cross_entropy(logits, labels.float(), reduction="none"), ones
+        if labels.numel() != size or logits.dim() != 2:
+            return None
+        labels = labels.reshape(-1).long()
+        return F.cross_entropy(logits, labels, reduction="none"), (labels != IGNORED).long()
+    if labels.numel() != logits.numel():
+        return None
+    usual = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+    return usual(logits, labels.reshape(logits.shape).float(), reduction="none").flatten(1).mean(1), ones
+
+
+def mean(problem: str, values: Tensor, keep: Tensor | None, of: Tensor | None = None) -> Tensor:
     """The mean of the values that count, as the task loss takes it; a scalar, 0 where nothing counts.
 
     Args:
         values: (batch,), (batch, time), or (batch, 2) for starts and ends of answers, which count half each. The
             frames of a `ctc` are averaged in each example first.
         keep: bool, of the same shape, or None.
+        of: the `keep` of a whole batch, of which this is a part: the mean is then weighted so that, on average over
+            parts that are drawn at random, it is that over the whole.
     """
     if keep is None:
         return values.mean()
     over: tuple[int, ...] = {QUESTION_ANSWERING: (0,), CTC: (1,)}.get(problem, tuple(range(values.dim())))
     sums = torch.where(keep, values, 0.0).sum(over)
-    return (sums / keep.sum(over).clamp(min=1)).mean()
+    if of is None or problem == CTC:
+        return (sums / keep.sum(over).clamp(min=1)).mean()
+    return (sums / (of.sum(over).clamp(min=1) * (len(keep) / len(of)))).mean()
 
 
 def _targets(problem: str, inputs: Mapping[str, Any]) -> Tensor:

@@ -23,11 +23,18 @@ class TableGradient:
         inputs: of the model.
         open_site: name of a site -> the site.
         may_look_up: the embeddings may be looked up outside the model's own forward; otherwise nothing is put off.
+        owed: what the batch that this is a part of puts off, to which this is added; None: it is no part.
     """
 
-    def __init__(self, inputs: Mapping[str, Any], open_site: Callable[[str], Site], may_look_up: bool) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[str, Any],
+        open_site: Callable[[str], Site],
+        may_look_up: bool,
+        owed: list[tuple[Site, Tensor | None, Tensor]] | None = None,
+    ) -> None:
         self._inputs, self._open_site, self._may_look_up = inputs, open_site, may_look_up
-        self._withheld: list[tuple[Site, Tensor]] = []
+        self.owed = [] if owed is None else owed  # (site, ids, leaf)
 
     def withhold(self, name: str, leaf: Tensor) -> Tensor | None:
         """What stands for the output of a site, perturbed by `leaf` and cut off from its table; None without one.
@@ -37,7 +44,8 @@ class TableGradient:
         found = self._look_up(name)
         if found is None:
             return None
-        self._withheld.append((self._open_site(name), leaf))
+        site = self._open_site(name)
+        self.owed.append((site, site.table_ids(self._inputs), leaf))
         return found.detach() + leaf
 
     def share(self, name: str, move: Tensor) -> Tensor | None:
@@ -48,7 +56,7 @@ class TableGradient:
     @property
     def is_owed(self) -> bool:
         """Whether a backward withheld something from a table."""
-        return bool(self._withheld)
+        return bool(self.owed)
 
     def give_back(self, factor: Tensor) -> Tensor | float:
         """A scalar of value zero whose backward gives the tables what was withheld from them.
@@ -57,9 +65,8 @@ class TableGradient:
             factor: a scalar that multiplies it: how that backward scales losses, against how those before did.
         """
         total: Tensor | float = 0.0
-        while self._withheld:
-            site, leaf = self._withheld.pop()
-            ids = site.table_ids(self._inputs)
+        while self.owed:
+            site, ids, leaf = self.owed.pop()
             if leaf.grad is not None and ids is not None:
                 product = (site.module(ids).float() * (leaf.grad * factor)).sum().nan_to_num(0.0, 0.0, 0.0)
                 total = total + product - product.detach()

@@ -60,9 +60,9 @@ class Adaptive(Perturbation):
     ) -> Iterator[tuple[float, Point]]:
         yield from self.at.scaled(point.batch.execution.share_of(self))(point, climb, plan)
 
-    def see(self, point: Point, there: Tensor) -> None:
-        """Note what the task loss is at the starting point and there, a mean, for the step's rise."""
-        point.batch.rises.append((self, torch.stack([point.task.detach(), there.detach()])))
+    def see(self, point: Point, here: Tensor, there: Tensor) -> None:
+        """Note what the task loss is at the starting point and there, means, for the step's rise."""
+        point.batch.rises.append((self, torch.stack([here.detach(), there.detach()])))
 
 
 def adaptive(at: Gradient | Ascent, target: float | None) -> Perturbation:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hf_rat.passes.at_part import further
+from hf_rat.passes.part import Part
 from hf_rat.passes.point import Point
 from hf_rat.regularizers.perturbations import Perturbation
 
@@ -19,7 +21,13 @@ Group = Callable[[], Losses]
 
 
 class Term:
-    """Base of everything that can be asked. See the docstring of terms.py."""
+    """Base of everything that can be asked. See the docstring of terms.py.
+
+    Attributes:
+        part: of the micro-batch, over which all passes but the first clean one run; None: over all of it.
+    """
+
+    part: Part | None = None
 
     def __add__(self, other: Term) -> Term:
         return Sum(self, other) if isinstance(other, Term) else NotImplemented
@@ -95,10 +103,21 @@ class Scaled(Term):
 
 @dataclass(frozen=True)
 class TaskLoss(Term):
-    """Mean task loss over `passes` passes, each with its own dropout masks; `dropouts` gives each its rate."""
+    """Mean task loss over `passes` passes, each with its own dropout masks; `dropouts` gives each its rate.
+
+    Args:
+        passes: how many.
+        dropouts: one rate for each.
+        part: over which the passes but the first run.
+    """
 
     passes: int = 1
     dropouts: tuple[float, ...] | None = None
+    part: Part | None = None
 
     def here(self, point: Point) -> Losses:
-        return {"task": point.task}
+        if self.part is None or self.passes <= point.plan.passes:
+            return {"task": point.task}
+        here, more = point, further(point, self.part)
+        passes = here.plan.passes, more.plan.passes
+        return {"task": (passes[0] * here.task + passes[1] * more.task) / sum(passes)}

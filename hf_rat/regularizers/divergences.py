@@ -113,7 +113,10 @@ def mean_divergence(batch: Batch, name: str, p: Tensor, q: Tensor) -> Tensor:
     """Mean divergence over what the task loss is a mean over: examples, or the positions that count; a scalar."""
     problem = batch.problem
     keep = batch.execution.frames(batch.inputs, p) if problem == CTC else select_outputs(problem, batch.inputs, p)
-    return mean(problem, diverge(name, p, q, problem, keep), keep)
+    of = None
+    if batch.whole is not None and keep is not None and problem != CTC:
+        of = select_outputs(problem, batch.whole.inputs, p.detach()[:1].expand(batch.whole.size, *p.shape[1:]))
+    return mean(problem, diverge(name, p, q, problem, keep), keep, of)
 
 
 def divergence_from(model: Callable[[dict[str, Any]], Tensor], batch: Batch, name: str, q: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
+from hf_rat.passes.part import CHOICES, Part
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, SITES, is_weights
 from hf_rat.regularizers.balls import SCOPES, UNITS
 from hf_rat.regularizers.divergences import NAMES
+from hf_rat.regularizers.parts import over_part
 from hf_rat.regularizers.perturbations import START_MASKS
 from hf_rat.regularizers.schedules import Scheduled
 from hf_rat.regularizers.terms import Term
@@ -26,6 +28,9 @@ BASES = ("ones", "random")
 
 ALWAYS: dict[str, Any] = {"begin": 0, "warmup": 0, "end": None, "every": 1}
 """The arguments that make a schedule, with the values that make none."""
+
+PART: dict[str, Any] = {"examples": 1.0, "which": "random"}
+"""The arguments that ask the further passes of a part of each micro-batch, with the values that ask all of it."""
 
 RECIPES: dict[str, Callable[..., Recipe]] = {}
 """name -> recipe, of every function that `recipe` decorates, in the order of their definition."""
@@ -43,7 +48,7 @@ class Recipe(Term):
         return self.body.parts(step)
 
     def __repr__(self) -> str:
-        silent = {**ALWAYS, "site": EMBEDDINGS, "target": None}
+        silent = {**ALWAYS, **PART, "site": EMBEDDINGS, "target": None}
         shown = (f"{n}={value!r}" for n, value in self.arguments if n not in silent or value != silent[n])
         return f"{self.name}({', '.join(shown)})"
 
@@ -64,6 +69,8 @@ def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
         bound.apply_defaults()
         arguments = {name: _checked(build.__name__, name, value) for name, value in bound.arguments.items()}
         body = build(**arguments)  # type: ignore[call-arg]
+        if any(arguments[name] != PART[name] for name in PART if name in arguments):
+            body = _over_part(build.__name__, body, arguments)
         schedule = {name: arguments[name] for name in ALWAYS if name in arguments}
         if any(value != ALWAYS[name] for name, value in schedule.items()):
             _require_order(build.__name__, **schedule)
@@ -72,6 +79,18 @@ def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
 
     RECIPES[build.__name__] = call
     return call
+
+
+def _over_part(recipe_name: str, body: Term, arguments: dict[str, Any]) -> Term:
+    part = Part(arguments["examples"], arguments["which"])
+    if part.share == 1:
+        raise ValueError(f"{recipe_name}(which={part.which!r}) chooses among the examples; give examples below 1 too")
+    if is_weights(arguments.get("site", "")):
+        raise ValueError(
+            f"{recipe_name}(examples={part.share!r}, site={arguments['site']!r}): at other weights the same examples "
+            "must run as at these, under the same dropout masks; leave out examples"
+        )
+    return over_part(body, part)
 
 
 def recipes_that(fit: Callable[[Term], bool]) -> list[str]:
@@ -85,6 +104,10 @@ def unknown_argument(recipe_name: str, argument: str) -> str:
     near = difflib.get_close_matches(argument, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{recipe_name} has no argument {argument!r}{hint} (it has: {', '.join(known) or 'none'})"
+
+
+def _share(value: Any) -> str | None:
+    return None if _number(0, 1)(value) is None and value > 0 else "a share of the examples, above 0 and at most 1"
 
 
 def _number(low: float, high: float = math.inf, open_high: bool = False) -> Callable[[Any], str | None]:
@@ -209,6 +232,8 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "eta": _number(0),
     "inputs": _number(0),
     "momentum": _choice(SOURCES),
+    "examples": _share,
+    "which": _choice(CHOICES),
 }
 """Name of an argument, the same in every recipe -> what its value must be, or None where it is that."""
 

@@ -22,6 +22,9 @@ An argument means the same in every recipe:
   or a fraction below 1, a share of all steps of the run. `every`: it is on in one of so many steps, from `begin` on.
   Recipes without a clean task loss have no `warmup`, `plain` and `noisy_tune`
   have none of these.
+- `examples`: all passes but the clean one run over this share of each micro-batch's examples, at least one: those of
+  a draw of its own, or with `which="hardest"` those of highest task loss. At random their mean is on average that over
+  all, and so is the gradient; the hardest depend on how a batch is cut.
 
 Every divergence is a mean over examples (over unmasked positions for token-level outputs), so alpha does not change
 with the batch size; each card converts the alpha of the paper and of the official code. A card states the cost in
@@ -90,6 +93,8 @@ def fgm(
     unit: str = "absolute",
     site: str = EMBEDDINGS,
     target: float | None = None,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -122,6 +127,8 @@ def fgsm(
     unit: str = "absolute",
     site: str = EMBEDDINGS,
     target: float | None = None,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -152,6 +159,8 @@ def pgd(
     unit: str = "absolute",
     site: str = EMBEDDINGS,
     target: float | None = None,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -247,6 +256,8 @@ def rdrop(
     alpha: float = 0.5,
     passes: int = 2,
     divergence: str = "bi_kl",
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -283,6 +294,8 @@ def rat(
     unit: str = "absolute",
     site: str = EMBEDDINGS,
     target: float | None = None,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -327,6 +340,8 @@ def rat(
 @recipe
 def fraternal(
     alpha: float = 0.15,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -349,6 +364,8 @@ def fraternal(
 @recipe
 def pi_model(
     alpha: float = 1.0,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -373,6 +390,8 @@ def pi_model(
 @recipe
 def expectation_linear(
     alpha: float = 0.25,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -403,6 +422,8 @@ def vat(
     steps: int = 1,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -441,6 +462,8 @@ def smart(
     beta: float = 0.99,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -478,6 +501,8 @@ def mean_teacher(
     alpha: float = 1.0,
     beta: float = 0.99,
     divergence: str = "mse",
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -511,6 +536,8 @@ def r3f(
     alpha: float = 1.0,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -549,6 +576,8 @@ def adversarial_dropout(
     divergence: str = "kl",
     base: str = "ones",
     fixed: bool = False,
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -802,6 +831,8 @@ def l2_sp(
 def anchor(
     alpha: float = 1.0,
     divergence: str = "kl",
+    examples: float = 1.0,
+    which: str = "random",
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,

@@ -20,11 +20,14 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from hf_rat.passes.at_part import chosen, first_logits, further, over, task_over
 from hf_rat.passes.batch import Batch
+from hf_rat.passes.part import Part
 from hf_rat.passes.point import Plan, Point
 from hf_rat.regularizers.adaptive import Adaptive
 from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, TaskLoss, Term
 from hf_rat.regularizers.divergences import divergence_from, mean_divergence
+from hf_rat.regularizers.parts import is_apart, whole
 from hf_rat.regularizers.perturbations import Dropped, Noise, Perturbation
 from hf_rat.regularizers.weight_perturbations import Mixed
 from hf_rat.regularizers.weight_terms import Distance, NoisyStart
@@ -38,10 +41,17 @@ class Consistency(Term):
 
     divergence: str
     passes: int = 2
+    part: Part | None = None
 
     def here(self, point: Point) -> Losses:
-        pairs = list(combinations(point.logits[: self.passes], 2))
-        agreement = torch.stack([mean_divergence(point.batch, self.divergence, p, q) for p, q in pairs]).mean()
+        batch, logits = chosen(point, self.part), point.logits[: self.passes]
+        if batch is not point.batch:
+            logits = [z[batch.rows] for z in logits]
+            if len(logits) < self.passes:
+                assert self.part is not None
+                logits += further(point, self.part).logits[: self.passes - len(logits)]
+        pairs = list(combinations(logits, 2))
+        agreement = torch.stack([mean_divergence(batch, self.divergence, p, q) for p, q in pairs]).mean()
         return {"consistency": agreement}
 
 
@@ -53,11 +63,13 @@ class Smoothness(Term):
         at: finds the point.
         divergence: of (here, there).
         fixed: no gradient flows into the prediction here, which then needs no graph while there is sought.
+        part: over which the other passes run.
     """
 
     at: Perturbation
     divergence: str
     fixed: bool = True
+    part: Part | None = None
 
     @property
     def learns_here(self) -> bool:
@@ -68,14 +80,16 @@ class Smoothness(Term):
         return self.at
 
     def _there(self, point: Point) -> Losses:
-        here = point.logits[0]
+        batch, start = chosen(point, self.part), _start(self, point)
 
         def climb(there: Tensor) -> Tensor:
-            return mean_divergence(point.batch, self.divergence, here.detach(), there)
+            return mean_divergence(start.batch, self.divergence, start.logits[0].detach(), there)
 
-        ((_, there),) = self.at(point, climb)
+        ((_, there),) = self.at(start, climb)
+        here = first_logits(start, batch)
         reference = here.detach() if self.fixed else here
-        return {"smoothness": mean_divergence(point.batch, self.divergence, reference, there.logits[0])}
+        other = over(there, batch, there.plan).logits[0]
+        return {"smoothness": mean_divergence(batch, self.divergence, reference, other)}
 
     def here(self, point: Point) -> Losses:
         return {} if self.fixed else self._there(point)
@@ -90,10 +104,17 @@ class Smoothness(Term):
 
 @dataclass(frozen=True)
 class Adversarial(Term):
-    """A term asked at the points that a perturbation visits: the mean over them."""
+    """A term asked at the points that a perturbation visits: the mean over them.
+
+    Args:
+        at: finds the points.
+        term: what is asked there.
+        part: over which it is asked.
+    """
 
     at: Perturbation
     term: Term = _TASK_LOSS
+    part: Part | None = None
 
     @property
     def learns_here(self) -> bool:
@@ -105,7 +126,9 @@ class Adversarial(Term):
 
     def elsewhere(self, point: Point) -> Iterator[Group]:
         name = "noisy" if isinstance(self.at, (Noise, Dropped, Mixed)) else "adversarial"
-        for share, there in self.at(point, plan=plan_of(self.term, point.batch.step)):
+        plan = plan_of(self.term, point.batch.step)
+        for share, moved in self.at(_start(self, point), plan=plan):
+            there = over(moved, chosen(point, self.part), moved.plan)
             for group in groups_at(there, self.term, f"{name}_"):
                 yield _weigh(share, self._seen(group, point, f"{name}_task"))
 
@@ -118,7 +141,7 @@ class Adversarial(Term):
         def seen() -> Losses:
             losses = group()
             if task in losses:
-                at.see(point, losses[task])
+                at.see(point, task_over(point, self.part), losses[task])
             return losses
 
         return seen
@@ -134,16 +157,19 @@ class Proximal(Term):
     Args:
         divergence: of (average, here).
         beta: how much of the average is kept at each optimizer step.
+        part: over which the average runs.
     """
 
     divergence: str
     beta: float = 0.99
+    part: Part | None = None
 
     def here(self, point: Point) -> Losses:
         teacher = point.batch.execution.teacher
         if teacher is None:
             raise ValueError("the proximal term needs a teacher: run it through Regularization, which keeps one")
-        return {"proximal": divergence_from(teacher, point.batch, self.divergence, point.logits[0])}
+        batch = chosen(point, self.part)
+        return {"proximal": divergence_from(teacher, batch, self.divergence, first_logits(point, batch))}
 
 
 def all_terms(term: Term) -> Iterator[Term]:
@@ -175,15 +201,21 @@ def compares_logits(term: Term) -> bool:
 def plan_of(term: Term, step: int) -> Plan:
     """What `term` is going to ask of the passes at its point at optimizer step `step`."""
     task, others = _split(term, step)
-    finders = [(part, part.perturb) for _, part in others if part.perturb is not None]
+    finders = [(part, part.perturb) for _, part in others if part.perturb is not None and not is_apart(part)]
     graph = bool(task) or any(part.learns_here for _, part in others)
     # Passes that nothing is learned from are made for each slope by itself, and keep no graph for the others.
     slope_sites = frozenset(
         at.site for part, at in finders if graph and at.site and at.uses_clean_slope and isinstance(part, Adversarial)
     )
-    compared = [part.passes for _, part in others if isinstance(part, Consistency)]
+    counted = [part for part in [task, *(part for _, part in others)] if isinstance(part, (TaskLoss, Consistency))]
+    passes = max([1, *(part.passes for part in counted if part.part is None)])
+    more: dict[Part, int] = {}
+    for asked in counted:
+        if asked.part is not None and asked.passes > passes:
+            more[asked.part] = max(asked.passes - passes, more.get(asked.part, 0))
     return Plan(
-        passes=max([task.passes if task else 1, *compared]),
+        passes=passes,
+        further=tuple(more.items()),
         rates=task.dropouts if task else None,
         slope_sites=slope_sites,
         share_masks=any(at.shares_masks for _, at in finders),
@@ -233,7 +265,14 @@ def _split(term: Term, step: int) -> tuple[TaskLoss | None, list[tuple[float, Te
     parts = [(weight, part) for weight, part in term.parts(step) if weight > 0]
     tasks = [part for _, part in parts if isinstance(part, TaskLoss)]
     others = [(weight, part) for weight, part in parts if not isinstance(part, TaskLoss)]
-    return max(tasks, key=lambda part: part.passes, default=None), others
+    return max(tasks, key=lambda part: (part.passes, part.part is None), default=None), others
+
+
+def _start(term: Term, point: Point) -> Point:
+    """Where the search of a term begins: here, or at a first pass over its part alone."""
+    if not is_apart(term):
+        return point
+    return over(point, chosen(point, term.part), plan_of(whole(term), point.batch.step))
 
 
 def _weigh(weight: float, group: Group, prefix: str = "") -> Group:

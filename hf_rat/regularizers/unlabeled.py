@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+from hf_rat.passes.batch import Batch
 from hf_rat.regularizers.perturbations import Dropped, Noise, Redrawn
 from hf_rat.regularizers.recipe import recipes_that
-from hf_rat.regularizers.terms import FULL_STRENGTH, Adversarial, TaskLoss, Term
+from hf_rat.regularizers.terms import FULL_STRENGTH, Adversarial, Group, TaskLoss, Term, count_groups, groups
 from hf_rat.regularizers.weight_terms import Distance, NoisyStart
 
 
@@ -32,6 +35,16 @@ class Unlabeled(Term):
         for weight, part in self.term.parts(step):
             if not needs_labels(part):
                 yield weight, part
+
+
+def groups_of_both(term: Term, batch: Batch, unlabeled: Mapping[str, Any] | None) -> tuple[Iterator[Group], int, int]:
+    """The groups of a batch and of a second one without labels, how many the first has, and how many there are."""
+    stream, count = groups(term, batch), count_groups(term, batch.step)
+    if unlabeled is None:
+        return stream, count, count
+    asked = Unlabeled(term)
+    beside = groups(asked, batch.beside(unlabeled), "unlabeled_")
+    return chain(stream, beside), count, count + count_groups(asked, batch.step)
 
 
 def learns_without_labels(term: Term) -> bool:

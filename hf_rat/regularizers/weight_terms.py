@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_rat.passes.at_part import chosen, first_logits
+from hf_rat.passes.part import Part
 from hf_rat.passes.point import Point
 from hf_rat.passes.sites import WEIGHTS
 from hf_rat.regularizers.algebra import Losses, Term
@@ -38,15 +40,18 @@ class Anchored(Term):
 
     Args:
         divergence: of (the model that it was, here).
+        part: over which the model that it was runs.
     """
 
     divergence: str = "kl"
+    part: Part | None = None
 
     def here(self, point: Point) -> Losses:
         anchor = point.batch.execution.anchor
         if anchor is None:
             raise ValueError("the anchor needs the model that training began with: run it through Regularization")
-        return {"anchor": divergence_from(anchor, point.batch, self.divergence, point.logits[0])}
+        batch = chosen(point, self.part)
+        return {"anchor": divergence_from(anchor, batch, self.divergence, first_logits(point, batch))}
 
 
 @dataclass(frozen=True)

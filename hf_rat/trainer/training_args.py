@@ -64,6 +64,13 @@ class RegularizedTrainingArguments(TrainingArguments):
     reg_every: int | None = field(
         default=None, metadata={"help": f"Regularize one of so many training steps. {_IN_EXPRESSION}"}
     )
+    reg_examples: float | None = field(
+        default=None,
+        metadata={"help": f"Share of the examples that all passes but the clean one run over. {_IN_EXPRESSION}"},
+    )
+    reg_which: str | None = field(
+        default=None, metadata={"help": f"With --reg_examples, which examples: random or hardest. {_IN_EXPRESSION}"}
+    )
     reg_rate: float | None = field(default=None, metadata={"help": f"Fraction of units flipped. {_IN_EXPRESSION}"})
     reg_passes: int | None = field(default=None, metadata={"help": f"Number of dropout passes. {_IN_EXPRESSION}"})
     reg_scope: str | None = field(

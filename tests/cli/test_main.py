@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from tqdm import tqdm
 
 import hf_rat
+from hf_rat import parse
 from hf_rat.cli import _commands, _source, main
+from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.file_flags import FileArguments
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, given_flags
 from hf_rat.finetuning.language_model_flags import LanguageModelArguments
@@ -251,3 +254,13 @@ def test_compare_refuses_before_any_run(capsys):
         assert main.main([*line.split(), *words.split()]) == 2
         assert message in capsys.readouterr().err
     assert not Path("never").exists()
+
+
+def test_an_error_stands_on_a_line_of_its_own_behind_a_progress_bar(capsys):
+    def main(words):
+        bar = tqdm(total=3)
+        parse(words[0])
+        bar.close()
+
+    assert reported(main, ["fgmm"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

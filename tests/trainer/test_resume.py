@@ -25,6 +25,7 @@ CASES = {
     "rat(epsilon=0.9, unit='relative', target=0.1, begin=0.17, end=0.84, every=2)": 4,
     "fgm(epsilon=0.9, unit='relative', target=0.1)": 3,
     "smart(epsilon=0.05, step=0.05, start=0.02, beta=0.5)": 4,
+    "rat(epsilon=0.5, examples=0.5) + 0.5 * rdrop(examples=0.25)": 4,
     "vat(epsilon=0.5) + 0.5 * adversarial_dropout(rate=0.2)": 3,
 }
 """Expression -> the step after which it is cut: the end of the first epoch, or inside the second."""
