@@ -29,6 +29,7 @@ from hf_rat.engine.probes import PassProbe, RateProbe
 from hf_rat.engine.reading import call
 from hf_rat.engine.requirements import require, require_memory
 from hf_rat.engine.schedule import Schedule
+from hf_rat.engine.top import cut_of
 from hf_rat.engine.weight_memory import WeightMemory
 from hf_rat.engine.weighting import Weighting, weigh
 from hf_rat.engine.zero_gains import ZeroGains
@@ -83,13 +84,11 @@ class Regularization:
         self.regularizer = regularizer = as_term(regularizer)
         self.is_plain = is_plain(regularizer)  # at every step
         self.schedule = Schedule(regularizer, total_steps)
-        self.accelerator = accelerator
-        self.engine = Engine(model, accelerator)
+        self.accelerator, self.engine = accelerator, Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.has_single_backward(single_backward)
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
-        self._running = RunningBuffers(self.unwrapped)
-        self._gains = ZeroGains(regularizer, self.unwrapped)
+        self._running, self._gains = RunningBuffers(self.unwrapped), ZeroGains(regularizer, self.unwrapped)
         self.run = run or partial(call, regularizer)
         self.weighting = Weighting(self.engine, self.run, regularizer, problem)
         self._require_rates = RateProbe(regularizer, self.engine, self.run, self._running)
@@ -97,6 +96,7 @@ class Regularization:
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
         self._bucket_overhead = overhead(self.unwrapped)
+        self._cut = cut_of(regularizer, model, self.engine, accelerator)
         self.teacher = proximal_average(regularizer, self.unwrapped)
         self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
         self.weights = WeightMemory(regularizer, self.engine, optimizer)
@@ -192,8 +192,7 @@ class Regularization:
         Returns: the scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
         """
         named: dict[str, Tensor] = {}
-        done = pending = None
-        owed: Tensor | float = 0.0
+        done, pending, owed = None, None, 0.0
         batch = self._batch(inputs, step, self._stream)
         weight = self.weighting.weight(inputs, num_labels, accumulation)
         for last, losses, asked in self._groups(batch, unlabeled, weight):
@@ -212,6 +211,7 @@ class Regularization:
                 # Before the next group runs: autograd goes through what is newest first, when activations are gone.
                 if batch.table_gradient.is_owed:
                     owed = owed + batch.table_gradient.give_back(self.engine.undo(accumulation, batch.device))
+        owed = owed + sum(below.give_back(self.engine.undo(accumulation, batch.device)) for below in batch.crossed)
         assert pending is not None
         self._gains.see(named, accumulation)
         return pending + owed + (0.0 if done is None else done), named
@@ -228,7 +228,7 @@ class Regularization:
             unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
         """
         term = Unlabeled(self.schedule.term) if unlabeled else self.schedule.term
-        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream)
+        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream, self._cut and self._cut.share)
 
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
@@ -268,14 +268,15 @@ class Regularization:
         self._gains.begin()
         self.weights.begin(batch)
         self._require_rates(batch.inputs)
-        stream = groups(self.schedule.term, batch)
+        stream, second = groups(self.schedule.term, batch), batch
         count = labelled = count_groups(self.schedule.term, batch.step)
         if unlabeled is not None:
-            asked = Unlabeled(self.schedule.term)
-            stream = chain(stream, groups(asked, batch.beside(unlabeled, self._split), "unlabeled_"))
+            asked, second = Unlabeled(self.schedule.term), batch.beside(unlabeled, self._split)
+            stream = chain(stream, groups(asked, second, "unlabeled_"))
             count += count_groups(asked, batch.step)
         for index in range(count):
             last = index == count - 1
+            batch.joins = second.joins = last or not batch.execution.streaming
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self.engine.no_sync():
                 losses = weigh(next(stream)(), weight if index < labelled else None)
@@ -290,7 +291,8 @@ class Regularization:
         inputs = dict(inputs)
         self.weighting.problem(inputs)  # which may run the model
         problem = partial(self.weighting.problem, inputs, ask=False)
-        batch = Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
+        cut = None if self._cut is None or is_plain(self.schedule.term, step) else self._cut
+        batch = Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs), cut=cut)
         self._sites.probe(batch.geometry)
         return batch
 
