@@ -61,7 +61,7 @@ def as_top(given: Any) -> Any:
     """A share that came as text, "1/3" or "0.3", as a number; all else as it is."""
     try:
         return float(Fraction(given)) if isinstance(given, str) else given
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):
         return given
 
 
