@@ -83,8 +83,8 @@ class Regularization:
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
         self.is_plain = is_plain(regularizer)  # at every step
-        self.schedule = Schedule(regularizer, total_steps)
-        self.accelerator, self.engine = accelerator, Engine(model, accelerator)
+        self.schedule, self.accelerator = Schedule(regularizer, total_steps), accelerator
+        self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.has_single_backward(single_backward)
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
@@ -95,8 +95,8 @@ class Regularization:
         self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
-        self._bucket_overhead = overhead(self.unwrapped)
-        self._cut = cut_of(regularizer, model, self.engine, accelerator)
+        cut = cut_of(regularizer, model, self.engine, accelerator)
+        self._bucket_overhead, self._cut = overhead(self.unwrapped), cut
         self.teacher = proximal_average(regularizer, self.unwrapped)
         self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
         self.weights = WeightMemory(regularizer, self.engine, optimizer)
@@ -192,7 +192,8 @@ class Regularization:
         Returns: the scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
         """
         named: dict[str, Tensor] = {}
-        done, pending, owed = None, None, 0.0
+        done = pending = None
+        owed: Tensor | float = 0.0
         batch = self._batch(inputs, step, self._stream)
         weight = self.weighting.weight(inputs, num_labels, accumulation)
         for last, losses, asked in self._groups(batch, unlabeled, weight):
@@ -228,7 +229,7 @@ class Regularization:
             unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
         """
         term = Unlabeled(self.schedule.term) if unlabeled else self.schedule.term
-        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream, self._cut and self._cut.share)
+        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream, getattr(self._cut, "share", None))
 
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
@@ -291,8 +292,8 @@ class Regularization:
         inputs = dict(inputs)
         self.weighting.problem(inputs)  # which may run the model
         problem = partial(self.weighting.problem, inputs, ask=False)
-        cut = None if self._cut is None or is_plain(self.schedule.term, step) else self._cut
-        batch = Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs), cut=cut)
+        batch = Batch(inputs, problem, self._gains.watch(execution), step, self._split(inputs))
+        batch.cut = None if is_plain(self.schedule.term, step) else self._cut
         self._sites.probe(batch.geometry)
         return batch
 

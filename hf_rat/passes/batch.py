@@ -163,8 +163,9 @@ class Batch:
     def beside(self, unlabeled: Mapping[str, Any], split: Callable[[Mapping[str, Any]], Sequence[Bucket]]) -> Batch:
         """A second batch without labels, whose kind of task is that of this one: without labels it can be unknown."""
         inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-        crossing = {"cut": self.cut, "crossed": self.crossed}
-        return Batch(inputs, self.find_problem, self.execution, self.step, split(inputs), updated=True, **crossing)
+        made = Batch(inputs, self.find_problem, self.execution, self.step, split(inputs), updated=True, cut=self.cut)
+        made.crossed = self.crossed
+        return made
 
     def shared_masks(self) -> SharedMasks:
         """Random numbers that several passes over this batch are going to draw.

@@ -38,7 +38,7 @@ class Below:
         if not cut.has_looked:
             cut.look(run, inputs, running)
         self._cut, self._split = cut, split
-        parts = [bucket.inputs(inputs) for bucket in split] or [inputs]
+        parts = [bucket.inputs(inputs) for bucket in split] or [dict(inputs)]
         self._crossings = [cut.below(run, part) for part in parts]
 
     @property
@@ -97,6 +97,6 @@ class _Owed(torch.autograd.Function):
         return torch.zeros((), device=tensors[0].device)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> Any:
         gradients, ctx.gradients = ctx.gradients, None
         return (None, None, *(gradient * (upstream * ctx.factor) for gradient in gradients))

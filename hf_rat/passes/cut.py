@@ -122,6 +122,8 @@ class Cut:
                 f"{self._asked}: {self._kind} puts out other logits if the modules below {self._place.name} are not "
                 "run again: something of it passes the cut unseen; leave top out"
             )
+        if twice is not None and not _is_one_for_each(once.hidden, twice.hidden):
+            raise ValueError(f"{self._asked}: what enters {self._place.name} of {self._kind} is not batch-first")
         self.has_looked = True
         self._grows = None if twice is None else _growing(once, twice)
 
@@ -249,14 +251,13 @@ class Cut:
         own = [(module, vars(module).get("forward")) for module in self._candidates]
         try:
             for module in self._candidates:
-                module.forward = wrap(module, module.forward)  # type: ignore[method-assign]
+                module.forward = wrap(module, module.forward)
             yield
         finally:
             for module, forward in own:
-                if forward is None:
-                    vars(module).pop("forward", None)
-                else:
-                    module.forward = forward  # type: ignore[method-assign]
+                vars(module).pop("forward", None)
+                if forward is not None:
+                    module.forward = forward
 
 
 def _outside(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
@@ -287,9 +288,13 @@ def _growing(once: Crossing, twice: Crossing) -> list[list[bool]] | None:
     for one, two in zip(once.outputs, twice.outputs, strict=True):
         of_each = []
         for few, many in zip(one.leaves, two.leaves, strict=True):
-            is_tensor = isinstance(few, Tensor)
-            of_each.append(is_tensor and few.dim() > 0 and many.shape == (2 * len(few), *few.shape[1:]))
-            if is_tensor and not of_each[-1] and few.shape != many.shape:
+            of_each.append(_is_one_for_each(few, many))
+            if isinstance(few, Tensor) and not of_each[-1] and few.shape != many.shape:
                 return None
         grows.append(of_each)
     return grows
+
+
+def _is_one_for_each(few: Any, many: Any) -> bool:
+    """Whether something is a tensor of a row for each example, by what it is for twice as many examples."""
+    return isinstance(few, Tensor) and few.dim() > 0 and many.shape == (2 * len(few), *few.shape[1:])

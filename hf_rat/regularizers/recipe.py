@@ -28,7 +28,7 @@ BASES = ("ones", "random")
 ALWAYS: dict[str, Any] = {"begin": 0, "warmup": 0, "end": None, "every": 1}
 """The arguments that make a schedule, with the values that make none."""
 
-AT_TOP: dict[str, Any] = {"epsilon": 0.1, "unit": "relative"}
+AT_TOP: dict[str, Any] = {"epsilon": 0.02, "unit": "relative"}
 """The defaults with `top`: what crosses the cut has another length in each model, and grows with the text."""
 
 RECIPES: dict[str, Callable[..., Recipe]] = {}

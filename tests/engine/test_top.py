@@ -1,16 +1,19 @@
 """The top of a model: against whole passes, written here, whose dropout masks below the cut are replayed."""
 
 import copy
+import json
+import re
 from dataclasses import dataclass, field
 
+import launches
 import pytest
 import torch
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, DebertaConfig, T5Config
 
-from hf_rat import Regularization
+from hf_rat import Regularization, fgm, parse
 from hf_rat.engine.probes import PassProbe
 from hf_rat.passes.cut import Cut
 
@@ -194,3 +197,160 @@ def test_a_pass_from_the_cut_is_a_whole_pass_under_the_same_masks_below(family, 
     with pytest.MonkeyPatch.context() as patch:
         by_us(expression, family, model, batch, one_by_one, patch)
     assert_same_gradients(gradients(model), gradients(other), tolerance=1e-6)
+
+
+# -- other models: against whole passes perturbed at the output of the module below -----------------------------------
+
+
+class Own(nn.Module):
+    """A model that no list knows: no config, layers that hand a second tensor on, a connection around all of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(60, 8)
+        self.position = nn.Parameter(torch.randn(7, 8))
+        self.start = nn.Tanh()
+        self.blocks = nn.ModuleList([OwnLayer(), OwnLayer(), OwnLayer()])
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, input_ids, attention_mask, labels):
+        x = first = self.start(self.table(input_ids) + self.position)
+        gate = None
+        for block in self.blocks:
+            x, gate = block(x, gate)
+        logits = self.head(torch.cat([x, first], -1).mean(1))
+        return {"loss": cross_entropy(logits, labels), "logits": logits}
+
+
+class OwnLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.gate = nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x, gate=None):
+        gate = torch.sigmoid(self.gate(x)) if gate is None else gate
+        return x + gate * torch.tanh(self.linear(x)), gate
+
+
+@pytest.mark.parametrize(
+    ("model", "top", "below"),
+    [
+        (Own, "blocks.1", "blocks.0"),
+        (Own, "blocks.0", "start"),
+        (lambda: tiny_model("xlnet"), "transformer.layer.1", None),
+        (lambda: tiny_model("bart"), "model.encoder.layers.1", "model.encoder.layers.0"),
+        (lambda: tiny_model("t5"), "transformer.decoder.block.1", "transformer.decoder.block.0"),
+        (lambda: tiny_model("electra"), 0.5, "electra.encoder.layer.0"),
+    ],
+)
+def test_a_pass_from_the_cut_is_one_perturbed_at_the_module_below(model, top, below):
+    ours, theirs, batch = model(), model(), tiny_batch()
+    if below is None:
+        with pytest.raises(ValueError, match="is not batch-first"):
+            Regularization(fgm(top=top), ours).backward(batch)
+        return
+    losses = Regularization(fgm(epsilon=0.1, top=top), ours).backward(batch)
+    whole = Regularization(fgm(epsilon=0.1, unit="relative", site=below), theirs).backward(batch)
+    torch.testing.assert_close(losses["adversarial_task"], whole["adversarial_task"])
+    assert_same_gradients(gradients(ours), gradients(theirs), tolerance=1e-4)
+
+
+def test_the_layers_below_run_once():
+    model, batch, ran = tiny_model("bert", dropout=0.1, num_labels=3), tiny_batch(), []
+    regularization = Regularization("rat(top=1/2)", model)
+    regularization.backward(batch)  # the first batch is looked at
+    for name in ("embeddings", "encoder.layer.0", "encoder.layer.1", "pooler"):
+        model.bert.get_submodule(name).register_forward_hook(lambda m, x, y, name=name: ran.append(name))
+    weight = model.bert.embeddings.word_embeddings
+    weight.register_forward_hook(lambda *_: ran.append("words"))
+    linear = model.bert.encoder.layer[0].intermediate.dense
+    linear.register_forward_hook(lambda *_: ran.append("linear"))
+    regularization.backward(batch)
+    assert ran.count("words") == ran.count("linear") == 1, "inside of what is below"
+    assert ran.count("pooler") == 2, "the clean pass, and two as one batch"
+
+
+def test_without_labels_too():
+    model, batch, more = tiny_model("bert", dropout=0.1), tiny_batch(), tiny_batch(6, kind="none", seed=1)
+    losses = Regularization("rdrop(top=1/2)", model).backward(batch, unlabeled=more)
+    assert losses["unlabeled_consistency"] > 0
+
+
+def test_two_processes(tmp_path):
+    launches.fork(launches.HERE / "top_processes.py", tmp_path / "apart.json", processes=2)
+    apart = json.loads((tmp_path / "apart.json").read_text(encoding="utf-8"))
+    assert len(apart) == 6
+    assert max(apart.values()) < 2e-6
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+class PassesBy(Own):
+    """Its last layer reads what the first one left behind, in evaluation too."""
+
+    def forward(self, input_ids, attention_mask, labels):
+        seen = []
+        handle = self.blocks[0].linear.register_forward_hook(lambda m, x, y: seen.append(y))
+        outputs = super().forward(input_ids, attention_mask, labels)
+        handle.remove()
+        if seen:
+            outputs["logits"] = outputs["logits"] + seen[0].mean(dim=(1, 2))[:, None]
+        return outputs
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "expression", "message"),
+    [
+        (tiny_model, "fgm(top='bert.encoder.layer.7')", "no layer of this name; the nearest is bert.encoder.layer."),
+        (lambda: tiny_model("textcnn"), "fgm(top=1/2)", "the layers of TextCNNForSequenceClassification cannot be"),
+        (lambda: tiny_model("bart"), "fgm(top=1/2)", "are several stacks: encoder.layers and decoder.layers"),
+        (lambda: tiny_model("albert"), "fgm(top='albert.encoder.albert_layer_groups.0')", "share their weights"),
+        (Bare, "fgm(top='linear')", "top='linear': Bare has no stack of layers"),
+        (Bare, "fgm(top=1/2)", "top=0.5: the layers of Bare cannot be found"),
+        (tiny_model, "fgm(top=1/2) + fgm(top='bert.encoder.layer.1')", "cuts the model at several places"),
+        (tiny_model, "fgm(top=1/2) + rdrop", "give both the same top or neither"),
+        (tiny_model, "rdrop(top=1/2) + fgm", "give both the same top or neither"),
+        (tiny_model, "rdrop(top=1/2) + vat", "give both the same top or neither"),
+        (lambda: torch.compile(tiny_model()), "fgm(top=1/2)", "top=0.5 runs a part of the model, and a compiled one"),
+    ],
+)
+def test_what_cannot_be_cut_is_told_in_one_line(model, expression, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        Regularization(expression, model())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("fgm(top=1/3, site='bert.pooler')", "fgm(site='bert.pooler', top=1/3): with top the perturbation enters"),
+        ("rat(top=1/3, scope='table')", "rat(scope='table', top=1/3): table is about the table of words"),
+        ("fgm(top=1/3, unit='embedding')", "fgm(unit='embedding', top=1/3): embedding is about the table of words"),
+    ],
+)
+def test_what_is_about_another_place_is_told_in_one_line(expression, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(expression)
+
+
+def test_what_passes_the_cut_unseen_is_found_on_the_first_batch():
+    with pytest.raises(ValueError, match="PassesBy puts out other logits"):
+        Regularization("fgm(top='blocks.2')", PassesBy()).backward(tiny_batch())
+
+
+def test_a_model_is_as_it_was_after_an_error():
+    model, batch = tiny_model("bert", dropout=0.1), tiny_batch()
+    regularization = Regularization("fgm(top=1/2)", model)
+    regularization.backward(batch)
+    model.classifier.register_forward_pre_hook(lambda module, args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        regularization.backward(batch)
+    assert not any("forward" in vars(module) for module in model.modules())
