@@ -50,14 +50,12 @@ class Regularization:
         model: the model that is trained, as the loop calls it; a compiled one before its first forward.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
         run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
-        single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
-            engine decide: DeepSpeed steps its optimizer on every backward and needs it.
+        single_backward: one backward per micro-batch, with the same gradients; None: where the engine must.
         length_buckets: "auto" splits batches by length where that is faster, and exact if the task loss is a mean over
             examples; "off" leaves them whole. None is "auto", but "off" with a `run`, whose loss may be another.
         memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
             numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
-        keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
-            one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
+        keep: outputs of the first (clean) pass that `kept` has, detached: a "state". Passes then run one by one.
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
         optimizer: the loop's, for `momentum_sam(momentum="optimizer")`.
         total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
@@ -95,8 +93,7 @@ class Regularization:
         self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
-        cut = cut_of(regularizer, model, self.engine, accelerator)
-        self._bucket_overhead, self._cut = overhead(self.unwrapped), cut
+        self._cut = cut_of(regularizer, model, self.engine, accelerator)
         self.teacher = proximal_average(regularizer, self.unwrapped)
         self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
         self.weights = WeightMemory(regularizer, self.engine, optimizer)
@@ -104,7 +101,7 @@ class Regularization:
         asked = length_buckets or ("auto" if run is None else "off")
         because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
         self.why_not_bucketed = because or ("outputs are kept" if keep else None)
-        self._keeper = KeptOutputs(keep, self.unwrapped)
+        self._keeper, self._bucket_overhead = KeptOutputs(keep, self.unwrapped), overhead(self.unwrapped)
         self.kept = self._keeper.values
         execution = self.engine.execution(
             self.weighting.run,
