@@ -19,6 +19,7 @@ _GROUPS = {
     "RegularizedTrainingArguments": "regularizer",
     "ModelArguments": "model",
     "WordModelArguments": "model",
+    "TagArguments": "data",
     "DropoutArguments": "model",
     "SequenceArguments": "model",
     "PixelArguments": "data",

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat.passes.batch import Batch, Tally
+from hf_rat.passes.cut import Cut
 from hf_rat.passes.execution import Execution
+from hf_rat.passes.layers import Place
 from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site, is_weights, open_site
 from hf_rat.regularizers.ahead import look_ahead, sites_ahead
 from hf_rat.regularizers.balls import L2
-from hf_rat.regularizers.terms import Adversarial, Term, count_groups, groups
+from hf_rat.regularizers.terms import Adversarial, Term, count_groups, groups, is_plain
+from hf_rat.regularizers.top import top_of
 from hf_rat.regularizers.weight_balls import Ellipsoid, PerTensor
 from hf_rat.regularizers.weight_perturbations import Mixed, Momentum
 from hf_rat.regularizers.weight_terms import Distance
@@ -27,7 +30,9 @@ AT_WEIGHTS = {L2: 0.45, Ellipsoid: 1.0, PerTensor: 1.15, Momentum: 1.0, Mixed: 0
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes over the batch in one step, one over a part of it as its share; plain is one forward and one backward.
+    """Passes over the batch in one step, of which a part of it, or the top of the model, counts as its share.
+
+    Plain is one forward and one backward.
 
     Attributes:
         forwards: forward passes, those of a search included.
@@ -64,8 +69,8 @@ class Cost:
         return (work + OPTIMIZER) / (FORWARD + BACKWARD + OPTIMIZER) + self.at_weights
 
     def __str__(self) -> str:
-        text = f"{self.forwards:g} forward and {self.backwards:g} backward passes"
-        return text + (f" and {self.slopes:g} for slopes" if self.slopes else "")
+        text = f"{self.forwards:.3g} forward and {self.backwards:.3g} backward passes"
+        return text + (f" and {self.slopes:.3g} for slopes" if self.slopes else "")
 
     def price(self, time: float | None = None) -> str:
         """Time and memory as multiples of plain training's.
@@ -75,10 +80,10 @@ class Cost:
         """
         over = "" if time is None else " over the run"
         time = self.time if time is None else time
-        return f"about {time:.1f} times the time{over} and {self.graphs:g} times the activations of plain training"
+        return f"about {time:.1f} times the time{over} and {self.graphs:.2g} times the activations of plain training"
 
 
-def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cost:
+def rehearse(regularizer: Term, step: int, like: Execution | None = None, share: float | None = None) -> Cost:
     """Run one step of a regularizer on a tiny model and count. Leaves the random number generators as they were.
 
     Args:
@@ -86,6 +91,8 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
         step: the optimizer step.
         like: how passes run: whether groups wait for one backward of them all, passes are run again instead of kept,
             and slopes are taken in passes of their own. None: none of these.
+        share: how much of the layers lies above the cut, where the regularizer has one; None: what it says, and all
+            of them where it names a layer.
 
     Raises:
         RuntimeError: the regularizer has another number of groups than it says.
@@ -101,24 +108,31 @@ def rehearse(regularizer: Term, step: int, like: Execution | None = None) -> Cos
             teacher=lambda inputs: stage.run(inputs)[1].detach(),
             anchor=lambda inputs: stage.run(inputs)[1].detach(),
         )
+        top = top_of(regularizer)
+        cut = None
+        if top is not None and not is_plain(regularizer, step):
+            share = share or (top if isinstance(top, float) else 1.0)
+            cut = Cut(stage, Place("recurrent", stage.recurrent, 0, 1, share), "top")
         inputs = {"input_ids": torch.tensor([[0, 1]]), "labels": torch.tensor([0])}
-        return _rehearse(regularizer, Batch(inputs, lambda: "single_label_classification", execution, step))
+        return _rehearse(regularizer, Batch(inputs, lambda: "single_label_classification", execution, step, cut=cut))
 
 
 def _rehearse(regularizer: Term, batch: Batch) -> Cost:
     streaming = batch.execution.streaming
-    backwards: float = 0
-    count = 0
+    backwards, count = 0.0, 0
     if sites_ahead(regularizer, batch.step):
         batch.ahead = look_ahead(regularizer, batch)
     graphs: list[float] = []
+    batch.joins = not streaming
     for group in groups(regularizer, batch):
         before = _tally(batch)
         losses = group()
         after = _tally(batch)
         passes = after.forwards - after.searches - (before.forwards - before.searches)
         backwards += passes
-        graphs.append(passes - (after.reruns - before.reruns))
+        # What is below a cut is there until the last group.
+        below = 1 - batch.cut.share if batch.cut is not None and graphs else 0
+        graphs.append(below + passes - (after.reruns - before.reruns))
         count += 1
         if losses and streaming:
             torch.stack(list(losses.values())).sum().backward()
@@ -127,8 +141,8 @@ def _rehearse(regularizer: Term, batch: Batch) -> Cost:
             f"{regularizer!r} has {count} groups of losses, and its count_elsewhere or visits say {said}"
         )
     # A regularizer of unlabeled batches that begins later has no group yet.
-    alive = max(graphs, default=0) if streaming else sum(graphs)
     tally = _tally(batch)
+    alive = max(graphs, default=0) if streaming else backwards - tally.reruns
     slopes = tally.slopes - tally.weight_slopes
     backwards += tally.weight_slopes
     return Cost(tally.forwards + tally.reruns, backwards, slopes, count, alive, _at_weights(regularizer, batch.step))

@@ -64,6 +64,7 @@ class Engine:
             # DeepSpeed takes any traversal that begins at its own output for the backward that it waits for.
             search=partial(run, self.unwrapped) if self.steps_in_backward else None,
             rerun=partial(run, self.unwrapped) if lean else None,
+            below=partial(run, self.unwrapped),
             streaming=streaming,
             separate_slope_pass=self.steps_in_backward,
             no_sync=self.no_sync,

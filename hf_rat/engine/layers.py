@@ -1,8 +1,7 @@
-"""A model from its embeddings up to its head: the layers, how deep each parameter lies, and what is the head."""
+"""A model from its embeddings up to its head: how deep each parameter lies, and what is the head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,33 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_rat.passes.adapters import without_adapters
-
-
-def layers_of(model: nn.Module, asked: str) -> nn.ModuleList:
-    """The layers of a model, the lowest first: the list with as many modules of one kind as its config has layers.
-
-    Args:
-        model: without wrappers.
-        asked: what needs them, for errors.
-
-    Raises:
-        ValueError: there is none (a config that does not count layers, layers that share weights as ALBERT's), or
-            there are two (encoder and decoder).
-    """
-    base, kind = _base_of(model), type(without_adapters(model)).__name__
-    count = getattr(getattr(base, "config", None), "num_hidden_layers", None)
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{asked}: the layers of {kind} cannot be found: it has no config.num_hidden_layers")
-    found = [(name, layers) for name, layers in _outermost_lists(base) if len(layers) == count]
-    if not found:
-        raise ValueError(
-            f"{asked}: the layers of {kind} cannot be found: it has no list of {count} modules of one kind (do layers "
-            "share their weights?)"
-        )
-    if len(found) > 1:
-        names = " and ".join(name for name, _ in found)
-        raise ValueError(f"{asked}: the layers of {kind} are several stacks: {names}")
-    return found[0][1]
+from hf_rat.passes.layers import base_of, layers_of
 
 
 def depths(model: nn.Module, asked: str) -> dict[int, int]:
@@ -44,7 +17,7 @@ def depths(model: nn.Module, asked: str) -> dict[int, int]:
 
     Below are embeddings, wherever a model keeps them, and what the model defines before its layers.
     """
-    layers, base = layers_of(model, asked), _base_of(model)
+    layers, base = layers_of(model, asked), base_of(model)
     inside = {id(p): len(layers) - index for index, layer in enumerate(layers) for p in layer.parameters()}
     tables = {id(p) for module in base.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     found = {id(p): 0 for p in model.parameters()}
@@ -90,7 +63,7 @@ def reinit_layers(model: PreTrainedModel, count: int) -> None:
     layers = layers_of(model, f"reinit_layers={count}")
     if not 1 <= count <= len(layers):
         raise ValueError(f"reinit_layers={count} must be 1 to {len(layers)}, the layers of {type(model).__name__}")
-    pooler = getattr(_base_of(model), "pooler", None)
+    pooler = getattr(base_of(model), "pooler", None)
     anew = [*layers[-count:], *([pooler] if isinstance(pooler, nn.Module) else [])]
     for part in anew:
         for tensor in (*part.parameters(), *part.buffers()):
@@ -109,23 +82,9 @@ def body_of(model: nn.Module, asked: str) -> list[nn.Parameter]:
     Raises:
         ValueError: the model has no base model, or nothing above it is trained.
     """
-    base, kind = _base_of(model), type(without_adapters(model)).__name__
+    base, kind = base_of(model), type(without_adapters(model)).__name__
     body = list(base.parameters())
     inside = set(map(id, body))
     if not any(p.requires_grad and id(p) not in inside for p in model.parameters()):
         raise ValueError(f"{asked}: the head of {kind} cannot be found: nothing above a base model is trained")
     return [parameter for parameter in body if parameter.requires_grad]
-
-
-def _base_of(model: nn.Module) -> nn.Module:
-    bare: Any = without_adapters(model)
-    return bare.base_model if isinstance(bare, PreTrainedModel) else bare
-
-
-def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
-    """(name, list) of the lists of modules of one kind, without those inside of other lists."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList) and len(set(map(type, child))) == 1:
-            yield prefix + name, child
-        else:
-            yield from _outermost_lists(child, f"{prefix}{name}.")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from hf_rat.engine.requirements import warn_of_no_flips
-from hf_rat.passes.sites import EmbeddingSite, ModuleSite, Site, open_site
+from hf_rat.passes.sites import TOP, EmbeddingSite, ModuleSite, Site, open_site
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.terms import Term, all_terms
 from hf_rat.regularizers.weight_terms import Distance, NoisyStart
@@ -31,7 +31,7 @@ class OpenSites:
         self._regularizer, self._model = regularizer, model
         perturbations = [term.perturb for term in all_terms(regularizer) if term.perturb is not None]
         about = {term.site for term in all_terms(regularizer) if isinstance(term, (Distance, NoisyStart))}
-        self.names = sorted({at.site for at in perturbations if at.site} | about)
+        self.names = sorted({at.site for at in perturbations if at.site and at.site != TOP} | about)
         self._sites: dict[str, Site] = {}
         self._probed: set[str] = set()
         for name in self.names:

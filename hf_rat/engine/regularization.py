@@ -29,6 +29,7 @@ from hf_rat.engine.probes import PassProbe, RateProbe
 from hf_rat.engine.reading import call
 from hf_rat.engine.requirements import require, require_memory
 from hf_rat.engine.schedule import Schedule
+from hf_rat.engine.top import cut_of
 from hf_rat.engine.weight_memory import WeightMemory
 from hf_rat.engine.weighting import Weighting, weigh
 from hf_rat.engine.zero_gains import ZeroGains
@@ -49,14 +50,12 @@ class Regularization:
         model: the model that is trained, as the loop calls it; a compiled one before its first forward.
         accelerator: makes backwards (loss scaling) and says when gradients are synchronised; None for a bare loop.
         run: (model, inputs) -> (mean task loss, or None without labels; logits). The default calls the model.
-        single_backward: keep all graphs and make one backward per micro-batch, with the same gradients. None lets the
-            engine decide: DeepSpeed steps its optimizer on every backward and needs it.
+        single_backward: one backward per micro-batch, with the same gradients; None: where the engine must.
         length_buckets: "auto" splits batches by length where that is faster, and exact if the task loss is a mean over
             examples; "off" leaves them whole. None is "auto", but "off" with a `run`, whose loss may be another.
         memory: "fast" runs the dropout passes at a point as one batch where the first batch shows no shared random
             numbers; "lean" one by one, and runs all but one of them again in the backward, under the same masks.
-        keep: outputs of the model that `kept` has, detached, of the first pass over the last micro-batch (the clean
-            one; freelb has none), as the "state" that the next chunk starts from. Passes then run one by one.
+        keep: outputs of the first (clean) pass that `kept` has, detached: a "state". Passes then run one by one.
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
         optimizer: the loop's, for `momentum_sam(momentum="optimizer")`.
         total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
@@ -82,22 +81,20 @@ class Regularization:
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
         self.is_plain = is_plain(regularizer)  # at every step
-        self.schedule = Schedule(regularizer, total_steps)
-        self.accelerator = accelerator
+        self.schedule, self.accelerator = Schedule(regularizer, total_steps), accelerator
         self.engine = Engine(model, accelerator)
         self.unwrapped = self.engine.unwrapped
         self.single_backward = self.engine.has_single_backward(single_backward)
         self.nonfinite = NonfiniteGuard(self.engine.everywhere)
-        self._running = RunningBuffers(self.unwrapped)
-        self._gains = ZeroGains(regularizer, self.unwrapped)
+        self._running, self._gains = RunningBuffers(self.unwrapped), ZeroGains(regularizer, self.unwrapped)
         self.run = run or partial(call, regularizer)
         self.weighting = Weighting(self.engine, self.run, regularizer, problem)
         self._require_rates = RateProbe(regularizer, self.engine, self.run, self._running)
         self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
         require(regularizer, self.unwrapped, model)
         require_memory(memory, self.unwrapped, accelerator)
-        self._bucket_overhead = overhead(self.unwrapped)
         self._chosen = ChosenExamples(regularizer, self.engine, partial(self.weighting.run, tells=False))
+        self._cut = cut_of(regularizer, model, self.engine, accelerator)
         self.teacher = proximal_average(regularizer, self.unwrapped)
         self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
         self.weights = WeightMemory(regularizer, self.engine, optimizer)
@@ -105,7 +102,7 @@ class Regularization:
         asked = length_buckets or ("auto" if run is None else "off")
         because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
         self.why_not_bucketed = because or ("outputs are kept" if keep else None)
-        self.keeper = KeptOutputs(keep, self.unwrapped)
+        self.keeper, self._bucket_overhead = KeptOutputs(keep, self.unwrapped), overhead(self.unwrapped)
         self.kept = self.keeper.values
         execution = self.engine.execution(
             self.weighting.run,
@@ -215,6 +212,7 @@ class Regularization:
                 # Before the next group runs: autograd goes through what is newest first, when activations are gone.
                 if batch.table_gradient.is_owed:
                     owed = owed + batch.table_gradient.give_back(self.engine.undo(accumulation, batch.device))
+        owed = owed + sum(below.give_back(self.engine.undo(accumulation, batch.device)) for below in batch.crossed)
         assert pending is not None
         self._gains.see(named, accumulation)
         return pending + owed + (0.0 if done is None else done), named
@@ -231,7 +229,7 @@ class Regularization:
             unlabeled: ask for the passes over an unlabeled batch instead of those over the labelled one.
         """
         term = Unlabeled(self.schedule.term) if unlabeled else self.schedule.term
-        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream)
+        return rehearse(term, FULL_STRENGTH if step is None else step, self._stream, getattr(self._cut, "share", None))
 
     def after_step(self) -> None:
         """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
@@ -274,9 +272,10 @@ class Regularization:
         self.weights.begin(batch)
         self._require_rates(batch.inputs)
         self._chosen.require(batch.inputs, batch.find_problem)
-        stream, labelled, count = groups_of_both(self.schedule.term, batch, unlabeled)
+        stream, second, labelled, count = groups_of_both(self.schedule.term, batch, unlabeled)
         for index in range(count):
             last = index == count - 1
+            batch.joins = second.joins = last or not batch.execution.streaming
             # DDP prepares its gradient exchange in the forward, so the context must hold there too.
             with nullcontext() if last else self.engine.no_sync():
                 losses = weigh(next(stream)(), weight if index < labelled else None)
@@ -291,6 +290,7 @@ class Regularization:
         inputs = dict(inputs)
         self.weighting.problem(inputs)  # which may run the model
         batch = Batch(inputs, partial(self.weighting.problem, inputs, ask=False), self._gains.watch(execution), step)
+        batch.cut = None if is_plain(self.schedule.term, step) else self._cut
         self._sites.probe(batch.geometry)
         return batch
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.part import Part
-from hf_rat.passes.point import Plan, Point
+from hf_rat.passes.plan import Plan
+from hf_rat.passes.point import Point
 from hf_rat.passes.problems import losses_of_examples
 
 

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rat.passes.below import Below
+from hf_rat.passes.copies import tile
+from hf_rat.passes.cut import Cut
 from hf_rat.passes.dropout import DropoutRate, SharedMasks
 from hf_rat.passes.execution import Execution
-from hf_rat.passes.length_buckets import Bucket
+from hf_rat.passes.length_buckets import Bucket, share_casts
 from hf_rat.passes.part import Part, cut
 from hf_rat.passes.problems import LABELS, count_labels, is_labelled, losses_of_examples
+from hf_rat.passes.sites import TOP
 from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.passes.sites.weights import is_weights
@@ -24,7 +28,7 @@ from hf_rat.passes.table_gradient import TableGradient
 
 @dataclass
 class Tally:
-    """Passes over a batch so far.
+    """Passes over a batch so far; one over the top of the model is a fraction.
 
     Attributes:
         forwards: passes run; `searches` of them are never back-propagated to the parameters.
@@ -66,6 +70,8 @@ class Batch:
         ahead: what a look at all micro-batches of the step has found, where a perturbation asks for it.
         whole: the micro-batch that this is a part of, where it is one.
         rows: (n,) int64, which examples of `whole` these are.
+        cut: where passes begin that move nothing below it; None: all passes run the whole model.
+        crossed: what the layers below the cut put out for this batch, and for one beside it.
 
     Attributes:
         tally: passes so far.
@@ -73,6 +79,7 @@ class Batch:
         awaited: perturbations whose slopes the next backward leaves in their `grad`.
         rises: (perturbation, its task losses) that `Adaptive` has seen.
         parts: those that were chosen of it.
+        joins: the backward of the passes that run now goes on down through the layers below the cut.
     """
 
     inputs: dict[str, Any]
@@ -83,6 +90,9 @@ class Batch:
     ahead: Ahead | None = None
     whole: Batch | None = None
     rows: Tensor | None = None
+    cut: Cut | None = None
+    crossed: list[Below] = field(default_factory=list)
+    joins: bool = field(default=True, init=False)
     tally: Tally = field(default_factory=Tally, init=False)
     awaited: list[Tensor] = field(default_factory=list, init=False)
     rises: list[tuple[Any, Tensor]] = field(default_factory=list, init=False)
@@ -172,9 +182,21 @@ class Batch:
         """Why the passes at a point run one by one; None where they run as one doubled batch."""
         return self.execution.why_one_by_one(self.inputs)
 
+    @cached_property
+    def below(self) -> Below:
+        """The layers below the cut, run when first asked for."""
+        cut, run, running = self.cut, self.execution.below or self.execution.run, self.execution.running
+        assert cut is not None
+        self.tally.forwards += 1 - cut.share
+        with share_casts(self.device):
+            found = Below(cut, run, self.inputs, self.split, running)
+        self.crossed.append(found)
+        return found
+
     def geometry(self, site: str) -> Geometry:
         if site not in self._geometries:
-            self._geometries[site] = self.execution.open_site(site).geometry(self.inputs)
+            where = self.below if site == TOP else self.execution.open_site(site)
+            self._geometries[site] = where.geometry(self.inputs)
         return self._geometries[site]
 
     @cached_property
@@ -213,7 +235,9 @@ class Batch:
     def beside(self, unlabeled: Mapping[str, Any]) -> Batch:
         """A second batch without labels, whose kind of task is that of this one: without labels it can be unknown."""
         inputs = {name: value for name, value in unlabeled.items() if name not in LABELS}
-        return Batch(inputs, self.find_problem, self.execution, self.step, updated=True)
+        made = Batch(inputs, self.find_problem, self.execution, self.step, updated=True, cut=self.cut)
+        made.crossed = self.crossed
+        return made
 
     def shared_masks(self) -> SharedMasks:
         """Random numbers that several passes over this batch are going to draw.
@@ -225,7 +249,7 @@ class Batch:
         return SharedMasks(self.device)
 
     def gradient(
-        self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool, passes: int = 1, to_weights: bool = False
+        self, loss: Tensor, leaves: Sequence[Tensor], keep_graph: bool, passes: float, to_weights: bool = False
     ) -> tuple[Tensor, ...]:
         self.tally.slopes += passes
         self.tally.weight_slopes += passes * to_weights
@@ -236,11 +260,3 @@ class Batch:
         for leaf in [*self.awaited, *(leaf for part in self.parts.values() for leaf in part.awaited)]:
             if leaf.grad is None:  # a group that ran before has left the others
                 leaf.grad = torch.zeros_like(leaf)
-
-
-def tile(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
-    """Inputs that are all single values, or tensors of the batch's length, `times` over along the batch axis."""
-    return {
-        name: value.repeat(times, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() > 0 else value
-        for name, value in inputs.items()
-    }

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rat.passes.batch import tile
 from hf_rat.passes.dropout import without_trace
 from hf_rat.passes.execution import Run
 
 WIDE = 2**14
 """An output vocabulary of this many entries is large: the gradients of its logits are the bulk of the memory."""
+
+
+def tile(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """Inputs that are all single values, or tensors of the batch's length, `times` over along the batch axis."""
+    return {
+        name: value.repeat(times, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) and value.dim() > 0 else value
+        for name, value in inputs.items()
+    }
 
 
 def is_wide(model: nn.Module) -> bool:

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_rat.passes.batch import tile
-from hf_rat.passes.copies import find_uneven
+from hf_rat.passes.copies import find_uneven, tile
 from hf_rat.passes.dropout import RandomState, same_state, torch_state, without_trace
 from hf_rat.passes.execution import Run
 

@@ -31,6 +31,8 @@ class Execution:
             traversal that begins at its own output for the backward that it waits for.)
         rerun: like `run`, for passes that keep no activations and run again in the backward; None keeps all of them.
             It runs the model without what wraps it (DDP prepares its gradient exchange in each forward).
+        below: like `run`, for the layers below a cut, where it does not come to an end: of the model without what
+            wraps it.
         streaming: the engine back-propagates groups one by one, so that a backward may leave a slope behind; otherwise
             all graphs are kept for one backward, and slopes are taken separately.
         separate_slope_pass: a slope that was announced is taken in passes of its own, because the engine cannot
@@ -53,6 +55,7 @@ class Execution:
     open_site: Callable[[str], Site]
     search: Run | None = None
     rerun: Run | None = None
+    below: Run | None = None
     streaming: bool = True
     separate_slope_pass: bool = False
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext

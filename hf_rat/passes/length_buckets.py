@@ -138,6 +138,14 @@ def join(parts: Sequence[Tensor], split: Sequence[Bucket]) -> Tensor:
     return torch.cat(full)[torch.cat([bucket.rows for bucket in split]).argsort()]
 
 
+def mean_of(losses: Sequence[Tensor | None], labels: Sequence[Tensor]) -> Tensor | None:
+    """The mean over all labels, of the mean loss of each bucket, NaN where it has no label, and how many it has."""
+    if not labels:
+        return None
+    sums = [torch.where(n > 0, n * loss, 0.0) for n, loss in zip(labels, losses, strict=True)]  # type: ignore[operator]
+    return torch.stack(sums).sum() / torch.stack(list(labels)).sum()
+
+
 @contextmanager
 def share_casts(device: torch.device) -> Iterator[None]:
     """Forwards inside share the weights that autocast casts, and the cast of their gradients.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,49 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_rat.passes.batch import Batch, tile
+from hf_rat.passes.batch import Batch
+from hf_rat.passes.below import Below
+from hf_rat.passes.copies import tile
 from hf_rat.passes.dropout import SharedMasks
 from hf_rat.passes.execution import Pass, Run
-from hf_rat.passes.length_buckets import join, share_casts
+from hf_rat.passes.length_buckets import join, mean_of, share_casts
 from hf_rat.passes.part import Part
+from hf_rat.passes.plan import ONE_PASS, Plan
 from hf_rat.passes.problems import count_labels, is_labelled
+from hf_rat.passes.sites import TOP
 from hf_rat.passes.sites.weights import at_weights, is_weights
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is going to be asked of the passes at a point, known before they run.
-
-    Args:
-        passes: how many.
-        rates: a dropout rate for each pass; None leaves that of the point.
-        slope_sites: sites at which the slope of the task loss will be asked for.
-        share_masks: other points will replay the dropout masks of the first pass.
-        also_masks: sites at which passes run with a mask even if the point is not moved there. (A recurrent layer with
-            a mask takes other kernels, which round and draw dropout in their own way.)
-        further: (part of the batch, how many more passes over it), as the clean ones.
-        beside: the passes are such further ones, beside others that keep their activations.
-        graph: something is learned from the passes themselves.
-        search: the passes give slopes, and nothing is learned from them.
-    """
-
-    passes: int = 1
-    rates: tuple[float, ...] | None = None
-    slope_sites: frozenset[str] = frozenset()
-    share_masks: bool = False
-    also_masks: frozenset[str] = frozenset()
-    further: tuple[tuple[Part, int], ...] = ()
-    beside: bool = False
-    graph: bool = True
-    search: bool = False
-
-    @property
-    def teaches(self) -> bool:
-        """Whether the passes are back-propagated to the parameters."""
-        return self.graph and not self.search
-
-
-ONE_PASS = Plan()
 
 
 class Point:
@@ -102,6 +70,17 @@ class Point:
         geometry = self.batch.geometry(site)
         return torch.zeros(geometry.shape, device=geometry.device)
 
+    @cached_property
+    def _below(self) -> Below | None:
+        """What the passes begin from, if nothing below the cut is moved; None: they run the whole model."""
+        elsewhere = {*self.moves, *self.plan.slope_sites} - {TOP}
+        return None if self.batch.cut is None or elsewhere else self.batch.below
+
+    @property
+    def _share(self) -> float:
+        """How much of the model a pass runs."""
+        return 1 if self._below is None else self._below.share
+
     # -- the passes --------------------------------------------------------------------------------------------------
 
     @property
@@ -127,7 +106,7 @@ class Point:
             apart = self.batch.execution.separate_slope_pass and plan.slope_sites
             return self._run_after_a_search() if apart else self._run()
         # Not under no_grad: autocast would keep the cast weights without a graph for the passes that need one.
-        self.batch.tally.searches += plan.passes
+        self.batch.tally.searches += plan.passes * self._share
         with self.batch.execution.no_sync():
             loss, logits = self._run()
         return (
@@ -152,9 +131,10 @@ class Point:
         moves = self._perturbations(shared=lean or (teaches and bool(batch.split)))
         run = execution.run if teaches else execution.search or execution.run
         run = at_weights(self._weights, run, execution.open_site)
-        batch.tally.forwards += count
+        share = self._share  # which runs the layers below, a part of a forward too
+        batch.tally.forwards += count * share
         tiles = count > 1 and plan.rates is None and self.masks is None and not lean
-        if tiles and batch.why_one_by_one is None:
+        if tiles and batch.why_one_by_one is None and (self._below is None or self._below.can_copy):
             # One doubled batch: fewer, larger kernels; its halves draw random numbers of their own.
             tiled = {site: self._per_pass(site, move).flatten(0, 1) for site, move in moves.items()}
             with batch.update_buffers(not teaches, plan.slope_sites):
@@ -182,7 +162,7 @@ class Point:
         batch, plan = self.batch, self.plan
         moves: dict[str, Tensor] = dict(self.moves)
         outputs: dict[str, Tensor | None] = {}
-        looks_up = not any(map(is_weights, {*moves, *plan.slope_sites}))  # elsewhere the table is not moved
+        looks_up = not any(is_weights(x) or x == TOP for x in {*moves, *plan.slope_sites})  # no table is moved there
         for site in plan.slope_sites:
             origin = moves[site] if site in moves else self._zeros(site)
             moves[site] = self._leaves[site] = origin.detach().clone().requires_grad_()
@@ -205,7 +185,7 @@ class Point:
     def _forward_twice(self, k: int, moves: Mapping[str, Tensor]) -> Pass:
         """Pass `k`, which keeps no activations: they are needed when the backward has left the passes after it."""
         batch, execution = self.batch, self.batch.execution
-        batch.tally.reruns += 1
+        batch.tally.reruns += self._share
 
         def forward(masks: SharedMasks, *arguments: Any) -> Pass:
             with masks.replay():  # torch itself would put back its own random numbers only
@@ -228,30 +208,28 @@ class Point:
         """One forward over `copies` copies of the batch, in one piece or bucket after bucket."""
         batch = self.batch
         if not batch.split:
-            return self._forward_perturbed(inputs, moves, run)
+            return self._forward_perturbed(inputs, moves, run, copies)
         split = [bucket.tile(copies, len(batch.inputs["input_ids"])) for bucket in batch.split]
-        parts, labels = [], []
+        parts, own_inputs = [], [bucket.inputs(inputs) for bucket in split]
         with share_casts(batch.device):
-            for bucket in split:
+            for part, (bucket, own) in enumerate(zip(split, own_inputs, strict=True)):
                 # Gradients are exchanged after the last forward only, so that processes may differ in their buckets.
                 with nullcontext() if bucket is split[-1] else batch.execution.no_sync():
-                    own = bucket.inputs(inputs)
                     cut = {site: bucket.move(move) for site, move in moves.items()}
-                    parts.append(self._forward_perturbed(own, cut, run))
-                if is_labelled(own):
-                    labels.append(count_labels(batch.problem, own))
+                    parts.append(self._forward_perturbed(own, cut, run, copies, part))
         logits = join([part for _, part in parts], split)
-        if not labels:
-            return None, logits
-        # Each loss is a mean over the bucket's labels, and NaN where it has none.
-        sums = [torch.where(n > 0, n * loss, 0.0) for n, (loss, _) in zip(labels, parts, strict=True)]  # type: ignore[operator]
-        return torch.stack(sums).sum() / torch.stack(labels).sum(), logits
+        labels = [count_labels(batch.problem, own) for own in own_inputs if is_labelled(own)]
+        return mean_of([loss for loss, _ in parts], labels), logits
 
-    def _forward_perturbed(self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run) -> Pass:
+    def _forward_perturbed(
+        self, inputs: dict[str, Any], moves: Mapping[str, Tensor], run: Run, copies: int, part: int = 0
+    ) -> Pass:
         with ExitStack() as contexts:
-            for site, move in moves.items():
+            if self._below is not None:
+                contexts.enter_context(self._below.above(part, copies, moves.get(TOP), self.batch.joins))
+            for site in moves.keys() - {TOP}:
                 opened = self.batch.execution.open_site(site)
-                contexts.enter_context(opened.perturbed(move, site in self._outputs))
+                contexts.enter_context(opened.perturbed(moves[site], site in self._outputs))
             return run(inputs)
 
     # -- slopes ------------------------------------------------------------------------------------------------------
@@ -272,7 +250,8 @@ class Point:
     def _take_slopes(self, keep_graph: bool) -> dict[str, Tensor]:
         task, sites = self.task, sorted(self.plan.slope_sites)
         leaves = [self._leaves[site] for site in sites]
-        slopes = self.batch.gradient(task, leaves, keep_graph, self.plan.passes, any(map(is_weights, sites)))
+        count = self.plan.passes * self._share
+        slopes = self.batch.gradient(task, leaves, keep_graph, count, any(map(is_weights, sites)))
         return dict(zip(sites, slopes, strict=True))
 
     def slope(self, site: str, climb: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -296,4 +275,5 @@ class Point:
             return self._slopes[site]
         search = Point(self.batch, self.moves, self.masks, self.rate, Plan(slope_sites=frozenset({site}), search=True))
         loss = search.task if climb is None else climb(search.logits[0])
-        return self.batch.gradient(loss, [search._leaves[site]], keep_graph=False, to_weights=is_weights(site))[0]
+        leaf = search._leaves[site]
+        return self.batch.gradient(loss, [leaf], False, search._share, is_weights(site))[0]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_rat.passes.point import ONE_PASS, Plan, Point
+from hf_rat.passes.plan import ONE_PASS, Plan
+from hf_rat.passes.point import Point
 from hf_rat.regularizers.balls import L2, Linf
 from hf_rat.regularizers.perturbations import Ascent, Climb, Gradient, Perturbation
 

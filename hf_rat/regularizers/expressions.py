@@ -112,6 +112,8 @@ def _is_number(node: ast.expr) -> bool:
 
 def _literal(node: ast.expr, given: str) -> Any:
     try:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):  # a fraction, as 1/3
+            return ast.literal_eval(node.left) / ast.literal_eval(node.right)
         return ast.literal_eval(node)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, ArithmeticError):
         raise ValueError(f"{given}: {ast.unparse(node)!r} is not a number, a string, a tuple or None") from None

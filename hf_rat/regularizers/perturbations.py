@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hf_rat.passes.point import ONE_PASS, Plan, Point
+from hf_rat.passes.plan import ONE_PASS, Plan
+from hf_rat.passes.point import Point
 from hf_rat.passes.sites import EMBEDDINGS, LOGITS_INPUT, is_weights
 from hf_rat.passes.sites.geometry import Geometry
 from hf_rat.regularizers.balls import L2, Hamming, Linf, draw

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 from hf_rat.passes.part import CHOICES, Part
-from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, SITES, is_weights
+from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, SITES, TOP, is_weights
 from hf_rat.regularizers.balls import SCOPES, UNITS
 from hf_rat.regularizers.divergences import NAMES
 from hf_rat.regularizers.parts import over_part
 from hf_rat.regularizers.perturbations import START_MASKS
 from hf_rat.regularizers.schedules import Scheduled
 from hf_rat.regularizers.terms import Term
+from hf_rat.regularizers.top import Top, as_top, readable
 from hf_rat.regularizers.weight_balls import NORMS
 from hf_rat.regularizers.weight_perturbations import OVER, SOURCES
 
@@ -31,6 +32,8 @@ ALWAYS: dict[str, Any] = {"begin": 0, "warmup": 0, "end": None, "every": 1}
 
 PART: dict[str, Any] = {"examples": 1.0, "which": "random"}
 """The arguments that ask the further passes of a part of each micro-batch, with the values that ask all of it."""
+AT_TOP: dict[str, Any] = {"epsilon": 0.02, "unit": "relative"}
+"""The defaults with `top`: what crosses the cut has another length in each model, and grows with the text."""
 
 RECIPES: dict[str, Callable[..., Recipe]] = {}
 """name -> recipe, of every function that `recipe` decorates, in the order of their definition."""
@@ -48,8 +51,12 @@ class Recipe(Term):
         return self.body.parts(step)
 
     def __repr__(self) -> str:
-        silent = {**ALWAYS, **PART, "site": EMBEDDINGS, "target": None}
-        shown = (f"{n}={value!r}" for n, value in self.arguments if n not in silent or value != silent[n])
+        silent = {**ALWAYS, **PART, "site": EMBEDDINGS, "target": None, "top": None}
+        shown = (
+            f"{name}={readable(value) if name == 'top' else repr(value)}"
+            for name, value in self.arguments
+            if name not in silent or value != silent[name]
+        )
         return f"{self.name}({', '.join(shown)})"
 
 
@@ -66,9 +73,13 @@ def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
         if unknown:
             raise ValueError(unknown_argument(build.__name__, unknown[0]))
         bound = signature.bind(*args, **kwargs)
+        if bound.arguments.get("top") is not None:
+            bound.arguments.update({n: x for n, x in AT_TOP.items() if n in signature.parameters} | bound.arguments)
         bound.apply_defaults()
         arguments = {name: _checked(build.__name__, name, value) for name, value in bound.arguments.items()}
-        body = build(**arguments)  # type: ignore[call-arg]
+        top = arguments.get("top")
+        body = build(**(arguments if top is None else _at_top(build.__name__, arguments)))  # type: ignore[call-arg]
+        body = body if top is None else Top(body, top)
         if any(arguments[name] != PART[name] for name in PART if name in arguments):
             body = _over_part(build.__name__, body, arguments)
         schedule = {name: arguments[name] for name in ALWAYS if name in arguments}
@@ -85,6 +96,11 @@ def _over_part(recipe_name: str, body: Term, arguments: dict[str, Any]) -> Term:
     part = Part(arguments["examples"], arguments["which"])
     if part.share == 1:
         raise ValueError(f"{recipe_name}(which={part.which!r}) chooses among the examples; give examples below 1 too")
+    if (top := arguments.get("top")) is not None:
+        raise ValueError(
+            f"{recipe_name}(examples={part.share!r}, top={readable(top)}): what crosses the cut is of all examples; "
+            "leave out one of them"
+        )
     if is_weights(arguments.get("site", "")):
         raise ValueError(
             f"{recipe_name}(examples={part.share!r}, site={arguments['site']!r}): at other weights the same examples "
@@ -108,6 +124,26 @@ def unknown_argument(recipe_name: str, argument: str) -> str:
 
 def _share(value: Any) -> str | None:
     return None if _number(0, 1)(value) is None and value > 0 else "a share of the examples, above 0 and at most 1"
+
+
+def _at_top(recipe_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same, whose perturbation enters at the cut.
+
+    Raises:
+        ValueError: one of them is about the words, which are below it, or about another place.
+    """
+    for name, wrong in (("scope", "table"), ("unit", "embedding")):
+        if arguments.get(name) == wrong:
+            raise ValueError(
+                f"{recipe_name}({name}={wrong!r}, top={readable(arguments['top'])}): {wrong} is about the table of "
+                f"words, and with top the perturbation enters above it; leave {name} or top out"
+            )
+    if arguments.get("site", EMBEDDINGS) != EMBEDDINGS:
+        raise ValueError(
+            f"{recipe_name}(site={arguments['site']!r}, top={readable(arguments['top'])}): with top the perturbation "
+            "enters the lowest layer of the top; leave site or top out"
+        )
+    return {**arguments, "site": TOP} if "site" in arguments else arguments
 
 
 def _number(low: float, high: float = math.inf, open_high: bool = False) -> Callable[[Any], str | None]:
@@ -161,6 +197,12 @@ def _choice(names: tuple[str, ...]) -> Callable[[Any], str | None]:
 
 def _yes_or_no(value: Any) -> str | None:
     return None if isinstance(value, bool) else "True or False"
+
+
+def _top(value: Any) -> str | None:
+    if (isinstance(value, float) and 0 < value < 1) or (isinstance(value, str) and re.fullmatch(r"[\w.]+", value)):
+        return None
+    return "the share of the layers that are the top, a fraction above 0 and below 1, or the name of its lowest layer"
 
 
 def _place_name(value: Any) -> str | None:
@@ -227,6 +269,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "divergence": _choice(tuple(NAMES)),
     "epsilons": _several(_number(0)),
     "dropouts": _several(_number(0, 1, open_high=True)),
+    "top": _or_none(_top),
     "over": _choice(OVER),
     "norm": _choice(NORMS),
     "eta": _number(0),
@@ -239,6 +282,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
 
 
 def _checked(recipe_name: str, name: str, value: Any) -> Any:
+    value = as_top(value) if name == "top" else value
     value = tuple(_plain_number(item) for item in value) if isinstance(value, (list, tuple)) else _plain_number(value)
     expected = CHECKS[name](value)
     if expected:

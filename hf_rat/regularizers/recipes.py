@@ -16,6 +16,10 @@ An argument means the same in every recipe:
   encoder), "decoder_embeddings", the name of a module, whose output then moves, for instance "vit.embeddings", or
   "weights", all that is trained or those of a pattern, "weights:*.query.weight".
   adversarial_dropout has sites of its own.
+- `top`: passes run the top of the model only, this share of its layers (1/3), or from the layer of this name up. What
+  is below runs once for a micro-batch, under one set of dropout masks, and once backwards, with the sum of what all
+  passes leave at the cut. The perturbation enters there. epsilon is then a share of the length of the example's own
+  hidden states at the cut, all its tokens together: unit="relative" and epsilon=0.02, where they are not given.
 - `over`, `norm`: at the weights, what a slope is the mean over, and what a norm is taken over.
 - `begin`: training is plain before this optimizer step. `warmup`: over so many steps after `begin` the regularizing
   part grows linearly to its full weight. `end`: training is plain from this step on. Each is a whole number of steps,
@@ -92,6 +96,7 @@ def fgm(
     scope: str = "example",
     unit: str = "absolute",
     site: str = EMBEDDINGS,
+    top: float | str | None = None,
     target: float | None = None,
     examples: float = 1.0,
     which: str = "random",
@@ -106,7 +111,7 @@ def fgm(
 
     Relations: pgd(steps=1, step=epsilon) is fgm. rat without its second pass and divergence is fgm. epsilon=0 adds a
         second task loss under other dropout masks.
-    Cost: 2F + 2B. The clean backward also gives the slope.
+    Cost: 2F + 2B. The clean backward also gives the slope. With top=1/3, 1.33F + 1.33B.
     Reference: Miyato, Dai, Goodfellow 2017, "Adversarial Training Methods for Semi-Supervised Text Classification".
         https://arxiv.org/abs/1605.07725
     Paper and code: the paper shares the embedding dropout mask between the two passes; we draw all masks anew, as the
@@ -117,6 +122,7 @@ def fgm(
             the table's scope.
         scope: "example" is the paper. "table" is the FGM of the snippets and of the R-AT authors, one norm over the
             micro-batch's gradient of the embedding table.
+        top: the dropout masks below the cut are then those of the clean pass, as in the paper.
     """
     return TaskLoss() + Adversarial(adaptive(Gradient(L2(epsilon, scope, unit), site=site), target), TaskLoss())
 
@@ -258,6 +264,7 @@ def rdrop(
     divergence: str = "bi_kl",
     examples: float = 1.0,
     which: str = "random",
+    top: float | str | None = None,
     begin: float = 0,
     warmup: float = 0,
     end: float | None = None,
@@ -268,7 +275,7 @@ def rdrop(
     L = 1/2 [L_1(x) + L_2(x)] + alpha 1/2 [KL(p_1 || p_2) + KL(p_2 || p_1)].
 
     Relations: alpha=0 is the mean of two passes. rat is rdrop at the adversarial point. fraternal compares logits.
-    Cost: K F + K B as one batch of K copies, K = passes.
+    Cost: K F + K B as one batch of K copies, K = passes. With top=1/3 and K=2, 1.33F + 1.33B.
     Reference: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks".
         https://arxiv.org/abs/2106.14448
     Paper and code: the code divides by nothing (it sums over batch and classes), runs both passes in evaluation too,
@@ -278,6 +285,7 @@ def rdrop(
             (its GLUE grid 0.1, 0.5, 1 is 0.05, 0.25, 0.5 here). Its code mixes mean task losses with a KL summed over
             the batch, so the code's alpha times the batch size is ours (halved where it adds the two task losses).
         divergence: on a regression it is the mean squared difference, whatever its name.
+        top: both passes then have the same dropout masks below the cut, so that they differ less.
     """
     return TaskLoss(passes) + alpha * Consistency(divergence, passes)
 
@@ -293,6 +301,7 @@ def rat(
     dropouts: tuple[float, ...] | None = None,
     unit: str = "absolute",
     site: str = EMBEDDINGS,
+    top: float | str | None = None,
     target: float | None = None,
     examples: float = 1.0,
     which: str = "random",
@@ -309,7 +318,7 @@ def rat(
     Relations: epsilon=0 is one clean task loss more than rdrop, L(x) + L_rdrop (the sum plain + rdrop has one clean
         task loss, and is rdrop). alpha=0 is the paper's ablation without L_KL. With dropout 0 it is fgm.
     Cost: (1 + K)F + (1 + K)B. The clean backward also gives the slope (the authors' code runs back through the clean
-        graph twice).
+        graph twice). With top=1/3 and K=2, 1.67F + 1.67B.
     Reference: Ni, Li, Kao 2022, "R-AT: Regularized Adversarial Training for Natural Language Understanding".
         https://aclanthology.org/2022.findings-emnlp.480
     Args:
@@ -326,6 +335,7 @@ def rat(
             whatever its name.
         epsilons: one per pass instead of epsilon (Appendix B). Equal ones are best there.
         dropouts: one rate per pass (section 5.2). Equal ones are best there.
+        top: all passes then have the same dropout masks below the cut; `dropouts` is about what is above.
     """
     for name, values in (("epsilons", epsilons), ("dropouts", dropouts)):
         if values is not None and len(values) != passes:

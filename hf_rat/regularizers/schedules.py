@@ -124,6 +124,11 @@ def _steps(name: str, place: int | float, total: int | None, of: Term) -> int:
     return round(place * total)
 
 
+def inner_terms(term: Term) -> list[Term]:
+    """What a term is made of."""
+    return [part for _, part in _inner(term)]
+
+
 def _inner(term: Term) -> list[tuple[str, Term]]:
     """(field, term) of what a term is made of: those of recipes, sums and the like, and of terms of a user's own."""
     named = ((f.name, getattr(term, f.name)) for f in fields(term)) if hasattr(term, "__dataclass_fields__") else ()  # type: ignore[arg-type]

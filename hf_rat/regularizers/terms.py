@@ -23,7 +23,8 @@ from torch import Tensor
 from hf_rat.passes.at_part import chosen, first_logits, further, over, task_over
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.part import Part
-from hf_rat.passes.point import Plan, Point
+from hf_rat.passes.plan import Plan
+from hf_rat.passes.point import Point
 from hf_rat.regularizers.adaptive import Adaptive
 from hf_rat.regularizers.algebra import FULL_STRENGTH, Group, Losses, TaskLoss, Term
 from hf_rat.regularizers.divergences import divergence_from, mean_divergence
@@ -187,9 +188,9 @@ def accumulate(total: Losses, more: Losses) -> None:
         total[name] = total[name] + value if name in total else value
 
 
-def is_plain(term: Term) -> bool:
-    """Whether `term` asks for one clean task loss and nothing else, at every step."""
-    parts = [part for weight, part in term.parts(FULL_STRENGTH) if weight > 0]
+def is_plain(term: Term, step: int = FULL_STRENGTH) -> bool:
+    """Whether `term` asks for one clean task loss and nothing else at a step, by default at every one."""
+    parts = [part for weight, part in term.parts(step) if weight > 0]
     return all(isinstance(part, TaskLoss) and part.passes == 1 for part in parts)
 
 

@@ -37,14 +37,21 @@ class Unlabeled(Term):
                 yield weight, part
 
 
-def groups_of_both(term: Term, batch: Batch, unlabeled: Mapping[str, Any] | None) -> tuple[Iterator[Group], int, int]:
-    """The groups of a batch and of a second one without labels, how many the first has, and how many there are."""
+def groups_of_both(
+    term: Term, batch: Batch, unlabeled: Mapping[str, Any] | None
+) -> tuple[Iterator[Group], Batch, int, int]:
+    """The groups of a batch and of a second one without labels.
+
+    Returns:
+        The groups; the second batch, or the first one where there is no other; how many groups the first has; and how
+        many there are.
+    """
     stream, count = groups(term, batch), count_groups(term, batch.step)
     if unlabeled is None:
-        return stream, count, count
-    asked = Unlabeled(term)
-    beside = groups(asked, batch.beside(unlabeled), "unlabeled_")
-    return chain(stream, beside), count, count + count_groups(asked, batch.step)
+        return stream, batch, count, count
+    asked, second = Unlabeled(term), batch.beside(unlabeled)
+    stream = chain(stream, groups(asked, second, "unlabeled_"))
+    return stream, second, count, count + count_groups(asked, batch.step)
 
 
 def learns_without_labels(term: Term) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_rat.passes.point import ONE_PASS, Plan, Point
+from hf_rat.passes.plan import ONE_PASS, Plan
+from hf_rat.passes.point import Point
 from hf_rat.passes.sites import MIXED, WEIGHTS
 from hf_rat.regularizers.balls import L2, draw
 from hf_rat.regularizers.perturbations import Climb, Gradient, Perturbation

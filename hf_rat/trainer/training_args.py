@@ -93,6 +93,13 @@ class RegularizedTrainingArguments(TrainingArguments):
             f"adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"
         },
     )
+    reg_top: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "Passes run the top of the model only, and the layers below once: the share of the layers that "
+            f"are the top (1/3), or the name of its lowest layer. {_IN_EXPRESSION}"
+        },
+    )
     reg_base: str | None = field(
         default=None, metadata={"help": f"Adversarial dropout: ones or random. {_IN_EXPRESSION}"}
     )

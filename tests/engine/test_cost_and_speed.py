@@ -40,6 +40,10 @@ def told(*given):
         ("rat", "lean", ["4 forward and 3 backward passes", " 1 times the activations"]),
         ("rdrop", "fast", ["2 forward and 2 backward passes", " 2 times the activations"]),
         ("fgm", "fast", ["2 forward and 2 backward passes", " 1 times the activations"]),
+        ("fgm(top=1/2)", "fast", ["1.5 forward and 1.5 backward passes per", " 1 times the activations"]),
+        ("rdrop(top=1/2)", "fast", ["1.5 forward and 1.5 backward passes", " 1.5 times the activations"]),
+        ("rat(top=1/2)", "fast", ["2 forward and 2 backward passes", " 1.5 times the activations"]),
+        ("rat(top=1/2)", "lean", ["2.5 forward and 2 backward passes", " 1 times the activations"]),
         ("vat", "fast", ["3 forward and 2 backward passes and 1 for slopes"]),
     ],
 )

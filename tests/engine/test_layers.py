@@ -9,8 +9,9 @@ from tiny import tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
-from hf_rat.engine.layers import body_of, depths, layers_of, reinit_layers, scale_by_layer
+from hf_rat.engine.layers import body_of, depths, reinit_layers, scale_by_layer
 from hf_rat.models import RNNConfig
+from hf_rat.passes.layers import layers_of
 
 # Family -> how the names of its layers begin; what lies above them in the base model.
 STACKS = {

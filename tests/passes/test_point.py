@@ -7,7 +7,8 @@ from tiny import gradients, tiny_batch, tiny_model
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.dropout import SharedMasks
 from hf_rat.passes.execution import Execution
-from hf_rat.passes.point import Plan, Point
+from hf_rat.passes.plan import Plan
+from hf_rat.passes.point import Point
 from hf_rat.passes.sites import EMBEDDINGS, LOGITS_INPUT, SITES
 from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.regularizers.divergences import mean_divergence

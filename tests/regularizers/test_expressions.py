@@ -22,6 +22,9 @@ NESTED = [
     rat(passes=3, epsilons=(0.1, 0.2, 0.3), dropouts=(0.0, 0.1, 0.5), begin=3, warmup=2),
     rat(scope="table", divergence="js", unit="embedding"),
     rat(epsilon=0.5, unit="relative", target=0.3, begin=0.3, warmup=0.1, end=0.9, every=4),
+    rat(top=1 / 3) + 0.5 * rdrop(top=1 / 3, begin=2),
+    fgm(top="bert.encoder.layer.8", epsilon=1 / 3),
+    fgm(top=0.123456789),
     0.5 * fgm(begin=1) + vat(end=100, begin=0.5) + freelb(every=2),
 ]
 
@@ -57,6 +60,22 @@ def test_a_share_stays_a_share_and_a_step_a_step():
     assert repr(share).endswith("begin=0.3, end=0.9)")
     assert repr(step).endswith("begin=1, end=9)")
     assert refusal("fgm(begin=1.0)").endswith("or a share of all steps, a fraction above 0 and below 1")
+
+
+def test_a_fraction_stays_readable():
+    third = parse("fgm(top=1/3)")
+    assert third == fgm(top=1 / 3) == parse("fgm", {"top": "1/3"}) == parse("fgm(top='1/3')")
+    assert "top=1/3" in repr(third)
+    assert "top=0.5" in repr(parse("fgm(top=1/2)"))
+    assert parse("fgm(epsilon=1/8)") == fgm(epsilon=0.125)
+    for text in ("fgm(top=1/0)", "fgm(top='a'/2)", "fgm(top=1/(2/3))", f"fgm(top={10**400}/3)"):
+        assert refusal(text).endswith("is not a number, a string, a tuple or None")
+
+
+def test_with_top_epsilon_is_a_share_unless_it_is_said():
+    assert dict(fgm(top=0.5).arguments)["unit"] == "relative"
+    assert dict(fgm(top=0.5, unit="absolute").arguments)["unit"] == "absolute"
+    assert dict(fgm().arguments)["unit"] == "absolute"
 
 
 def test_numpy_numbers_read_back_too():
@@ -258,6 +277,7 @@ BAD = {
     "fixed": [1, 0, "True", None],
     "epsilons": [(0.1, -0.2), (0.1, float("nan")), 0.5, (), "ab"],
     "dropouts": [(0.1, 1.0), (0.1, -0.1), 0.5, ()],
+    "top": [0, 1, 0.0, 1.0, 1.5, -0.3, float("nan"), "", "a layer", True, ("bert",)],
     "over": ["batch", "", None, 1],
     "norm": ["table", None, 2],
     "momentum": ["adam", None, 0.9],

@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from two_processes import BadPass
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
-EVERY = [*runs.INVARIANT, "fgm(epsilon=0.1, unit='embedding')"]
+EVERY = [*(e for e in runs.INVARIANT if "top=" not in e), "fgm(epsilon=0.1, unit='embedding')"]
 # Two steps: 2 processes x 2 micro-batches x 4 examples, then 2 x 1 x 4.
 SETTINGS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 

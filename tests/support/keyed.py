@@ -19,6 +19,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from hf_rat import Regularization, RegularizedTrainer
 from hf_rat.engine.probes import PassProbe
 from hf_rat.engine.weight_memory import WeightMemory
+from hf_rat.passes.below import Below
+from hf_rat.passes.cut import Cut
 from hf_rat.passes.draws import Draws
 from hf_rat.passes.point import Point
 from hf_rat.regularizers import balls, perturbations, weight_balls, weight_perturbations
@@ -121,26 +123,33 @@ def noise():
 @contextlib.contextmanager
 def by_bucket():
     """The buckets of one forward take the same keys, each for its own examples. Inside of `noise()`."""
-    forward, moved, start = Point._forward, Point._forward_perturbed, []
+    start: list[Tensor] = []
 
-    def whole_forward(self, *args, **kwargs):
-        start[:] = [torch.get_rng_state()]
-        return forward(self, *args, **kwargs)
+    def begins(original):
+        def begun(self, *args, **kwargs):
+            start[:] = [torch.get_rng_state()]
+            return original(self, *args, **kwargs)
 
-    def bucket_forward(self, inputs, moves, run):
-        batch = _examples[0]
-        ids = inputs["input_ids"]
-        _examples[0] = _identified(ids, inputs.get("attention_mask", torch.ones_like(ids)))
-        _examples[0] = _examples[0][: len(set(_examples[0].tolist()))]  # of one copy
-        torch.set_rng_state(start[0])
-        try:
-            return moved(self, inputs, moves, run)
-        finally:
-            _examples[0] = batch
+        return begun
+
+    def of_bucket(original, place):
+        def run(self, *args):
+            batch, ids = _examples[0], args[place]["input_ids"]
+            _examples[0] = _identified(ids, args[place].get("attention_mask", torch.ones_like(ids)))
+            _examples[0] = _examples[0][: len(set(_examples[0].tolist()))]  # of one copy
+            torch.set_rng_state(start[0])
+            try:
+                return original(self, *args)
+            finally:
+                _examples[0] = batch
+
+        return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Point, "_forward", whole_forward)
-        patch.setattr(Point, "_forward_perturbed", bucket_forward)
+        patch.setattr(Point, "_forward", begins(Point._forward))
+        patch.setattr(Point, "_forward_perturbed", of_bucket(Point._forward_perturbed, 0))
+        patch.setattr(Below, "__init__", begins(Below.__init__))
+        patch.setattr(Cut, "below", of_bucket(Cut.below, 1))
         yield
 
 

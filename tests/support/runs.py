@@ -50,6 +50,9 @@ COMPOSED = [
     "rat(epsilons=(0.5, 0.2, 0.1), passes=3, dropouts=(0.1, 0.2, 0.3))",
     "rdrop(passes=3) + 0.5 * vat(epsilon=0.5, start=0.5)",
     "rat(epsilon=0.5, warmup=3) + adversarial_dropout(rate=0.2, start_mask='random', every=3)",
+    "fgm(epsilon=0.5, top=1/2) + mean_teacher(alpha=9, beta=0.5)",
+    "rdrop(top=1/2)",
+    "rat(epsilon=0.5, top=1/2)",
     "fgsm(epsilon=0.5, unit='relative') + rat(epsilon=0.9, unit='relative', target=0.3)",
 ]
 

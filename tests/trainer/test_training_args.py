@@ -37,6 +37,9 @@ def parsed(*flags, **settings):
             ["--reg", "fgm", "--reg_epsilon", "0.5", "--reg_unit", "relative", "--reg_target", "0.3"],
             fgm(epsilon=0.5, unit="relative", target=0.3),
         ),
+        (["--reg", "rat", "--reg_top", "1/3"], rat(top=1 / 3)),
+        (["--reg", "rat", "--reg_top", "0.25"], rat(top=0.25)),
+        (["--reg", "rdrop + fgm", "--reg_top", "a.b"], rdrop(top="a.b") + fgm(top="a.b")),
         (["--reg", "rat", "--reg_site", "decoder_embeddings"], rat(site="decoder_embeddings")),
         (
             ["--reg", "rdrop + fgm + 0.5 * vat", "--reg_site", "vit.embeddings"],

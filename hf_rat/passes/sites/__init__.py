@@ -22,6 +22,9 @@ from hf_rat.passes.sites.weights import MIXED, WEIGHTS, MixedWeightsSite, Weight
 MASKS = (LOGITS_INPUT, RECURRENT)
 """The sites where a perturbation changes a dropout mask; at the others it is added to an output."""
 
+TOP = "top layers"
+"""What enters the top of the model, where passes run nothing else: see cut.py. It is no site of whole passes."""
+
 SITES: dict[str, Callable[[nn.Module], Site]] = {
     EMBEDDINGS: EmbeddingSite,
     DECODER_EMBEDDINGS: DecoderEmbeddingSite,

@@ -33,6 +33,17 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return tuple((name, tuple(x.shape)) for name, x in tensors.items())
 
 
+def tell_what_is_lost(asked: Tensor, felt: Tensor, whose: str) -> None:
+    """Warn where rounding takes more than half of a perturbation, measured along itself."""
+    left = float((asked * felt).sum() / asked.square().sum())
+    if left < 0.5:
+        warnings.warn(
+            f"a perturbation of at most {float(asked.abs().max()):.1g} is lost in the half precision {whose} "
+            f"({left:.0%} of it is felt); enlarge it, or keep the weights in fp32 under autocast",
+            stacklevel=2,
+        )
+
+
 class Site:
     """Where a perturbation enters a model. Subclasses hook a module and set `fired` when a move has reached it.
 
@@ -54,16 +65,6 @@ class Site:
     def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         """The geometry of a batch."""
         raise NotImplementedError
-
-    def _tell_what_is_lost(self, asked: Tensor, felt: Tensor, whose: str) -> None:
-        """Warn where rounding takes more than half of a perturbation, measured along itself."""
-        left = float((asked * felt).sum() / asked.square().sum())
-        if left < 0.5:
-            warnings.warn(
-                f"a perturbation of at most {float(asked.abs().max()):.1g} is lost in the half precision {whose} "
-                f"({left:.0%} of it is felt); enlarge it, or keep the weights in fp32 under autocast",
-                stacklevel=2,
-            )
 
     def count_examples(self, inputs: Mapping[str, Any]) -> int:
         """How many examples a batch has: as many as its tensors are long.
@@ -179,7 +180,7 @@ class OutputSite(Site):
             if asked.any():
                 self._measured = True
                 whose = f"that the {type(self.module).__name__} of {type(self.model).__name__} puts out"
-                self._tell_what_is_lost(asked, (moved.float() - first.float()).detach(), whose)
+                tell_what_is_lost(asked, (moved.float() - first.float()).detach(), whose)
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     def probe(self, inputs: Mapping[str, Any], first: Tensor) -> tuple[Any, Any] | None:

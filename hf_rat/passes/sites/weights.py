@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from hf_rat.passes.sites.base import Site
+from hf_rat.passes.sites.base import Site, tell_what_is_lost
 from hf_rat.passes.sites.geometry import Geometry
 
 WEIGHTS = "weights"
@@ -184,7 +184,7 @@ class WeightsSite(Site):
             return
         asked = self.flat([self._at(w, e, i) - w for i, (w, e) in enumerate(zip(now, self.split(move), strict=True))])
         felt = self.flat([m.float() - w.float() for m, w in zip(moved, now, strict=True)])
-        self._tell_what_is_lost(asked, felt, f"of the weights of {type(self.model).__name__}")
+        tell_what_is_lost(asked, felt, f"of the weights of {type(self.model).__name__}")
 
     @contextmanager
     def _in_place(self, tensors: list[Tensor]) -> Iterator[None]:
