@@ -65,9 +65,10 @@ def _parser() -> Parser:
         "    [--baseline M] [--score NAME] [--trials N] [--race [K]] [--controls]\n"
         "    [-- glue ...]",
         description="Methods x data sets x models x seeds through the same code as hf-rat glue,\n"
-        "textcls, ner and lm. A second call makes the runs that are missing. What follows --\n"
-        "is the command of each run, whose flags are in hf-rat glue --help and those of\n"
-        "the others; after a file, its flags are added to those of the file, and win.",
+        "textcls, ner, lm and more. A second call makes the runs that are missing. What\n"
+        "follows -- is the command of each run, whose flags are in hf-rat glue --help and\n"
+        "those of the others; after a file, its flags are added to those of the file, and\n"
+        "win.",
         epilog=f"methods:\n{methods()}\n\nhf-rat methods NAME prints the card of one.".replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,

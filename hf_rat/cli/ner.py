@@ -1,4 +1,4 @@
-"""Train a small model to find entities in sentences, or fine-tune any, regularized.
+"""Train a small model to find entities in texts, or fine-tune any, regularized.
 
 Without data it is trained on generated sentences: hf-rat ner --reg rat
 From scratch, defaults are a learning rate of 1e-3, 5 epochs, batches of 64.

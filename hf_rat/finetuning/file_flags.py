@@ -11,7 +11,7 @@ class FileArguments:
     """Which files are read, how, and which columns are texts and labels."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": "A csv, tsv, json, jsonl or parquet file; hf-rat ner: or columns as CoNLL's."}
+        default=None, metadata={"help": "A csv, tsv, json, jsonl, parquet or CoNLL (ner) file."}
     )
     validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
     test_file: str | None = field(default=None, metadata={"help": "The same, for --do_predict."})

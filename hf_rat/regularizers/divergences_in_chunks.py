@@ -139,7 +139,7 @@ class Chunked(torch.autograd.Function):
                 found = WRITTEN_OUT[ctx.name](*both, slopes[chunk].unsqueeze(-1), needs)
             for gradient, slope in zip(towards, found, strict=True):
                 if gradient is not None and slope is not None:
-                    gradient[rows] = slope
+                    gradient[rows] = slope.to(gradient.dtype)
         return *gradients, None, None, None, *[None] * len(where)
 
 

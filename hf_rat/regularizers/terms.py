@@ -82,9 +82,10 @@ class Smoothness(Term):
 
     def _there(self, point: Point) -> Losses:
         batch, start = chosen(point, self.part), _start(self, point)
+        clean = start.logits[0].detach()  # before the search draws random numbers of its own
 
         def climb(there: Tensor) -> Tensor:
-            return mean_divergence(start.batch, self.divergence, start.logits[0].detach(), there)
+            return mean_divergence(start.batch, self.divergence, clean, there)
 
         ((_, there),) = self.at(start, climb)
         here = first_logits(start, batch)

@@ -1,12 +1,14 @@
 """Values that are not finite never reach the weights, and fp16 does not make any (two processes: test_invariance)."""
 
 import contextlib
+from types import SimpleNamespace
 
 import keyed
 import pytest
 import runs
 import tiny
 import torch
+from accelerate.utils import DynamoBackend
 from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback
@@ -62,6 +64,7 @@ class HalfPrecision:
     num_processes = 1
     gradient_accumulation_steps = 1
     distributed_type = "DistributedType.NO"
+    state = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.NO))
 
     def __init__(self, scale):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)

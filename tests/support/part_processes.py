@@ -1,4 +1,4 @@
-"""Run by test_examples.py in two processes of DDP; process 0 writes what they saw to the JSON file it is given.
+"""Run by test_part_of_batch.py in two processes of DDP; process 0 writes what they saw to the JSON file it is given.
 
 part_processes.py RESULT.json
 """
