@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_rat.cli._commands import Command, Parser, commands, methods, require_methods
 from hf_rat.cli._source import read
-from hf_rat.experiments.choosing import require_choosing
+from hf_rat.experiments.choosing import require_choosing, require_regularizers
 from hf_rat.experiments.compare import compare
 from hf_rat.experiments.experiment import Cell, Experiment
 from hf_rat.experiments.experiment_file import read_experiment
@@ -54,6 +54,7 @@ def run(argv: Sequence[str]) -> None:
     experiment = parse(argv)
     modules = [commands()[name].module for name in experiment.commands]
     processes = Processes("hf_rat.cli.main", (*modules, "hf_rat.experiments.preload"), experiment.jobs)
+    require_regularizers(experiment)  # while the processes' imports go on
     compare(experiment, shlex.join(["hf-rat", "compare", *argv]), processes)
 
 

@@ -13,6 +13,7 @@ from hf_rat.experiments.experiment import Cell, Experiment
 from hf_rat.experiments.held_back import require_training_rows
 from hf_rat.experiments.run import Run, read_record
 from hf_rat.experiments.settings import Space
+from hf_rat.experiments.words import value_of
 
 
 def require_choosing(experiment: Experiment) -> None:
@@ -61,6 +62,22 @@ def sampled(experiment: Experiment) -> Experiment:
             for space in [Space.of(experiment.setting(method, cell), f"--methods {method.entry!r}")]
         },
     )
+
+
+def require_regularizers(experiment: Experiment) -> None:
+    """Refuse a method that no run could have, before any other one is made.
+
+    Raises:
+        ValueError: one line that names it.
+    """
+    from hf_rat.regularizers.expressions import parse  # which imports torch
+
+    for run in sampled(experiment).plan():
+        if not any(word.startswith("--reg_") for word in run.command):  # those may mend it
+            try:
+                parse(value_of(run.command, "reg") or "plain")
+            except ValueError as error:
+                raise ValueError(f"--methods {run.method.entry!r}: {error}") from None
 
 
 def extent(experiment: Experiment, number: int) -> tuple[tuple[Cell, ...], int]:

@@ -271,6 +271,11 @@ def test_arguments():
         ("--methods plain --seeds 1 --output_dir o -- --task_name rte", "-- takes an hf-rat command"),
         ("--methods plain --seeds 1 --output_dir o --", "-- takes an hf-rat command"),
         ("--methods plain --seeds 1 --output_dir o --epochs 3", "--epochs"),
+        (
+            "--methods plain fgm(target=0.3) --seeds 1 --output_dir o",
+            "--methods 'fgm(target=0.3)': target=0.3 with unit",
+        ),
+        ("--methods plain rat(epsilon=-1) --seeds 1 --output_dir o", "--methods 'rat(epsilon=-1)': rat(epsilon=-1)"),
         ("--methods plain~--run_name~' --seeds 1 --output_dir o", "cannot be read (No closing quotation)"),
     ],
 )
