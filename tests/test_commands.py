@@ -22,7 +22,7 @@ from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES += sorted((ROOT / "results").rglob("*.md"))
+PAGES += sorted(path for folder in ("results", "papers") for path in (ROOT / folder).rglob("*.md"))
 # The script's name -> the command that it is.
 SCRIPTS = {"run_glue.py": "glue", "run_textcls.py": "textcls"}
 AN_OLD_COMMIT = re.compile(r"at commit `?[0-9a-f]{7,40}\b")

@@ -16,7 +16,7 @@ from hf_rat.regularizers.recipe import ALWAYS, PART, RECIPES
 from hf_rat.trainer.training_args import RegularizedTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("docs", "results", "examples", "benchmarks", "configs")
+FOLDERS = ("docs", "results", "papers", "examples", "benchmarks", "configs")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 LINK = re.compile(r"!?\[[^\]\n]*\]\(\s*([^)\s]+)[^)\n]*\)")
 OUTSIDE = re.compile(r"[a-z][a-z0-9+.-]*:")
@@ -101,7 +101,8 @@ def test_every_result_is_reached_from_the_results_page():
 # -- paths and names -------------------------------------------------------------------------------------------------
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PATH = re.compile(r"(?<![\w./-])(?:hf_rat|tests|docs|benchmarks|configs|examples|results)/[\w./*-]*\w")
+PAGES += sorted((ROOT / "papers").rglob("*.md"))
+PATH = re.compile(r"(?<![\w./-])(?:hf_rat|tests|docs|benchmarks|configs|examples|results|papers)/[\w./*-]*\w")
 NAME = re.compile(r"(?<![\w/.])hf_rat(?:\.\w+)+")
 
 
@@ -127,7 +128,7 @@ def resolves(name):
     return True
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_names_exists(page):
     assert list(missing(page.read_text(encoding="utf-8"))) == []
 

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from hf_rat.data.generated_reviews import generated_reviews
 from hf_rat.data.task import Task
+from hf_rat.engine.denormals import without_denormals
 from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import Flags, build, given_flags, read_flags
@@ -116,7 +117,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     _check(flags, given, words, lm)
     for name, value in _NEEDED.items():
         setattr(flags.training, name, value)
-    with in_its_folder(flags):
+    with in_its_folder(flags), without_denormals():
         return _run_example(flags, words, lm) if example else _run(flags, given, words, lm)
 
 

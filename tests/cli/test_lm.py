@@ -16,6 +16,7 @@ from hf_rat.cli import main as cli
 from hf_rat.data.tasks import LANGUAGE
 from hf_rat.experiments.scores import score_of, sign_of
 from hf_rat.finetuning.flags import given_flags
+from hf_rat.trainer.carried_state import CarriedStateTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(has no dropout|teaches nothing|flips none)")
 NEXT = {
@@ -59,6 +60,20 @@ SHORT = ["--per_device_train_batch_size", "4", "--bptt", "12", "--num_train_epoc
 @pytest.fixture
 def common(tmp_path):
     return ["--disable_tqdm", "True", "--output_dir", str(tmp_path / "out"), *SHORT]
+
+
+def test_numbers_that_vanish_are_zero_in_training(data, common, monkeypatch):
+    """A unit whose updates stay dropped for a window leaves states and gradients of 1e-40: ten times the time."""
+    products, step = [], CarriedStateTrainer.training_step
+
+    def watched(*args, **kwargs):
+        products.append(float(torch.tensor(1e-30) * torch.tensor(1e-10)))
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(CarriedStateTrainer, "training_step", watched)
+    words = ["--dataset_name", "own", "--data_dir", str(data), "--do_train", "--max_steps", "2", *SHAPE, *common]
+    lm.run([*words, "--text_column_names", "text"])
+    assert products == [0, 0]
 
 
 @pytest.mark.parametrize("name", [*(task.name for task in LANGUAGE), "own"])
