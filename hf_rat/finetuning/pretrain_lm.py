@@ -16,8 +16,14 @@ from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.processes import say
 from hf_rat.finetuning.word_model_flags import WordModelArguments
 from hf_rat.models import RNNConfig, RNNForCausalLM
+from hf_rat.trainer.clipping import Clipping
+from hf_rat.trainer.decay import Decay
 
 FOLDER = "language_model"
+
+
+class LanguageModelTrainer(Clipping, Decay, Trainer):
+    """The Trainer, which clips as `--no_clip_embeddings` says and whose rate goes as `--lr_decay` does."""
 
 
 def pretrain(
@@ -59,10 +65,11 @@ def pretrain(
     changes: dict[str, Any] = {f"reg_{name}": None for name in flags.training.reg_overrides()}
     changes |= {"reg": "plain", "output_dir": str(folder / "run"), "num_train_epochs": words.pretrain_epochs}
     changes |= {"max_steps": -1, "label_smoothing_factor": 0.0, "push_to_hub": False}
+    changes |= {"average": None, "layer_decay": None, "probe_steps": 0}
     changes |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     training = dataclasses.replace(flags.training, **changes)
     say(f"Language model: {len(rows)} texts, {words.pretrain_epochs:g} epochs")
-    trainer = Trainer(
+    trainer = LanguageModelTrainer(
         model=model,
         args=training,
         train_dataset=rows,

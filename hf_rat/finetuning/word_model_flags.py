@@ -47,6 +47,14 @@ class WordModelArguments(DropoutArguments):
     pooling: str | None = field(
         default=None, metadata={"help": "What bilstm, gru, lstm and rnn read: last, mean, max or attention."}
     )
+    classifier_hidden_size: int | None = field(
+        default=None,
+        metadata={"help": "Units of a ReLU layer between what bilstm, gru, lstm and rnn read and the last layer."},
+    )
+    truncated_bptt: int | None = field(
+        default=None,
+        metadata={"help": "Back-propagate through this many last words of each text only; of gru, lstm and rnn."},
+    )
     embedding_dropout: float = field(default=0.0, metadata={"help": "Rate at which whole words are dropped."})
     normalize_embeddings: bool = field(
         default=False,

@@ -443,3 +443,27 @@ def test_a_data_set_without_a_validation_split_holds_back_rows_of_training(commo
         textcls.run(name)
     results = textcls.run([*name, "--validation_from_train", "0.15"])
     assert (results["train_samples"], results["eval_samples"], results["test_samples"]) == (51, 9, 60)
+
+
+def test_semi_supervised_adversarial_dropout_as_published(common, tmp_path, data):
+    """Park et al.'s second table in one run: everything that it asks for, together."""
+    Dataset.from_dict({"text": reviews(60, seed=9)["text"], "label": [-1] * 60}).to_parquet(
+        Path(data) / "imdb" / "unsupervised.parquet"
+    )
+    words = ["--dataset_name", "imdb", "--model", "lstm", "--hidden_size", "8", "--classifier_hidden_size", "6"]
+    semi = ["--pretrain_lm", "--semi_supervised", "--unlabeled_size", "45", "--truncated_bptt", "3"]
+    step = ["--no_clip_embeddings", "--max_grad_norm", "0.05", "--lr_scheduler_type", "constant", "--lr_decay", "0.9"]
+    kept = ["--average", "ema(0.9)", "--normalize_embeddings", "--learning_rate", "0.01", "--logging_steps", "1"]
+    reg = 'adversarial_dropout(site="recurrent", rate=0.25, divergence="js", steps=2) + vat(epsilon=5)'
+    textcls.run([*words, *semi, *step, *kept, *common, "--reg", reg])
+    out = tmp_path / "out"
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert len(rates) > 3
+    assert rates == pytest.approx([0.01 * 0.9**step for step in range(len(rates))])
+    assert all(any(name.startswith("loss_unlabeled") for name in entry) for entry in history if "loss" in entry)
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert (model.config.classifier_hidden_size, model.config.truncated_bptt) == (6, 3)
+    assert model.classifier.in_features == 6
+    language = json.loads((out / "language_model" / "config.json").read_text())
+    assert language["architectures"] == ["RNNForCausalLM"]
