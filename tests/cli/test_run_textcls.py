@@ -467,3 +467,35 @@ def test_semi_supervised_adversarial_dropout_as_published(common, tmp_path, data
     assert model.classifier.in_features == 6
     language = json.loads((out / "language_model" / "config.json").read_text())
     assert language["architectures"] == ["RNNForCausalLM"]
+
+
+def test_runs_share_a_language_model(common, tmp_path, data, capsys):
+    Dataset.from_dict({"text": reviews(20, seed=9)["text"], "label": [-1] * 20}).to_parquet(
+        Path(data) / "imdb" / "unsupervised.parquet"
+    )
+    shared = tmp_path / "shared"
+    words = [
+        "--dataset_name",
+        "imdb",
+        "--model",
+        "lstm",
+        "--pretrain_lm",
+        "--pretrain_dir",
+        str(shared),
+        "--hidden_size",
+    ]
+
+    def start(name, size="8", *more):
+        textcls.run([*words, size, *common, "--learning_rate", "0", "--output_dir", str(tmp_path / name), *more])
+        return AutoModelForSequenceClassification.from_pretrained(tmp_path / name).rnn.state_dict()
+
+    first = start("first", "8", "--seed", "3")
+    assert f"Language model: taken from {shared}" not in capsys.readouterr().out
+    second = start("second", "8", "--seed", "4", "--classifier_hidden_size", "5")
+    assert f"Language model: taken from {shared}" in capsys.readouterr().out
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not any("unfinished" in path.name for path in shared.iterdir())
+    with pytest.raises(ValueError, match="has --hidden_size 8, the classifier 9"):
+        start("wider", "9")
+    with pytest.raises(ValueError, match="is of another vocabulary"):
+        start("fewer", "8", "--max_vocabulary", "5")
