@@ -90,7 +90,7 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Where the perturbation enters: embeddings, decoder_embeddings, weights or a module; of "
-            f"adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"
+            f"adversarial dropout: logits, recurrent or a linear layer. {_IN_EXPRESSION}"
         },
     )
     reg_top: float | str | None = field(
