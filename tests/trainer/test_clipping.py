@@ -6,6 +6,7 @@ import pytest
 import runs
 import tiny
 import torch
+from accelerate.utils import AutocastKwargs
 from torch import nn
 from transformers import TrainerCallback
 
@@ -86,6 +87,29 @@ def test_a_small_gradient_is_left_as_it_is():
     _, clipped = trained(model=tiny.tiny_model(), max_steps=1, clip_embeddings=False, max_grad_norm=1e6)
     for name, gradient in clipped.gradients[0].items():
         torch.testing.assert_close(gradient, whole.gradients[0][name])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradients_are_unscaled_once_before_they_are_clipped(accumulation, monkeypatch):
+    """The loss scale of fp16, on arithmetic in fp32: the scaler of the CPU, as Accelerate makes one on a GPU."""
+    settings = {"max_steps": 1, "gradient_accumulation_steps": accumulation}
+    _, whole = trained(model=tiny.tiny_model(), **settings)
+    expected, _ = clipped_by_hand(whole.gradients[0], BERT, CLIP["max_grad_norm"])
+    torch.manual_seed(0)
+    recorder = Recorder()
+    one = runs.trainer(model=tiny.tiny_model(), options={"callbacks": [recorder]}, **CLIP, **settings)
+    scaler, scales, unscaled = torch.amp.GradScaler("cpu", init_scale=2.0**10), [], []
+    monkeypatch.setattr(one.accelerator, "scaler", scaler)
+    monkeypatch.setattr(one.accelerator, "native_amp", True)
+    monkeypatch.setattr(one.accelerator, "autocast_handler", AutocastKwargs(enabled=False))
+    monkeypatch.setattr(one.accelerator.state, "_mixed_precision", "fp16")
+    scale, unscale = scaler.scale, scaler.unscale_
+    monkeypatch.setattr(scaler, "scale", lambda loss: scales.append(1) or scale(loss))
+    monkeypatch.setattr(scaler, "unscale_", lambda optimizer: unscaled.append(1) or unscale(optimizer))
+    one.train()
+    assert (len(scales), len(unscaled)) == (accumulation, 1)
+    for name, gradient in recorder.gradients[0].items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
 
 
 class Exploding(Recorder):
