@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -35,7 +35,7 @@ class Clipping(_Base):
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP"
                 raise ValueError(f"{asked}: {engine} clips the gradients of whole models; leave it out")
-            if not any(p.requires_grad for p in _tables(self.model).values()):
+            if not any(p.requires_grad for p in _tables(cast(nn.Module, self.model)).values()):
                 raise ValueError(f"{asked}: {type(self.model).__name__} trains no nn.Embedding; leave it out")
         return super().train(*args, **kwargs)
 

@@ -26,8 +26,10 @@ class Decay(_Base):
         if decay is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = ExponentialLR(self.optimizer if optimizer is None else optimizer, decay)
+            stepped: Any = optimizer or self.optimizer
+            exponential: Any = ExponentialLR(stepped, decay)
+            self.lr_scheduler = exponential
             self._created_lr_scheduler = True
-        elif not isinstance(self.lr_scheduler, ExponentialLR):
+        elif not self._created_lr_scheduler:
             raise ValueError(f"lr_decay={decay}: a {type(self.lr_scheduler).__name__} was given; keep one of them")
         return self.lr_scheduler

@@ -190,12 +190,13 @@ def test_resuming_goes_on_where_the_rate_was(tmp_path):
     runs.assert_same_weights(runs.ran(resumed).weights, runs.ran(straight).weights)
 
 
-def test_a_schedule_that_was_given_is_not_replaced():
+@pytest.mark.parametrize("kind", [torch.optim.lr_scheduler.StepLR, torch.optim.lr_scheduler.ExponentialLR])
+def test_a_schedule_that_was_given_is_not_replaced(kind):
     model = tiny.tiny_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    given = (optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+    given = (optimizer, kind(optimizer, 1))
     one = runs.trainer(model=model, options={"optimizers": given}, lr_decay=0.9)
-    with pytest.raises(ValueError, match=r"lr_decay=0\.9: a StepLR was given; keep one of them"):
+    with pytest.raises(ValueError, match=rf"lr_decay=0\.9: a {kind.__name__} was given; keep one of them"):
         one.train()
 
 
