@@ -291,6 +291,15 @@ def test_a_tokenizer_of_another_model_is_told(common, tmp_path):
         (["--model", "textcnn", "--dropout_schedule", "curriculum"], "--dropout_schedule needs a data set"),
         (["--model", "textcnn", "--reg", "fgm(site='encoder')"], "site='encoder'"),
         (["--dataset_name", "imdb", "--unlabeled_file", "none.csv"], "needs --pretrain_lm or --semi_supervised"),
+        (["--dataset_name", "imdb", "--unlabeled_size", "9"], "--unlabeled_size 9 needs --pretrain_lm"),
+        (
+            ["--dataset_name", "ag_news", "--semi_supervised", "--unlabeled_size", "9", "--reg", "vat"],
+            "--unlabeled_size 9: there is no split without labels",
+        ),
+        (["--dataset_name", "imdb", "--pretrain_dir", "lm"], "--pretrain_dir 'lm' needs --pretrain_lm"),
+        (["--dataset_name", "imdb", "--truncated_bptt", "9"], "--truncated_bptt 9: --model textcnn has no use for it"),
+        (["--dataset_name", "imdb", "--model", "bilstm", "--truncated_bptt", "9"], "--truncated_bptt 9 needs one dir"),
+        (["--dataset_name", "imdb", "--lr_decay", "0.9"], "--lr_decay 0.9 needs --lr_scheduler_type 'constant'"),
         (["--dataset_name", "imdb", "--recurrent_dropout", "0.5"], "--recurrent_dropout 0.5 needs --dropout_kind"),
         (
             ["--dataset_name", "imdb", "--train_file", "a.csv"],
