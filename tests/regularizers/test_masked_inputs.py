@@ -113,7 +113,7 @@ def test_the_output_layer_by_its_name_is_the_site_logits():
 def test_a_name_that_no_linear_layer_has_is_refused(site):
     with pytest.raises(
         ValueError,
-        match=f"site='{site}'.*OwnForSequenceClassification has no nn.Linear of this name.*there is .*hidden",
+        match=f"site='{site}'.*has no nn.Linear of this name.*expected logits, recurrent, .*hidden",
     ):
         Regularization(adversarial_dropout(site=site), OwnForSequenceClassification())
 

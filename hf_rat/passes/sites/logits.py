@@ -45,7 +45,7 @@ class LogitsInputSite(Site):
             near = difflib.get_close_matches(name, linear, n=3, cutoff=0.0)
             raise ValueError(
                 f"adversarial_dropout(site={name!r}): {type(base).__name__} has no nn.Linear of this name, on whose "
-                f"input a mask could act; {'there is ' + ', '.join(near) if near else 'it has none at all'}"
+                f"input a mask could act; expected {', '.join(['logits', 'recurrent', *near])}"
             )
         self._watch(linear[name])
 
