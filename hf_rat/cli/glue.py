@@ -88,8 +88,9 @@ def _run(flags: Flags, given: Mapping[str, Any]) -> dict[str, float]:
     data, training = flags.data, flags.training
     require_work(flags, given, flags.model.model_name_or_path is not None)
     _check_submission(flags)
-    if data.unlabeled_file is not None:
-        raise ValueError(f"--unlabeled_file {data.unlabeled_file!r} is a flag of run_textcls.py")
+    for name in ("unlabeled_file", "unlabeled_size"):
+        if (value := getattr(data, name)) is not None:
+            raise ValueError(f"--{name} {value!r} is a flag of run_textcls.py")
     task = find(data.task_name) if data.task_name is not None else None
     if data.preset is not None:
         say(apply_paper(flags, task))

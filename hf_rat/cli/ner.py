@@ -147,8 +147,9 @@ def _check(flags: Flags, words: WordModelArguments, tags: TagArguments, own: boo
         raise ValueError(f"--model {words.model!r} answers for a whole text; of each word there are {', '.join(able)}")
     elif words.vocabulary not in (None, "spaces"):
         raise ValueError(f"--vocabulary {words.vocabulary!r}: the sentences are cut into words already; leave it out")
-    elif words.pooling is not None:
-        raise ValueError(f"--pooling {words.pooling!r} is of a whole text, and each word has a tag; leave it out")
+    elif of_text := [name for name in ("pooling", "classifier_hidden_size", "truncated_bptt") if getattr(words, name)]:
+        value = getattr(words, of_text[0])
+        raise ValueError(f"--{of_text[0]} {value!r} is of a whole text, and each word has a tag; leave it out")
     elif words.pretrain_lm and (tags.window > 1 or tags.case_features):
         raise ValueError("--pretrain_lm: a language model reads neither --window nor --case_features; leave one out")
     check_words(flags, words, own)

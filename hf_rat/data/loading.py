@@ -152,15 +152,15 @@ def hold_back(rows: DatasetDict, train: str, validation: Iterable[str], share: f
     return DatasetDict({**rows, train: parts["train"], **dict.fromkeys(validation, parts["test"])})
 
 
-def subsample(rows: DatasetDict, train: str, size: int) -> DatasetDict:
-    """The same data with `size` training rows, drawn by a fixed seed, whatever the run's is.
+def subsample(rows: DatasetDict, split: str, size: int, flag: str) -> DatasetDict:
+    """The same data with `size` rows of a split, drawn by a fixed seed, whatever the run's is.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer; the message begins with the flag.
     """
-    if size > len(rows[train]):
-        raise ValueError(f"train_size {size}: the training split has {len(rows[train])} rows")
-    return DatasetDict({**rows, train: rows[train].shuffle(seed=0).select(range(size))})
+    if size > len(rows[split]):
+        raise ValueError(f"{flag} {size}: the split {split!r} has {len(rows[split])} rows")
+    return DatasetDict({**rows, split: rows[split].shuffle(seed=0).select(range(size))})
 
 
 def require_same_labels(rows: DatasetDict, column: str) -> None:

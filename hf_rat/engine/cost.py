@@ -13,7 +13,7 @@ from hf_rat.passes.batch import Batch, Tally
 from hf_rat.passes.cut import Cut
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.layers import Place
-from hf_rat.passes.sites import EMBEDDINGS, MASKS, SITES, Site, is_weights, open_site
+from hf_rat.passes.sites import EMBEDDINGS, INPUT_OF, LOGITS_INPUT, MASKS, SITES, Site, is_weights, open_site
 from hf_rat.regularizers.ahead import look_ahead, sites_ahead
 from hf_rat.regularizers.balls import L2
 from hf_rat.regularizers.terms import Adversarial, Term, count_groups, groups, is_plain
@@ -190,7 +190,8 @@ class _Stage(nn.Module):
             opened.centre = opened.values()
             self._sites[name] = opened
         if name not in self._sites:
-            self._sites[name] = SITES[name if name in MASKS else EMBEDDINGS](self)
+            alike = LOGITS_INPUT if name.startswith(INPUT_OF) else EMBEDDINGS
+            self._sites[name] = SITES[name if name in MASKS else alike](self)
         return self._sites[name]
 
     def run(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:

@@ -144,6 +144,7 @@ def _require(flags: Flags) -> None:
             "train_size",
             "validation_from_train",
             "unlabeled_file",
+            "unlabeled_size",
             "dataset_config_name",
             "do_regression",
         ),

@@ -21,6 +21,9 @@ class FileArguments:
             "help": "The same, of texts without labels: for --pretrain_lm and --semi_supervised of run_textcls.py."
         },
     )
+    unlabeled_size: int | None = field(
+        default=None, metadata={"help": "Use N of the texts without labels, drawn by a fixed seed."}
+    )
     text_column_names: str | None = field(
         default=None,
         metadata={

@@ -138,7 +138,10 @@ class DataTrainingArguments(FileArguments):
         self.data_dir = self.data_dir or os.environ.get(DATA_DIR_VARIABLE) or None
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"--preset {self.preset!r} is not known; there is {', '.join(PRESETS)}")
-        for name in ("max_seq_length", "train_size", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+        for name in (
+            *("max_seq_length", "train_size", "unlabeled_size"),
+            *("max_train_samples", "max_eval_samples", "max_predict_samples"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: at least 1 is needed")

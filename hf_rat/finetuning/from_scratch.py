@@ -66,8 +66,9 @@ def check_words(flags: Flags, words: WordModelArguments, own: bool) -> None:
                 raise ValueError(f"--{name} {value!r} is for --model: --model_name_or_path brings its own")
     else:
         word_config(flags, words)  # a flag that the model has no use for is said before anything is loaded
-    if flags.data.unlabeled_file is not None and not (words.pretrain_lm or words.semi_supervised):
-        raise ValueError(f"--unlabeled_file {flags.data.unlabeled_file!r} needs --pretrain_lm or --semi_supervised")
+    for name in ("unlabeled_file", "unlabeled_size"):
+        if (value := getattr(flags.data, name)) is not None and not (words.pretrain_lm or words.semi_supervised):
+            raise ValueError(f"--{name} {value!r} needs --pretrain_lm or --semi_supervised")
     if own and flags.model.lora_r is not None:
         raise ValueError(
             f"--lora_r {flags.model.lora_r} needs --model_name_or_path: an adapter is for trained weights"

@@ -27,6 +27,7 @@ from hf_rat.finetuning.tagging import encode_tagged
 
 SOURCES = ("task_name", "dataset_name", "train_file", "validation_file", "test_file")
 UNLABELED = "unlabeled"
+_NO_UNLABELED = "there is no split without labels; give --unlabeled_file"
 # What data without a row of their own are taken to have.
 _UNKNOWN = Task("", (), (), (), None, "", evaluation=(Validation("validation"),), test=(HeldOut("test"),))
 Build = Callable[[Task, Labels, DatasetDict], tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]]
@@ -130,7 +131,7 @@ def source_of(flags: Flags, task: Task | None, tagged: bool) -> Source:
 
 
 def _hold_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
-    """The same with --validation_from_train and --train_size carried out."""
+    """The same with --validation_from_train, --train_size and --unlabeled_size carried out."""
     data = flags.data
     require_same_labels(rows, task.label_column)
     if data.validation_from_train is not None:
@@ -141,7 +142,11 @@ def _hold_back(flags: Flags, task: Task, rows: DatasetDict) -> DatasetDict:
         names = [part.split for part in task.evaluation]
         rows = hold_back(rows, task.train, names, data.validation_from_train)
     if data.train_size is not None and task.train is not None and task.train in rows:
-        rows = subsample(rows, task.train, data.train_size)
+        rows = subsample(rows, task.train, data.train_size, "--train_size")
+    if data.unlabeled_size is not None:
+        if task.unlabeled is None:
+            raise ValueError(f"--unlabeled_size {data.unlabeled_size}: {_NO_UNLABELED}")
+        rows = subsample(rows, task.unlabeled, data.unlabeled_size, "--unlabeled_size")
     return rows
 
 
@@ -191,7 +196,7 @@ def prepare(
             job.train = encoded(flags, job, task, rows, task.train, data.max_train_samples)
         if unlabeled:
             if task.unlabeled is None:
-                raise ValueError("--semi_supervised: there is no split without labels; give --unlabeled_file")
+                raise ValueError(f"--semi_supervised: {_NO_UNLABELED}")
             job.unlabeled = encoded(flags, job, task, rows, task.unlabeled, None, labelled=False)
             if task.tagged:
                 job.unlabeled = job.unlabeled.remove_columns("labels")

@@ -138,6 +138,8 @@ def word_config(flags: Flags, words: WordModelArguments, **known: Any) -> PreTra
         "nonlinearity": ("nonlinearity", words.nonlinearity),
         "reset_after": ("reset_after", None if words.reset_after else False),
         "pooling": ("pooling", words.pooling),
+        "classifier_hidden_size": ("classifier_hidden_size", words.classifier_hidden_size),
+        "truncated_bptt": ("truncated_bptt", words.truncated_bptt),
         "dropout_kind": ("recurrent_dropouts", words.recurrent_dropouts() or None),
     }
     defaults = companion.config().to_dict()

@@ -47,6 +47,14 @@ class WordModelArguments(DropoutArguments):
     pooling: str | None = field(
         default=None, metadata={"help": "What bilstm, gru, lstm and rnn read: last, mean, max or attention."}
     )
+    classifier_hidden_size: int | None = field(
+        default=None,
+        metadata={"help": "Units of a ReLU layer between what bilstm, gru, lstm and rnn read and the last layer."},
+    )
+    truncated_bptt: int | None = field(
+        default=None,
+        metadata={"help": "Back-propagate through this many last words of each text only; of gru, lstm and rnn."},
+    )
     embedding_dropout: float = field(default=0.0, metadata={"help": "Rate at which whole words are dropped."})
     normalize_embeddings: bool = field(
         default=False,
@@ -78,6 +86,13 @@ class WordModelArguments(DropoutArguments):
         metadata={"help": "First train lstm, gru or rnn as a language model on all texts, the unlabelled ones too."},
     )
     pretrain_epochs: float = field(default=1.0, metadata={"help": "Epochs of --pretrain_lm."})
+    pretrain_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the language model of --pretrain_lm is kept; one that is there already is taken, so that "
+            "several runs share it. Without it: language_model in the output folder."
+        },
+    )
     semi_supervised: bool = field(
         default=False,
         metadata={"help": "Ask what needs no labels (vat, adversarial_dropout, ...) of the unlabelled texts too."},
@@ -102,6 +117,8 @@ class WordModelArguments(DropoutArguments):
             )
         if self.pretrain_epochs != type(self).pretrain_epochs and not self.pretrain_lm:
             raise ValueError(f"--pretrain_epochs {self.pretrain_epochs} needs --pretrain_lm")
+        if self.pretrain_dir is not None and not self.pretrain_lm:
+            raise ValueError(f"--pretrain_dir {self.pretrain_dir!r} needs --pretrain_lm")
         if not self.pretrain_epochs > 0:
             raise ValueError(f"--pretrain_epochs {self.pretrain_epochs} must be above 0")
         if self.dropout_gamma is not None and self.dropout_schedule is None:

@@ -31,6 +31,11 @@ class RNNConfig(WordConfig):
         between: activation between stacked layers, None (default) or "tanh".
         pooling: what a sequence classifier reads: "last", the state after the last step of each direction (default,
             as the IMDB and AG News code of R-AT's authors), "mean" or "max" over the valid steps, or "attention".
+        classifier_hidden_size: units of a ReLU layer between pooling and the dropout before a sequence classifier's
+            last layer (Miyato et al. 2017, Park et al. 2019: 30). Default: no such layer.
+        truncated_bptt: a sequence classifier's loss is back-propagated through this many last steps of each text only:
+            the steps before them run, and what they give out and their state are constants. One direction only.
+            Default: through all.
         recurrent_dropouts: rates by name, the fields of `Dropouts` (recurrent_dropouts.py). `input` acts before the
             first layer, `hidden` and `layers` between layers, `output` after the last, the others inside every layer.
         window: words that each step of the first layer reads, an odd number: itself and as many before as behind, side
@@ -70,6 +75,8 @@ class RNNConfig(WordConfig):
     bidirectional: bool = False
     between: str | None = None
     pooling: str = "last"
+    classifier_hidden_size: int | None = None
+    truncated_bptt: int | None = None
     recurrent_dropouts: dict[str, Any] = field(default_factory=dict)
     window: int = 1
     type_vocab_size: int = 0
@@ -102,8 +109,14 @@ class RNNConfig(WordConfig):
 
     def check(self) -> None:
         super().check()
-        if self.last_hidden_size is not None:
-            check_size("last_hidden_size", self.last_hidden_size)
+        for name in ("last_hidden_size", "classifier_hidden_size", "truncated_bptt"):
+            if getattr(self, name) is not None:
+                check_size(name, getattr(self, name))
+        if self.truncated_bptt is not None and self.bidirectional:
+            raise ValueError(
+                f"truncated_bptt={self.truncated_bptt} needs one direction: the last steps of the other are the first "
+                "words"
+            )
         if self.type_vocab_size != 0:
             check_size("type_vocab_size", self.type_vocab_size)
         if self.window % 2 == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -112,6 +113,7 @@ class RNNModel(RNNPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         token_type_ids: Tensor | None = None,
+        truncated_bptt: int | None = None,
         **kwargs: Any,
     ) -> RNNModelOutput:
         """Run the layers.
@@ -123,6 +125,9 @@ class RNNModel(RNNPreTrainedModel):
             use_cache: return the state. Default: as the configuration says, which is yes.
             output_hidden_states: return what every layer gives out.
             token_type_ids: (batch, time), the kind of each word; needed with `type_vocab_size`, ignored without.
+            truncated_bptt: gradients flow through this many last valid steps of each example only. Masks of recurrent
+                dropout (not those of `input`, `output` and of words) are drawn for the steps before them, and drawn
+                anew for them, as for each window of a language model. Default: through all steps.
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, no token_type_ids, or wrong shapes.
@@ -145,20 +150,18 @@ class RNNModel(RNNPreTrainedModel):
         order, lengths = (None, None) if attention_mask is None and steps else valid_first(mask)
         back = None if order is None else order.argsort(1)
         x = beside_neighbours(permute_steps(x, order), self.config.window, lengths)
-        seen, last, p = [permute_steps(words, order)], [], self.dropouts
-        x = drop_forward(x, p, "input", self.training)
-        for depth, layer in enumerate(self.layers):
-            if depth:
-                x = x.tanh() if self.config.between == "tanh" else x
-                x = drop_between(x, p, self.training)
-            x, after = layer(x, None if state is None else state[depth], lengths=lengths)
-            seen.append(x)
-            last.append(after)
+        x = drop_forward(x, self.dropouts, "input", self.training)
+        if truncated_bptt is not None and (self.training or torch.is_grad_enabled()):
+            given_out, last = self._run_truncated(x, state, lengths, truncated_bptt)
+        else:
+            given_out, last = self._run_layers(x, state, lengths)
+        seen = [permute_steps(words, order), *given_out]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if use_cache is None:
             use_cache = self.config.use_cache
-        outputs = [drop_forward(x, p, "output", self.training), *(seen if output_hidden_states else ())]
+        outputs = [drop_forward(seen[-1], self.dropouts, "output", self.training)]
+        outputs += seen if output_hidden_states else []
         outputs = [permute_steps(each, back) for each in outputs]
         if steps == 0:
             outputs = [each[:, :0] for each in outputs]
@@ -168,16 +171,55 @@ class RNNModel(RNNPreTrainedModel):
             hidden_states=tuple(outputs[1:]) if output_hidden_states else None,
         )
 
+    def _run_layers(
+        self, x: Tensor, state: Sequence[LayerState] | None, lengths: Tensor | None
+    ) -> tuple[list[Tensor], list[LayerState]]:
+        """What each layer gives out, (batch, time, width), and its state after each example's last step."""
+        seen, last = [], []
+        for depth, layer in enumerate(self.layers):
+            if depth:
+                x = x.tanh() if self.config.between == "tanh" else x
+                x = drop_between(x, self.dropouts, self.training)
+            x, after = layer(x, None if state is None else state[depth], lengths=lengths)
+            seen.append(x)
+            last.append(after)
+        return seen, last
+
+    def _run_truncated(
+        self, x: Tensor, state: Sequence[LayerState] | None, lengths: Tensor | None, steps: int
+    ) -> tuple[list[Tensor], list[LayerState]]:
+        """The same, with a gradient through the last `steps` valid steps of each example only."""
+        batch, time = x.shape[:2]
+        ends = torch.full((batch,), time, device=x.device) if lengths is None else lengths
+        early = (ends - steps).clamp(min=0)  # steps of each example that have no gradient
+        most = int(early.max())
+        if most == 0:
+            return self._run_layers(x, state, lengths)
+        with torch.no_grad():
+            before, state = self._run_layers(x[:, :most], state, early)
+        tail = permute_steps(x, early.unsqueeze(1) + torch.arange(steps, device=x.device))
+        after, last = self._run_layers(tail, state, ends - early)
+        # Back in the order of time. Behind the last step, where both give out zeros, stands a step of zeros.
+        now, early = torch.arange(time, device=x.device), early.unsqueeze(1)
+        places = torch.where(now < early, now, most + (now - early).clamp(max=steps))
+        both = (torch.cat([one, F.pad(two, (0, 0, 0, 1))], 1) for one, two in zip(before, after, strict=True))
+        return [permute_steps(each, places) for each in both], last
+
 
 class RNNForSequenceClassification(RNNPreTrainedModel):
-    """Pooling over the valid steps, dropout, and a linear layer. An example without a valid step pools to zero."""
+    """Pooling over the valid steps, a ReLU layer if the configuration has one, dropout, and a linear layer.
+
+    An example without a valid step pools to zero.
+    """
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
         self.rnn = RNNModel(config)
         self.attention = Attention(config.output_size) if config.pooling == "attention" else None
+        units = config.classifier_hidden_size
+        self.hidden = nn.Linear(config.output_size, units) if units is not None else None
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.output_size, self.num_labels)
+        self.classifier = nn.Linear(units or config.output_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -193,12 +235,16 @@ class RNNForSequenceClassification(RNNPreTrainedModel):
 
         See `RNNModel` for the inputs. labels: (batch,) classes or numbers, or (batch, num_labels) floats.
         """
-        outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **kwargs | {"return_dict": True})
+        given = kwargs | {"truncated_bptt": self.config.truncated_bptt, "return_dict": True}
+        outputs = self.rnn(input_ids, attention_mask, inputs_embeds, **given)
         hidden = outputs.last_hidden_state
         mask = (hidden.new_ones(hidden.shape[:2]) if attention_mask is None else attention_mask).bool()
         if hidden.size(1) == 0:
             hidden, mask = F.pad(hidden, (0, 0, 0, 1)), F.pad(mask, (0, 1))
-        logits = self.classifier(self.dropout(self._pool(hidden, mask)))
+        pooled = self._pool(hidden, mask)
+        if self.hidden is not None:
+            pooled = self.hidden(pooled).relu()
+        logits = self.classifier(self.dropout(pooled))
         loss = self.loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 

@@ -22,8 +22,8 @@ def valid_first(mask: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def permute_steps(x: Tensor, order: Tensor | None) -> Tensor:
-    """(batch, time, d) with the steps of each example in the given order (batch, time)."""
-    return x if order is None else x.gather(1, order.unsqueeze(-1).expand_as(x))
+    """(batch, time, d) with the steps of each example in the given order (batch, steps)."""
+    return x if order is None else x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.size(-1)))
 
 
 def beside_neighbours(x: Tensor, window: int, lengths: Tensor | None) -> Tensor:

@@ -38,7 +38,7 @@ perturbation only.
 
 from __future__ import annotations
 
-from hf_rat.passes.sites import EMBEDDINGS, MASKS, MIXED, WEIGHTS
+from hf_rat.passes.sites import EMBEDDINGS, INPUT_OF, MASKS, MIXED, SITES, WEIGHTS, is_weights
 from hf_rat.regularizers.adaptive import adaptive
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Redrawn
@@ -622,15 +622,17 @@ def adversarial_dropout(
         alpha: 1. The codes grow it to that over the first epochs (use warmup).
         start_mask: flips one random unit ("one_drop"), floor(rate H) of them ("random"), or none ("base": the
             influence is then that of other dropout masks; without any other dropout it is zero, and so is the loss).
-        site: "logits" is the input of the output layer. "recurrent" is the hidden state where it re-enters the gates
-            of the last recurrent layer, one mask for all its steps (and both its directions).
+        site: "logits" is the input of the output layer; the name of another linear layer, as in named_modules(), the
+            input of that one (a last hidden state below further layers). "recurrent" is the hidden state where it
+            re-enters the gates of the last recurrent layer, one mask for all its steps (and both its directions).
         divergence: D(p, q) of the prediction p under m_0 and q under m: "kl" is KL(p || q), "reverse_kl" KL(q || p).
         base: "random" makes m_0 a random mask with floor(rate H) units off; flips then go both ways.
         fixed: no gradient flows into p(x, m_0).
     """
-    if site not in MASK_SITES:
-        raise ValueError(f"adversarial_dropout(site={site!r}): site must be one of {', '.join(MASK_SITES)}")
-    at = MASK_SITES[site]
+    if site in SITES or is_weights(site):
+        known = ", ".join(MASK_SITES)
+        raise ValueError(f"adversarial_dropout(site={site!r}): site must be {known} or the name of a linear layer")
+    at = MASK_SITES.get(site, INPUT_OF + site)
     gap: Term = Smoothness(Flip(Hamming(rate), start_mask, steps, at), divergence, fixed=fixed)
     if base == "random":
         gap = Adversarial(Dropped(Hamming(rate), at), gap)

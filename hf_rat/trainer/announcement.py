@@ -109,6 +109,10 @@ def announcement(
         said["average"] = f"evaluated and saved: {average!r} of the weights"
     if (decay := getattr(args, "layer_decay", None)) is not None:
         said["layer_decay"] = f"learning rate of each lower layer x {decay:g}"
+    if not getattr(args, "clip_embeddings", True):
+        said["clip_embeddings"] = f"gradients clipped to norm {args.max_grad_norm:g}, those of embeddings left out"
+    if (lr_decay := getattr(args, "lr_decay", None)) is not None:
+        said["lr_decay"] = f"learning rate of each step x {lr_decay:g}"
     if (steps := getattr(args, "probe_steps", 0)) > 0:
         said["probe_steps"] = f"steps that train the head alone: {steps}"
     chosen = getattr(args, "fast_choices", ())

@@ -26,7 +26,9 @@ from hf_rat.trainer.announcement import Announcer, announcement
 from hf_rat.trainer.average import Averaging, read_average
 from hf_rat.trainer.bookkeeping import Bookkeeping
 from hf_rat.trainer.by_layer import ByLayer
+from hf_rat.trainer.clipping import Clipping
 from hf_rat.trainer.components import Components
+from hf_rat.trainer.decay import Decay
 from hf_rat.trainer.dropout_schedule import DropoutSchedule
 from hf_rat.trainer.fast import faster
 from hf_rat.trainer.hosts import OwnLoss, host_of, select_arguments
@@ -37,7 +39,7 @@ from hf_rat.trainer.trials import check_space
 from hf_rat.trainer.unlabeled_batches import UnlabeledBatches
 
 
-class RegularizationMixin(Averaging, ByLayer, OwnLoss):
+class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
     """Put in front of a Trainer class: `class MyTrainer(RegularizationMixin, Seq2SeqTrainer)`.
 
     A `compute_loss` that a subclass defines, or the class behind the mixin, is the task loss of one pass.
@@ -287,8 +289,7 @@ class RegularizationMixin(Averaging, ByLayer, OwnLoss):
     def _skip_nonfinite_step(self, model: nn.Module) -> None:
         """Take non-finite gradients away, so that the optimizer step changes nothing. fp16 leaves it to the scaler."""
         if self.accelerator.scaler is None:
-            nonfinite = self.regularization.nonfinite
-            nonfinite.drop_gradients(model, self.state.global_step, self._gradients_finite)
+            self.regularization.nonfinite.drop_gradients(model, self.state.global_step, self._gradients_finite)
 
 
 class RegularizedTrainer(RegularizationMixin, Trainer):

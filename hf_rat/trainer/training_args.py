@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from hf_rat.engine.bucketing_policy import SPLITTING
 from hf_rat.engine.requirements import MEMORY
@@ -90,7 +90,7 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Where the perturbation enters: embeddings, decoder_embeddings, weights or a module; of "
-            f"adversarial dropout: logits or recurrent. {_IN_EXPRESSION}"
+            f"adversarial dropout: logits, recurrent or a linear layer. {_IN_EXPRESSION}"
         },
     )
     reg_top: float | str | None = field(
@@ -144,6 +144,20 @@ class RegularizedTrainingArguments(TrainingArguments):
         },
     )
 
+    clip_embeddings: bool = field(
+        default=True,
+        metadata={
+            "help": "max_grad_norm clips all gradients, the default; --no_clip_embeddings: all but those of embedding "
+            "tables."
+        },
+    )
+    lr_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of each optimizer step, as a factor of the one before. Needs --lr_scheduler_type "
+            "constant."
+        },
+    )
     average: str | None = field(
         default=None,
         metadata={
@@ -170,6 +184,12 @@ class RegularizedTrainingArguments(TrainingArguments):
             read_average(self.average)
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be a factor above 0 and at most 1")
+        if self.lr_decay is not None:
+            if not 0 < self.lr_decay <= 1:
+                raise ValueError(f"lr_decay={self.lr_decay} must be a factor above 0 and at most 1")
+            if self.lr_scheduler_type != SchedulerType.CONSTANT:
+                found = SchedulerType(self.lr_scheduler_type).value
+                raise ValueError(f"lr_decay={self.lr_decay} needs lr_scheduler_type='constant', which is {found!r}")
         if self.probe_steps < 0:
             raise ValueError(f"probe_steps={self.probe_steps} must be a number of steps, at least 0")
         for name, known in (("reg_memory", MEMORY), ("length_buckets", SPLITTING)):

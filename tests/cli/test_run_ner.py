@@ -339,6 +339,10 @@ def test_compare_takes_it():
         (["--streaming", "--max_steps", "3"], "--streaming True is not for hf-rat ner"),
         (["--submission_dir", "d"], "--submission_dir 'd' is not for hf-rat ner"),
         (["--model", "lstm", "--pretrain_lm", "--window", "3"], "--pretrain_lm: a language model reads neither"),
+        (
+            ["--model", "lstm", "--truncated_bptt", "3"],
+            "--truncated_bptt 3 is of a whole text, and each word has a tag",
+        ),
         (["--max_seq_length", "2"], "--max_seq_length 2: --validation_file: .* words of row 0 lie beyond it"),
         (
             ["--label_column_name", "ner"],

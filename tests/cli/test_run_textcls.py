@@ -291,6 +291,15 @@ def test_a_tokenizer_of_another_model_is_told(common, tmp_path):
         (["--model", "textcnn", "--dropout_schedule", "curriculum"], "--dropout_schedule needs a data set"),
         (["--model", "textcnn", "--reg", "fgm(site='encoder')"], "site='encoder'"),
         (["--dataset_name", "imdb", "--unlabeled_file", "none.csv"], "needs --pretrain_lm or --semi_supervised"),
+        (["--dataset_name", "imdb", "--unlabeled_size", "9"], "--unlabeled_size 9 needs --pretrain_lm"),
+        (
+            ["--dataset_name", "ag_news", "--semi_supervised", "--unlabeled_size", "9", "--reg", "vat"],
+            "--unlabeled_size 9: there is no split without labels",
+        ),
+        (["--dataset_name", "imdb", "--pretrain_dir", "lm"], "--pretrain_dir 'lm' needs --pretrain_lm"),
+        (["--dataset_name", "imdb", "--truncated_bptt", "9"], "--truncated_bptt 9: --model textcnn has no use for it"),
+        (["--dataset_name", "imdb", "--model", "bilstm", "--truncated_bptt", "9"], "--truncated_bptt 9 needs one dir"),
+        (["--dataset_name", "imdb", "--lr_decay", "0.9"], "--lr_decay 0.9 needs --lr_scheduler_type 'constant'"),
         (["--dataset_name", "imdb", "--recurrent_dropout", "0.5"], "--recurrent_dropout 0.5 needs --dropout_kind"),
         (
             ["--dataset_name", "imdb", "--train_file", "a.csv"],
@@ -443,3 +452,59 @@ def test_a_data_set_without_a_validation_split_holds_back_rows_of_training(commo
         textcls.run(name)
     results = textcls.run([*name, "--validation_from_train", "0.15"])
     assert (results["train_samples"], results["eval_samples"], results["test_samples"]) == (51, 9, 60)
+
+
+def test_semi_supervised_adversarial_dropout_as_published(common, tmp_path, data):
+    """Park et al.'s second table in one run: everything that it asks for, together."""
+    Dataset.from_dict({"text": reviews(60, seed=9)["text"], "label": [-1] * 60}).to_parquet(
+        Path(data) / "imdb" / "unsupervised.parquet"
+    )
+    words = ["--dataset_name", "imdb", "--model", "lstm", "--hidden_size", "8", "--classifier_hidden_size", "6"]
+    semi = ["--pretrain_lm", "--semi_supervised", "--unlabeled_size", "45", "--truncated_bptt", "3"]
+    step = ["--no_clip_embeddings", "--max_grad_norm", "0.05", "--lr_scheduler_type", "constant", "--lr_decay", "0.9"]
+    kept = ["--average", "ema(0.9)", "--normalize_embeddings", "--learning_rate", "0.01", "--logging_steps", "1"]
+    reg = 'adversarial_dropout(site="recurrent", rate=0.25, divergence="js", steps=2) + vat(epsilon=5)'
+    textcls.run([*words, *semi, *step, *kept, *common, "--reg", reg])
+    out = tmp_path / "out"
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert len(rates) > 3
+    assert rates == pytest.approx([0.01 * 0.9**step for step in range(len(rates))])
+    assert all(any(name.startswith("loss_unlabeled") for name in entry) for entry in history if "loss" in entry)
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert (model.config.classifier_hidden_size, model.config.truncated_bptt) == (6, 3)
+    assert model.classifier.in_features == 6
+    language = json.loads((out / "language_model" / "config.json").read_text())
+    assert language["architectures"] == ["RNNForCausalLM"]
+
+
+def test_runs_share_a_language_model(common, tmp_path, data, capsys):
+    Dataset.from_dict({"text": reviews(20, seed=9)["text"], "label": [-1] * 20}).to_parquet(
+        Path(data) / "imdb" / "unsupervised.parquet"
+    )
+    shared = tmp_path / "shared"
+    words = [
+        "--dataset_name",
+        "imdb",
+        "--model",
+        "lstm",
+        "--pretrain_lm",
+        "--pretrain_dir",
+        str(shared),
+        "--hidden_size",
+    ]
+
+    def start(name, size="8", *more):
+        textcls.run([*words, size, *common, "--learning_rate", "0", "--output_dir", str(tmp_path / name), *more])
+        return AutoModelForSequenceClassification.from_pretrained(tmp_path / name).rnn.state_dict()
+
+    first = start("first", "8", "--seed", "3")
+    assert f"Language model: taken from {shared}" not in capsys.readouterr().out
+    second = start("second", "8", "--seed", "4", "--classifier_hidden_size", "5")
+    assert f"Language model: taken from {shared}" in capsys.readouterr().out
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not any("unfinished" in path.name for path in shared.iterdir())
+    with pytest.raises(ValueError, match="has --hidden_size 8, the classifier 9"):
+        start("wider", "9")
+    with pytest.raises(ValueError, match="is of another vocabulary"):
+        start("fewer", "8", "--max_vocabulary", "5")

@@ -85,7 +85,7 @@ def test_every_flag_is_left_out_by_default_and_belongs_to_a_recipe():
         ({"reg": "rat", "reg_alpha": float("inf")}, "alpha=inf"),
         ({"reg": "pgd", "reg_steps": 0}, "steps=0"),
         ({"reg": "adversarial_dropout", "reg_rate": 1.0}, "rate=1.0"),
-        ({"reg": "adversarial_dropout", "reg_site": "hidden"}, "site='hidden'.*logits, recurrent"),
+        ({"reg": "adversarial_dropout", "reg_site": "weights"}, "site='weights'.*logits, recurrent"),
         ({"reg": "adversarial_dropout", "reg_base": "zeros"}, "base='zeros'.*ones, random"),
         ({"reg": "adversarial_dropout(fixed=1)"}, "fixed=1.*True or False"),
         ({"reg": "rdrop", "reg_site": "recurrent"}, "reg_site='recurrent'"),

@@ -13,7 +13,7 @@ from torch import nn
 from hf_rat.passes.sites.base import Site
 from hf_rat.passes.sites.decoder_embeddings import DECODER_EMBEDDINGS, DecoderEmbeddingSite
 from hf_rat.passes.sites.embeddings import EMBEDDINGS, EmbeddingSite
-from hf_rat.passes.sites.logits import LOGITS_INPUT, LogitsInputSite
+from hf_rat.passes.sites.logits import INPUT_OF, LOGITS_INPUT, LogitsInputSite
 from hf_rat.passes.sites.module import ModuleSite
 from hf_rat.passes.sites.recurrent import RECURRENT, RecurrentSite
 from hf_rat.passes.sites.sentence_transformers import ColumnsSite
@@ -36,13 +36,17 @@ SITES: dict[str, Callable[[nn.Module], Site]] = {
 
 
 def open_site(name: str, model: nn.Module) -> Site:
-    """The site of that name on an unwrapped model: a key of SITES, "weights:PATTERN", or the output of a module.
+    """The site of that name on an unwrapped model.
+
+    That is a key of SITES, "weights:PATTERN", "input of LAYER", or the output of a module.
 
     Raises:
         ValueError: the model has no such place; the message says why.
     """
     if name == EMBEDDINGS and hasattr(model, "transformers_model"):  # a SentenceTransformer
         return ColumnsSite(model)
+    if name.startswith(INPUT_OF):
+        return LogitsInputSite(model, name.removeprefix(INPUT_OF))
     if is_weights(name):
         kind, _, pattern = name.partition(":")
         return (MixedWeightsSite if kind == MIXED else WeightsSite)(model, pattern or "*")

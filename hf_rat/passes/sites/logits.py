@@ -1,37 +1,56 @@
-"""A mask on the input of the layer that makes the logits: where adversarial dropout enters a model."""
+"""A mask on the input of a linear layer, the one that makes the logits: where adversarial dropout enters a model."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from hf_rat.passes.adapters import without_adapters
 from hf_rat.passes.dropout import without_trace
 from hf_rat.passes.outputs import logits_of
 from hf_rat.passes.sites.base import Site, batch_tensors
 from hf_rat.passes.sites.geometry import Geometry
 
 LOGITS_INPUT = "logits input"
+INPUT_OF = "input of "
+"""Before the name of another linear layer, the site of a mask on what that one reads."""
 
 
 class LogitsInputSite(Site):
-    """A mask on the input of the linear layer that makes the logits: one mask per example, shared over time.
+    """A mask on the input of a linear layer, the one that makes the logits: one mask per example, shared over time.
 
     A move is (batch, units) in {-1, 0}, and the mask `1 + move`. Kept units are scaled by units / (units that are on),
     as Park et al. do.
 
     Args:
-        model: the unwrapped model.
+        model: the unwrapped model; with adapters, names are those of the model inside.
+        name: of the layer, as in `model.named_modules()`. Default: the one that makes the logits is found.
 
     Raises:
-        ValueError (at the first batch): no nn.Linear makes the logits.
+        ValueError: no nn.Linear has this name, or (at the first batch) none makes the logits.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, name: str | None = None) -> None:
         super().__init__(model)
         self.module: nn.Linear | None = None
         self._handle: Any = None
+        if name is None:
+            return
+        base = without_adapters(model)
+        linear = {path: module for path, module in base.named_modules() if isinstance(module, nn.Linear)}
+        if name not in linear:
+            near = difflib.get_close_matches(name, linear, n=3, cutoff=0.0)
+            raise ValueError(
+                f"adversarial_dropout(site={name!r}): {type(base).__name__} has no nn.Linear of this name, on whose "
+                f"input a mask could act; expected {', '.join(['logits', 'recurrent', *near])}"
+            )
+        self._watch(linear[name])
+
+    def _watch(self, module: nn.Linear) -> None:
+        self.module, self._handle = module, module.register_forward_pre_hook(self._hook)
 
     def close(self) -> None:
         if self._handle is not None:
@@ -52,13 +71,13 @@ class LogitsInputSite(Site):
 
     @property
     def unreached(self) -> str:
-        return f"the dropout mask never reached the output layer of {type(self.model).__name__}"
+        return f"the dropout mask never reached the linear layer of {type(self.model).__name__} that it is for"
 
     def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
         first = next(iter(batch_tensors(inputs).values()))
         if self.module is None:
-            self.module = self._find(inputs, first)
-            self._handle = self.module.register_forward_pre_hook(self._hook)
+            self._watch(self._find(inputs, first))
+        assert self.module is not None
         return Geometry(shape=(self.count_examples(inputs), self.module.in_features), device=first.device)
 
     def _find(self, inputs: Mapping[str, Any], first: Tensor) -> nn.Linear:
