@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_rat.engine.engine import Engine
-from hf_rat.passes.copies import find_uneven
+from hf_rat.passes.copies import find_uneven, near
 from hf_rat.passes.dropout import without_trace
 from hf_rat.passes.execution import Pass
-from hf_rat.passes.part import Part, cut
+from hf_rat.passes.part import Part, take
 from hf_rat.passes.problems import count_labels, is_labelled, losses_of_examples
+from hf_rat.passes.sites.base import batch_tensors
 from hf_rat.regularizers.terms import Term, all_terms
 
 
@@ -69,7 +70,8 @@ class ChosenExamples:
             return
         if because := find_uneven(inputs):
             self._refuse(f"nobody can tell them: {because}")
-        size = _size(inputs)
+        first = _first(inputs)
+        size, device = len(first), first.device
         if not self._told and size > 0 and all(part.count(size) == size for part in self._parts):
             self._told = True
             warnings.warn(
@@ -78,10 +80,10 @@ class ChosenExamples:
                 stacklevel=4,
             )
         # All processes look together.
-        if not self._checked and bool(self._engine.everywhere(torch.tensor([size > 1], device=_device(inputs))).all()):
+        if not self._checked and bool(self._engine.everywhere(torch.tensor([size > 1], device=device)).all()):
             self._checked = True
             found = [self._find_coupling(inputs, problem), self._find_unknown(inputs, problem)]
-            fine = torch.tensor([because is None for because in found], device=_device(inputs))
+            fine = torch.tensor([because is None for because in found], device=device)
             for because, holds in zip(found, self._engine.everywhere(fine).tolist(), strict=True):
                 if not holds:
                     self._refuse(because or "another process refuses it")
@@ -102,21 +104,21 @@ class ChosenExamples:
         name = type(self._model).__name__
         try:
             loss, logits = self._look(inputs)
-            rows = torch.arange(_size(inputs), device=_device(inputs))
-            halves = [cut(inputs, half) for half in rows.chunk(2)]
+            rows = torch.arange(len(_first(inputs)), device=_first(inputs).device)
+            halves = [take(inputs, half) for half in rows.chunk(2)]
             looks = [self._look(half) for half in halves]
         except Exception as error:  # whatever a model that nobody knows makes of a part of its batch
             return f"{name} cannot run half a batch ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         joined = torch.cat([part for _, part in looks])
         rough = logits.dtype in (torch.float16, torch.bfloat16)
-        if joined.shape != logits.shape or not _near(joined, logits, 1e-1 if rough else 1e-2):
+        if joined.shape != logits.shape or not near(logits, joined, 1e-1 if rough else 1e-2):
             return f"the logits of {name} for one depend on the others of its batch"
         if loss is None or not is_labelled(inputs):
             return None
         counts = torch.stack([count_labels(problem(), half) for half in halves])
         means = torch.stack([half for half, _ in looks if half is not None])
         mean = torch.where(counts > 0, counts * means, 0.0).sum() / counts.sum()
-        if not _near(mean, loss, 2e-2 if rough else 1e-3):
+        if not near(loss, mean, 2e-2 if rough else 1e-3):
             return (
                 f"the loss of {name} is no mean over them: {float(loss):.4g} over the first batch, and "
                 f"{float(mean):.4g} by its halves"
@@ -131,28 +133,16 @@ class ChosenExamples:
         found = losses_of_examples(problem(), inputs, logits)
         if found is not None and loss is not None:
             losses, counts = found
-            if _near((losses * counts).sum() / counts.sum(), loss, 2e-2):
+            if near(loss, (losses * counts).sum() / counts.sum(), 2e-2):
                 return None
         name = type(self._model).__name__
         return f"nobody can tell the hardest of them: the loss of {name} is none of the usual ones"
 
     def _look(self, inputs: Mapping[str, Any]) -> Pass:
-        with without_trace(self._model, _device(inputs)):
+        with without_trace(self._model, _first(inputs).device):
             return self._run(dict(inputs))
 
 
-def _tensors(inputs: Mapping[str, Any]) -> list[Tensor]:
-    return [x for x in inputs.values() if isinstance(x, Tensor) and x.dim() > 0]
-
-
-def _size(inputs: Mapping[str, Any]) -> int:
-    return len(_tensors(inputs)[0])
-
-
-def _device(inputs: Mapping[str, Any]) -> torch.device:
-    return _tensors(inputs)[0].device
-
-
-def _near(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    one, other = one.detach().float().nan_to_num(), other.detach().float().nan_to_num()
-    return bool((one - other).norm() <= tolerance * other.norm() + 1e-6)
+def _first(inputs: Mapping[str, Any]) -> Tensor:
+    """A tensor of the batch, for its length and its device."""
+    return next(iter(batch_tensors(inputs).values()))

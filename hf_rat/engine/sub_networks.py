@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hf_rat.passes.batch import Batch
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.outputs import logits_of
-from hf_rat.passes.point import Plan, Point
+from hf_rat.passes.plan import Plan
+from hf_rat.passes.point import Point
 from hf_rat.passes.sites import RECURRENT, open_site
 from hf_rat.regularizers.balls import Hamming
 from hf_rat.regularizers.divergences import mean_divergence

@@ -24,7 +24,7 @@ from hf_rat.data.text_stream import encode_lines, stream_tokenizer
 from hf_rat.data.windows import Windows
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.language_model_flags import LanguageModelArguments
-from hf_rat.finetuning.pretrained import load_pretrained
+from hf_rat.finetuning.pretrained import load_pretrained, source_of_model
 from hf_rat.finetuning.processes import say
 from hf_rat.finetuning.run import draw, publish, train
 from hf_rat.finetuning.settings import refusals_in_one_line, require_scores
@@ -83,7 +83,7 @@ def prepare_text(
             texts.lines["train"], texts.tokens, words.min_count, words.max_vocabulary, words.lowercase
         )
     else:
-        tokenizer = load_pretrained(AutoTokenizer, "--model_name_or_path", name, **_source(flags))
+        tokenizer = load_pretrained(AutoTokenizer, "--model_name_or_path", name, **source_of_model(flags.model))
     ids = {split: encode_lines(lines, tokenizer) for split, lines in texts.lines.items()}
     if lm.max_train_tokens is not None and "train" in ids:
         ids["train"] = ids["train"][: lm.max_train_tokens]
@@ -159,20 +159,10 @@ def language_config(flags: Flags, words: WordModelArguments, lm: LanguageModelAr
     )
 
 
-def _source(flags: Flags) -> dict[str, Any]:
-    model = flags.model
-    return {
-        "cache_dir": model.cache_dir,
-        "revision": model.model_revision,
-        "token": model.token,
-        "trust_remote_code": model.trust_remote_code,
-    }
-
-
 def _load(flags: Flags, name: str, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, Tensor]) -> Any:
     """A checkpoint, whose vocabulary the text must be in."""
     what = f"--model_name_or_path {name!r}"
-    model = load_pretrained(AutoModelForCausalLM, "--model_name_or_path", name, **_source(flags))
+    model = load_pretrained(AutoModelForCausalLM, "--model_name_or_path", name, **source_of_model(flags.model))
     if "state" not in inspect.signature(model.forward).parameters:
         raise ValueError(f"{what} is a {type(model).__name__}, which takes no state from one window to the next")
     known = model.get_input_embeddings().weight.shape[0]

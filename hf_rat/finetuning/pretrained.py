@@ -28,6 +28,16 @@ from hf_rat.trainer.dropout_schedule import is_dropout_rate
 logger = logging.getLogger(__name__)
 
 
+def source_of_model(flags: ModelArguments) -> dict[str, Any]:
+    """Where `from_pretrained` finds a model, as its arguments."""
+    return {
+        "cache_dir": flags.cache_dir,
+        "revision": flags.model_revision,
+        "token": flags.token,
+        "trust_remote_code": flags.trust_remote_code,
+    }
+
+
 def load_model(
     flags: ModelArguments, labels: Labels, task_name: str | None, auto: Any = AutoModelForSequenceClassification
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Labels]:
@@ -44,12 +54,7 @@ def load_model(
     """
     name = flags.model_name_or_path
     assert name is not None
-    shared: dict[str, Any] = {
-        "cache_dir": flags.cache_dir,
-        "revision": flags.model_revision,
-        "token": flags.token,
-        "trust_remote_code": flags.trust_remote_code,
-    }
+    shared = source_of_model(flags)
     count = 1 if labels.regression else len(labels.names)
     config = load_pretrained(
         AutoConfig,

@@ -17,7 +17,7 @@ from hf_rat.passes.cut import Cut
 from hf_rat.passes.dropout import DropoutRate, SharedMasks
 from hf_rat.passes.execution import Execution
 from hf_rat.passes.length_buckets import Bucket, share_casts
-from hf_rat.passes.part import Part, cut
+from hf_rat.passes.part import Part, take
 from hf_rat.passes.problems import LABELS, count_labels, is_labelled, losses_of_examples
 from hf_rat.passes.sites import TOP
 from hf_rat.passes.sites.base import batch_tensors
@@ -136,7 +136,7 @@ class Batch:
                 raise ValueError(f"{part!r} of a part of a batch: only one of the terms can choose among the examples")
             rows = self._choose(part, logits)
             self.parts[part] = Batch(
-                cut(self.inputs, rows),
+                take(self.inputs, rows),
                 self.find_problem,
                 self.execution,
                 self.step,

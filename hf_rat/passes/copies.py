@@ -72,16 +72,17 @@ def find_coupling(run: Run, inputs: Mapping[str, Any], model: nn.Module, device:
         return f"its logits have shape {tuple(one.shape)} alone and {tuple(two.shape)} for two copies"
     # Other kernels run for another number of rows; half precision feels that.
     rough = one.dtype in (torch.float16, torch.bfloat16)
-    if not all(_near(one, copy, 1e-1 if rough else 1e-2) for copy in two.chunk(2)):
+    if not all(near(one, copy, 1e-1 if rough else 1e-2) for copy in two.chunk(2)):
         return "its logits are others if there are two copies"
     if loss is None or both is None:
         return None
-    if not _near(loss, both, 2e-2 if rough else 1e-3):
+    if not near(loss, both, 2e-2 if rough else 1e-3):
         return f"its loss is {float(loss):.4g} alone and {float(both):.4g} for two copies"
     return None
 
 
-def _near(one: Tensor, other: Tensor, tolerance: float) -> bool:
+def near(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether tensors of one shape are the same up to rounding, -inf and NaN included; relative to the first one."""
     one, other = one.detach().float(), other.detach().float()
     if not torch.equal(one.isfinite(), other.isfinite()):
         return False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from hf_rat.passes.adapters import without_adapters
-from hf_rat.passes.copies import find_uneven, tile
+from hf_rat.passes.copies import find_uneven, near, tile
 from hf_rat.passes.dropout import without_trace
 from hf_rat.passes.execution import Run
 from hf_rat.passes.layers import Place
@@ -117,7 +117,8 @@ class Cut:
             with self.above(once, 1, None, joined=True):
                 again = run(dict(inputs))[1]
             twice = None if find_uneven(inputs) else self.below(run, tile(inputs, 2))
-        if whole.shape != again.shape or not _alike(whole, again):
+        rough = whole.dtype in (torch.float16, torch.bfloat16)
+        if whole.shape != again.shape or not near(whole, again, 2e-2 if rough else 1e-4):
             raise ValueError(
                 f"{self._asked}: {self._kind} puts out other logits if the modules below {self._place.name} are not "
                 "run again: something of it passes the cut unseen; leave top out"
@@ -273,13 +274,6 @@ def _outside(model: nn.Module, layer: nn.Module) -> list[nn.Module]:
             else:
                 found[id(child)] = child
     return list(found.values())
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether logits of the same weights are those of the same function."""
-    rough = one.dtype in (torch.float16, torch.bfloat16)
-    one, other = (x.detach().float().nan_to_num(0.0, 0.0, 0.0) for x in (one, other))
-    return bool((one - other).norm() <= (2e-2 if rough else 1e-4) * one.norm() + 1e-6)
 
 
 def _growing(once: Crossing, twice: Crossing) -> list[list[bool]] | None:

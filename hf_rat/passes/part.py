@@ -31,7 +31,7 @@ class Part:
         return max(1, round(self.share * examples))
 
 
-def cut(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+def take(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """Rows of a batch whose tensors have one length; single values, which all share, stay.
 
     Args:
