@@ -1,7 +1,7 @@
 """What the site has beside the pages of this folder, and where links lead that leave it.
 
-mkdocs calls these functions (`hooks:` in mkdocs.yml). Pages are written for GitHub, where a link may lead to any file of
-the repository: on the site a link to a page of the site stays one, every other leads to the file on GitHub.
+mkdocs calls these functions (`hooks:` in mkdocs.yml). Pages are written for GitHub, where a link may lead to any file
+of the repository: here a link to a page of the site stays one, every other leads to the file on GitHub.
 """
 
 from __future__ import annotations
