@@ -145,7 +145,7 @@ def cards() -> dict[str, Card]:
     source = read("hf_rat.regularizers.recipes")
     found = {}
     for node in source.tree.body:
-        if isinstance(node, ast.FunctionDef) and "recipe" in map(ast.unparse, node.decorator_list):
+        if isinstance(node, ast.FunctionDef) and {"recipe", "expression"} & set(map(ast.unparse, node.decorator_list)):
             names = [argument.arg for argument in node.args.args]
             arguments = dict(zip(names, map(source.value, node.args.defaults), strict=True))
             found[node.name] = Card(node.name, arguments, ast.get_docstring(node) or "")

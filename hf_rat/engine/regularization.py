@@ -59,6 +59,7 @@ class Regularization:
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
         optimizer: the loop's, for `momentum_sam(momentum="optimizer")`.
         total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
+        averages: whether the loop takes the average that `ema` or `swa` asks for; else it is told of it.
 
     Raises:
         ValueError: the model cannot carry the regularizer; a schedule asks for total_steps, or is never on within.
@@ -78,6 +79,7 @@ class Regularization:
         problem: str | None = None,
         optimizer: Any = None,
         total_steps: int | None = None,
+        averages: bool = False,
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
         self.is_plain = is_plain(regularizer)  # at every step
@@ -91,19 +93,18 @@ class Regularization:
         self.weighting = Weighting(self.engine, self.run, regularizer, problem)
         self._require_rates = RateProbe(regularizer, self.engine, self.run, self._running)
         self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
-        require(regularizer, self.unwrapped, model)
+        require(regularizer, self.unwrapped, model, averages)
         require_memory(memory, self.unwrapped, accelerator)
         self._chosen = ChosenExamples(regularizer, self.engine, partial(self.weighting.run, tells=False))
         self._cut = cut_of(regularizer, model, self.engine, accelerator)
         self.teacher = proximal_average(regularizer, self.unwrapped)
-        self.adaptive = AdaptiveEpsilon(regularizer, self.engine)
+        self.adaptive, self.keeper = AdaptiveEpsilon(regularizer, self.engine), KeptOutputs(keep, self.unwrapped)
         self.weights = WeightMemory(regularizer, self.engine, optimizer)
         self._sites = self.weights.open(OpenSites(regularizer, self.unwrapped))
         asked = length_buckets or ("auto" if run is None else "off")
         because = why_not_bucketed(asked, self.is_plain, self._sites.names, self.unwrapped, accelerator)
         self.why_not_bucketed = because or ("outputs are kept" if keep else None)
-        self.keeper, self._bucket_overhead = KeptOutputs(keep, self.unwrapped), overhead(self.unwrapped)
-        self.kept = self.keeper.values
+        self.kept, self._bucket_overhead = self.keeper.values, overhead(self.unwrapped)
         execution = self.engine.execution(
             self.weighting.run,
             open_site=self._sites.open,
@@ -287,8 +288,7 @@ class Regularization:
 
     def _batch(self, inputs: Mapping[str, Any], step: int, execution: Execution) -> Batch:
         self.keeper.begin()
-        inputs = dict(inputs)
-        self.weighting.problem(inputs)  # which may run the model
+        self.weighting.problem(inputs := dict(inputs))  # which may run the model
         batch = Batch(inputs, partial(self.weighting.problem, inputs, ask=False), self._gains.watch(execution), step)
         batch.cut = None if is_plain(self.schedule.term, step) else self._cut
         self._sites.probe(batch.geometry)

@@ -19,6 +19,7 @@ from hf_rat.passes.adapters import without_adapters
 from hf_rat.passes.problems import require_problem
 from hf_rat.passes.sites import is_weights
 from hf_rat.passes.sites.geometry import Geometry
+from hf_rat.regularizers.averages import average_of
 from hf_rat.regularizers.balls import Hamming
 from hf_rat.regularizers.perturbations import Redrawn
 from hf_rat.regularizers.terms import Proximal, TaskLoss, Term, all_terms, is_plain
@@ -28,13 +29,14 @@ MEMORY = ("fast", "lean")
 """What to do with the activations of several dropout passes: see `Regularization`."""
 
 
-def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
+def require(regularizer: Term, model: nn.Module, wrapped: nn.Module, averages: bool = True) -> None:
     """Refuse a model that the regularizer would be silently wrong on.
 
     Args:
         regularizer: the term.
         model: without wrappers.
         wrapped: as the loop calls it.
+        averages: whether the loop takes the average of the weights that the regularizer may ask for.
 
     Raises:
         ValueError: a pass has a dropout rate of its own, and activation checkpointing or an attention kernel would not
@@ -44,6 +46,8 @@ def require(regularizer: Term, model: nn.Module, wrapped: nn.Module) -> None:
     terms = list(all_terms(regularizer))
     if not terms:
         raise ValueError(f"{regularizer!r} leaves no loss to train on: its factor of 0 takes everything away")
+    if not averages:
+        _warn_of_average(regularizer)
     _require_obeyed_rates(regularizer, terms, model)
     _require_moves_of_one_run(regularizer, terms, model)
     _require_readable_weights(regularizer, terms, model, wrapped)
@@ -252,3 +256,15 @@ def _checkpoints_reentrantly(module: nn.Module) -> bool:
     checkpoint = getattr(module, "_gradient_checkpointing_func", None)
     switched_on = getattr(module, "gradient_checkpointing", False)
     return bool(switched_on and getattr(checkpoint, "keywords", {}).get("use_reentrant"))
+
+
+def _warn_of_average(regularizer: Term) -> None:
+    """Warn of an average of the weights that a regularizer asks for, where only the user's own loop can take it."""
+    average = average_of(regularizer)
+    if average is not None:
+        given = "model" if average.beta is None else f"model, beta={average.beta!r}"
+        warnings.warn(
+            f"{regularizer!r}: a Trainer evaluates and saves {average!r} of the weights; in a loop of your own "
+            f"that is AveragedWeights({given}, runs=False), which the loop updates",
+            stacklevel=4,
+        )

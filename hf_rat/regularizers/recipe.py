@@ -29,14 +29,13 @@ BASES = ("ones", "random")
 
 ALWAYS: dict[str, Any] = {"begin": 0, "warmup": 0, "end": None, "every": 1}
 """The arguments that make a schedule, with the values that make none."""
-
 PART: dict[str, Any] = {"examples": 1.0, "which": "random"}
 """The arguments that ask the further passes of a part of each micro-batch, with the values that ask all of it."""
 AT_TOP: dict[str, Any] = {"epsilon": 0.02, "unit": "relative"}
 """The defaults with `top`: what crosses the cut has another length in each model, and grows with the text."""
 
-RECIPES: dict[str, Callable[..., Recipe]] = {}
-"""name -> recipe, of every function that `recipe` decorates, in the order of their definition."""
+RECIPES: dict[str, Callable[..., Term]] = {}
+"""name -> what makes it, of every function that `recipe` or `expression` decorates, in their order."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,6 +89,11 @@ def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
 
     RECIPES[build.__name__] = call
     return call
+
+
+def expression(build: Callable[[], Term]) -> Callable[[], Term]:
+    """Make a function a name for an expression of recipes, found as they are; what it gives is shown as that."""
+    return RECIPES.setdefault(build.__name__, build)
 
 
 def _over_part(recipe_name: str, body: Term, arguments: dict[str, Any]) -> Term:
@@ -274,6 +278,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "norm": _choice(NORMS),
     "eta": _number(0),
     "inputs": _number(0),
+    "after": _number(0, 1, open_high=True),
     "momentum": _choice(SOURCES),
     "examples": _share,
     "which": _choice(CHOICES),

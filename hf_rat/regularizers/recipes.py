@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from hf_rat.passes.sites import EMBEDDINGS, INPUT_OF, MASKS, MIXED, SITES, WEIGHTS, is_weights
 from hf_rat.regularizers.adaptive import adaptive
+from hf_rat.regularizers.averages import Average
 from hf_rat.regularizers.balls import L2, Hamming, Linf
 from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, Noise, Redrawn
 from hf_rat.regularizers.recipe import recipe, require_positive, require_weights
@@ -54,6 +55,7 @@ __all__ = [
     "anchor",
     "asam",
     "awp",
+    "ema",
     "expectation_linear",
     "fgm",
     "fgsm",
@@ -73,6 +75,7 @@ __all__ = [
     "rdrop",
     "sam",
     "smart",
+    "swa",
     "vat",
 ]
 
@@ -890,3 +893,44 @@ def noisy_tune(epsilon: float = 0.15, site: str = WEIGHTS) -> Term:
     """
     require_weights("noisy_tune", site)
     return TaskLoss() + NoisyStart(Spread(epsilon), site)
+
+
+# -- an average of the weights, which is evaluated and saved ----------------------------------------------------------
+
+
+@recipe
+def ema(beta: float = 0.99) -> Term:
+    """Exponential moving average of the weights, evaluated and saved in the place of the weights.
+
+    w' <- beta w' + (1 - beta) w after each optimizer step;  training goes on from w.
+
+    Relations: swa is their mean over the end of the run. mean_teacher also lets the model agree with the average.
+    Cost: 1F + 1B, and one copy of the weights in memory.
+    Reference: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", section 7.2.
+        https://arxiv.org/abs/1412.6980
+    Paper and code: the paper's average begins as zero and is divided by 1 - beta^t; ours begins as what training
+        begins with, and needs no division.
+    Args:
+        beta: what of the average is kept at each step. 0.99 looks back over about 100 steps.
+    """
+    if not beta:
+        raise ValueError(f"ema(beta={beta!r}) keeps nothing: these are the weights themselves; beta must be above 0")
+    return TaskLoss() + Average("ema", beta)
+
+
+@recipe
+def swa(after: float = 0.5) -> Term:
+    """Stochastic weight averaging: the mean of the weights over the end of the run, evaluated and saved.
+
+    w' = mean of w after each optimizer step, once a share of the run is over;  training goes on from w.
+
+    Relations: ema looks back over a fixed number of steps.
+    Cost: 1F + 1B, and one copy of the weights in memory.
+    Reference: Izmailov, Podoprikhin, Garipov, Vetrov, Wilson 2018, "Averaging Weights Leads to Wider Optima and Better
+        Generalization". https://arxiv.org/abs/1803.05407
+    Paper and code: both average once per epoch, at a constant or cyclic learning rate; here it is each step, and the
+        rate is the run's own.
+    Args:
+        after: the share of the run that is over before the first of them. The paper has 0.75.
+    """
+    return TaskLoss() + Average("swa", after)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
@@ -16,6 +15,8 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_rat.engine.averaged_model import AveragedWeights, load_raw
 from hf_rat.engine.regularization import Regularization
 from hf_rat.engine.requirements import require_whole_weights
+from hf_rat.regularizers.averages import Average, average_of
+from hf_rat.regularizers.terms import Term
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -23,48 +24,6 @@ else:
     _Base = object
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Average:
-    """What is averaged.
-
-    `ema(beta)`: a moving average, from the first step on. `swa(share)`: the mean of the weights after each step, once
-    that share of the run is over. `nt_asgd(n)`: the same, once an evaluation is worse than the best of all before it
-    but the last n: the non-monotonic trigger of Merity et al. 2018, n = 5. (Their text takes the best of the last n,
-    their code of all but these. torch.optim.ASGD(t0=0, lambd=0), which the code goes on with, leaves the first of
-    these weights out, and makes each step at the rate of the step before; here it is the rate of the step.)
-
-    Args:
-        kind: "ema", "swa" or "nt_asgd".
-        number: of the average that an update keeps, in (0, 1); of the run that is over before the first update, in
-            [0, 1); of evaluations.
-    """
-
-    kind: str
-    number: float
-
-    def __repr__(self) -> str:
-        return f"{self.kind}({self.number!r})"
-
-    @property
-    def beta(self) -> float | None:
-        return self.number if self.kind == "ema" else None
-
-    def begin(self, steps: int, evaluations: Sequence[tuple[int, float]] = ()) -> int | None:
-        """The optimizer steps of a run after which the weights are not yet averaged; None while that is not known.
-
-        Args:
-            steps: of the run.
-            evaluations: (optimizer steps before it, what is better when it is less) of each so far.
-        """
-        if self.kind != "nt_asgd":
-            return 0 if self.kind == "ema" else int(round(self.number * steps, 6))
-        values = [value for _, value in evaluations]
-        for before, (step, value) in enumerate(evaluations):
-            if before > self.number and value > min(values[: before - int(self.number)]):
-                return step
-        return None
 
 
 def read_average(text: str) -> Average:
@@ -101,15 +60,28 @@ class Averaging(_Base):
     if TYPE_CHECKING:
 
         @property
+        def regularizer(self) -> Term: ...
+
+        @property
         def regularization(self) -> Regularization: ...
 
     @property
     def average(self) -> Average | None:
         """What is averaged, as it is now described."""
-        said = getattr(self.args, "average", None)
-        if self._given_average is not None and said is not None:
-            raise ValueError(f"both average={self._given_average!r} and args.average={said!r} are set; keep one")
-        return self._given_average if said is None else read_average(said)
+        said, asked = getattr(self.args, "average", None), average_of(self.regularizer)
+        named = {
+            f"average={self._given_average!r}": self._given_average,
+            f"args.average={said!r}": None if said is None else read_average(said),
+            f"{asked!r} in the regularizer": asked,
+        }
+        found = {name: rule for name, rule in named.items() if rule is not None}
+        if len(found) > 1:
+            raise ValueError(f"{' and '.join(found)}: the weights have one average; keep one")
+        return next(iter(found.values()), None)
+
+    def _require_one_average(self) -> None:
+        """Refuse several averages before anything is trained."""
+        _ = self.average
 
     @property
     def averaged_steps(self) -> int:

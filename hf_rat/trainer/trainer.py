@@ -129,6 +129,7 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
                 problem=self._problem,
                 optimizer=self.optimizer,
                 total_steps=self._total_steps,
+                averages=True,
             )
         return self._regularization
 
@@ -251,21 +252,19 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
         if self._resumed_from is not None:
-            regularization.weights.load(self._resumed_from)
-            if regularization.teacher is not None:
-                regularization.teacher.load(self._resumed_from)
+            for remembered in filter(None, (regularization.weights, regularization.teacher)):
+                remembered.load(self._resumed_from)
         self._begin_average()
         self._begin_by_layer()
-        heard = self.is_world_process_zero() and self.args.get_process_log_level() <= logging.WARNING
-        self._announcer = Announcer(heard)
+        quiet = self.args.get_process_log_level() > logging.WARNING
+        self._announcer = Announcer(heard=self.is_world_process_zero() and not quiet)
 
     def _announce(self, first_batch: Mapping[str, Any] | None = None) -> None:
         """Before the first pass, with its batch, and after it; what has been told is not told again."""
         if first_batch is not None and self.regularization.weighting.is_certain(first_batch):
             self.regularization.weighting.problem(first_batch, ask=False)
         unlabeled = self._unlabeled_dataset is not None
-        told = announcement(self.regularization, self.args, with_unlabeled=unlabeled, average=self.average)
-        self._announcer.tell_new(told)
+        self._announcer.tell_new(announcement(self.regularization, self.args, unlabeled, self.average))
 
     def _close_regularization(self) -> None:
         if self._regularization is not None:
@@ -280,6 +279,7 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
             Schedule(regularizer, self.args.max_steps)
         require_arguments(regularizer, self.args)
         self.host.require(regularizer)
+        self._require_one_average()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)

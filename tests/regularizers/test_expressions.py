@@ -258,6 +258,7 @@ def test_no_way_of_running_text_is_in_the_parser():
 
 NUMBERS = ("epsilon", "step", "start", "alpha", "mu", "eta", "inputs")
 BAD = {
+    "after": (-0.1, 1, "0.5", None, float("nan")),
     **dict.fromkeys(NUMBERS, (-0.1, float("nan"), float("inf"), "1", None, True, (1.0,))),
     **dict.fromkeys(("rate", "beta"), (-0.1, 1.0, 1.5, float("nan"), "0.1", None)),
     "steps": [0, -1, 1.5, "3", None, True],

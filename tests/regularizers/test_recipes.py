@@ -476,6 +476,8 @@ def compare(expression, oracle, batch=None, dropout=0.1, tolerance=1e-4, **confi
 
 CASES = [
     ("plain", plain),
+    ("ema(0.9)", plain),
+    ("swa", plain),
     ("fgm(epsilon=0.5)", lambda m, b: fgm(m, b, 0.5)),
     ("fgsm(epsilon=0.05)", lambda m, b: fgsm(m, b, 0.05)),
     ("pgd(epsilon=0.5, step=0.2, steps=3)", lambda m, b: pgd(m, b, 0.5, 0.2, 3)),
