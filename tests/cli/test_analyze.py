@@ -7,9 +7,14 @@ import shutil
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import BertForSequenceClassification
 
+from hf_rat.analysis.answers import answers_of
+from hf_rat.analysis.attacks import attacked
 from hf_rat.analysis.subject import read_subjects
 from hf_rat.cli import analyze, glue, textcls
+from hf_rat.data.generated import generated_config, generated_pairs, generated_tokenizer
 from hf_rat.finetuning.data_record import FILE
 
 PRAISE, BLAME = ("good", "great", "lovely"), ("bad", "awful", "dull")
@@ -178,3 +183,61 @@ def test_a_folder_that_cannot_be_written(runs, tmp_path, capsys):
     words = ["robustness", runs[0], "--output_dir", str(blocked), "--measures", "fgm", "--radii", "0.1"]
     assert "cannot be written" in refused(words, capsys)
     assert os.listdir(blocked / "fgm.png") == []
+
+
+@pytest.fixture
+def glue_data(tmp_path):
+    """Splits of two GLUE tasks, with the Hub's columns, and a tiny BERT to train on them."""
+    rows = generated_pairs(train=24)["train"]
+    texts = {name: rows[name][:] for name in ("sentence1", "sentence2")}
+    for task, labels in (("rte", rows["label"][:]), ("stsb", [n % 6 for n in range(24)])):
+        where = tmp_path / "glue" / task
+        where.mkdir(parents=True)
+        kind = Value("float32") if task == "stsb" else ClassLabel(names=["entailment", "not_entailment"])
+        features = Features({**dict.fromkeys(texts, Value("string")), "label": kind})
+        for split in ("train", "validation"):
+            Dataset.from_dict({**texts, "label": labels}, features=features).to_parquet(where / f"{split}.parquet")
+    tokenizer = generated_tokenizer()
+    BertForSequenceClassification(generated_config(tokenizer, hidden_size=16, layers=1)).save_pretrained(
+        tmp_path / "m"
+    )
+    tokenizer.save_pretrained(tmp_path / "m")
+    words = ["--data_dir", str(tmp_path), "--model_name_or_path", str(tmp_path / "m"), "--do_train", "--do_eval"]
+    return [*words, *QUICK, "--max_steps", "2", "--learning_rate", "0.05"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--task_name", "rte", "--validation_from_train", "0.25"],
+        ["--task_name", "stsb", "--ignore_mismatched_sizes"],
+        ["--task_name", "rte", "--lora_r", "2", "--lora_target_modules", "query,value"],
+    ],
+    ids=["pairs, held back", "regression", "adapter"],
+)
+def test_rows_and_models_of_glue(glue_data, tmp_path, more):
+    if "--lora_r" in more:
+        pytest.importorskip("peft")
+    out = tmp_path / "out"
+    assert glue.main([*glue_data, *more, "--output_dir", str(out)]) == 0
+    results = json.loads((out / "all_results.json").read_text())
+    (subject,) = read_subjects([out], {})
+    (found,) = answers_of(subject.model, subject.encode())
+    assert len(found.losses) == results["eval_samples"]
+    assert found.losses.mean() == pytest.approx(results["eval_loss"], rel=1e-4)
+    if "stsb" in more:
+        assert found.right is None
+        assert attacked(subject.model, subject.encode(), "fgm", [0.05])[0].losses.mean() > found.losses.mean()
+    else:
+        assert found.right.mean() == pytest.approx(results["eval_accuracy"])
+
+
+def test_labels_are_numbered_as_the_model_does(runs, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(runs[0], copied)
+    config = json.loads((copied / "config.json").read_text())
+    config |= {"id2label": {"0": "Praise", "1": "Blame"}, "label2id": {"Praise": 0, "Blame": 1}}
+    (copied / "config.json").write_text(json.dumps(config))
+    same, turned = read_subjects([runs[0], copied], {})
+    for one, other in zip(same.encode(), turned.encode(), strict=True):
+        assert torch.equal(one["labels"], 1 - other["labels"])
