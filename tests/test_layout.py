@@ -17,8 +17,9 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "finetuning": {"passes", "regularizers", "engine", "trainer", "models", "data"},
+    "analysis": {"passes", "regularizers", "engine", "trainer", "models", "data", "finetuning"},
     "experiments": {"finetuning", "data", "engine", "regularizers"},
-    "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer"},
+    "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer", "analysis"},
     "public": {"passes", "regularizers", "engine", "trainer", "models"},
     "": {"public"},  # hf_rat/__init__.py
 }
