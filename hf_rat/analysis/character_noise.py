@@ -31,7 +31,7 @@ NEIGHBOURS = _neighbours()
 """key -> the keys that touch it on a QWERTY keyboard."""
 
 
-def noisy(text: str, rate: float, seed: int, kinds: tuple[str, ...] = KINDS, per: str = "character") -> str:
+def noisy(text: str, rate: float, seed: int | str, kinds: tuple[str, ...] = KINDS, per: str = "character") -> str:
     """The text with slips in it.
 
     The same arguments give the same text, and what is hit at one rate is hit at every higher one.
