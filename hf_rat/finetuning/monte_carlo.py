@@ -29,10 +29,10 @@ class Averaged(NamedTuple):
     """What several passes say together.
 
     Attributes:
-        logits: log of the mean of the passes' probabilities, float32 (batch, classes); of a regression the mean of
-            their values, (batch, 1).
-        spread: standard deviation over the passes, float32 (batch,): of the probability of the class that the mean
-            predicts, of a regression of the value.
+        logits: log of the mean of the passes' probabilities, (batch, classes); of a regression the mean of their
+            values, (batch, 1). In fp32, or fp64 if they are.
+        spread: standard deviation over the passes, (batch,): of the probability of the class that the mean predicts,
+            of a regression of the value.
     """
 
     logits: Tensor
@@ -46,7 +46,7 @@ def average_passes(logits: list[Tensor], regression: bool) -> Averaged:
         logits: of each pass, (batch, classes), of a regression (batch, 1) or (batch,).
         regression: whether they are values.
     """
-    passes = torch.stack([one.float() for one in logits])
+    passes = torch.stack([one if one.dtype == torch.float64 else one.float() for one in logits])
     if regression:
         values = passes.flatten(1)
         return Averaged(values.mean(0).unsqueeze(-1), values.std(0))
