@@ -20,7 +20,8 @@ from hf_rat.engine.mask_terms import squared_gap, three_terms, two_terms
 from hf_rat.engine.sub_networks import SubNetworks
 from hf_rat.finetuning.monte_carlo import average_passes
 from hf_rat.passes.dropout import without_trace
-from hf_rat.passes.sites import LOGITS_INPUT
+from hf_rat.passes.sites.logits import INPUT_OF
+from hf_rat.regularizers.recipes import MASK_SITES
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def agreement(predicted: Tensor) -> float:
 def remark(
     model: nn.Module,
     batches: Batches,
-    site: str = LOGITS_INPUT,
+    site: str = "logits",
     rate: float = 0.05,
     steps: int = 2,
     masks: int = 20,
@@ -121,7 +122,8 @@ def remark(
     Args:
         model: as in `dropout_gap`; it needs no dropout of its own.
         batches: likewise.
-        site: where the masks are: "logits input", "input of LAYER" or "recurrent state".
+        site: where the masks are, as in `adversarial_dropout`: "logits", the input of the layer that makes them,
+            "recurrent", or the name of another linear layer.
         rate: at which random masks drop a unit; and share of the units that an adversarial one drops at most.
         steps: of the search.
         masks: random masks, an even number.
@@ -137,10 +139,11 @@ def remark(
         without_trace(model, batches[0]["labels"].device),
         torch.backends.cudnn.flags(enabled=False),
         torch.enable_grad(),
-        closing(SubNetworks(model, batches, site)) as network,
+        closing(SubNetworks(model, batches, MASK_SITES.get(site, INPUT_OF + site))) as network,
     ):
         if int(rate * network.units + 1e-9) < 1:
-            raise ValueError(f"rate={rate}: of the {network.units} units of the {site} that is less than one")
+            least = f"at least {1 / network.units:.3g} is needed"
+            raise ValueError(f"rate={rate}: of the {network.units} units at {site!r} that is less than one; {least}")
         torch.manual_seed(seed)
         moves = [network.random_move(rate) for _ in range(masks)]
         answers = [network.logits(move) for move in moves]

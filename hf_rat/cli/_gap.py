@@ -29,7 +29,6 @@ def run(subjects: list[Any], asked: argparse.Namespace) -> tuple[dict[str, Any],
     from hf_rat.analysis.dropout_gap import dropout_gap, remark
     from hf_rat.analysis.gap_pictures import picture_of_gap
     from hf_rat.analysis.input_gradient import input_gradient_norms
-    from hf_rat.regularizers.recipes import MASK_SITES
 
     if asked.masks < 4 or asked.masks % 2:
         raise ValueError(f"--masks {asked.masks}: an even number of at least 4 is needed, they are compared in pairs")
@@ -45,8 +44,7 @@ def run(subjects: list[Any], asked: argparse.Namespace) -> tuple[dict[str, Any],
         gaps[one.name] = gap
         models[one.name] = {**dataclasses.asdict(gap), "input_gradient_norm": float(norms.mean())}
         if asked.site != _NO_SITE:
-            site = MASK_SITES.get(asked.site, f"input of {asked.site}")
-            found = remark(one.model, batches, site, asked.rate, asked.steps, asked.masks, asked.seed)
+            found = remark(one.model, batches, asked.site, asked.rate, asked.steps, asked.masks, asked.seed)
             models[one.name]["remark"] = found
     settings = {name: getattr(asked, name) for name in ("masks", "site", "rate", "steps", "seed")}
     return {"settings": settings, "models": models}, {"gap.png": picture_of_gap(gaps)}, _told(models)
