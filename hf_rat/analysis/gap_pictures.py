@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -40,8 +41,8 @@ def reliability_diagram(found: Mapping[str, Calibration]) -> bytes:
 
 def _draw(diagram: Axes, counts: Axes, index: int, name: str, one: Reliability) -> None:
     rows = sum(part.rows for part in one.bins)
-    filled = [part for part in one.bins if part.rows]
-    diagram.plot([part.confidence for part in filled], [part.accuracy for part in filled], label=name, **look(index))
+    filled = [(part.confidence, part.accuracy) for part in one.bins if part.rows]
+    diagram.plot(*np.array(filled, dtype=float).T, label=name, **look(index))
     middles = [(part.low + part.high) / 2 for part in one.bins]
     counts.plot(middles, [part.rows / rows for part in one.bins], **{**look(index), "markersize": 3})
 

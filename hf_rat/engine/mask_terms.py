@@ -60,9 +60,7 @@ def three_terms(
     for name, radius in radii.items():
         moves = network.worst_moves(radius, steps, divergence="logit_mse")
         found[name] = float(squared_gap(network.logits(moves), whole))
-    return found | {
-        "el_at_most_add": {name: found["el"] <= found[name] for name in radii},
-    }
+    return found | {"el_at_most_add": {name: found["el"] <= found[name] for name in radii}}
 
 
 def squared_gap(a: Tensor, b: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from hf_rat.finetuning.whole_splits import WholeSplits, build_trainer, values_of
 from hf_rat.passes.dropping_out import find_dropout
 from hf_rat.regularizers.recipe import Recipe
 
-_LOOKED_AT = 8  # rows
+_LOOKED_AT = 8  # rows, to find what drops out
 
 
 def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
@@ -150,7 +150,8 @@ def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> d
         return scores
     name = predictions_name(test.task, test.held_out) if job.named else "predict_results.txt"
     answers = None if job.labels.regression else job.labels.names
-    spread = None if flags.data.mc_samples is None else found.predictions[1].tolist()
+    predictions: Any = found.predictions
+    spread = None if flags.data.mc_samples is None else predictions[1].tolist()
     write_predictions(Path(str(flags.training.output_dir)) / name, values, answers, spread)
     if flags.data.submission_dir is not None:
         write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values)
