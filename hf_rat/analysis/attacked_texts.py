@@ -46,8 +46,12 @@ def read_attacked(path: Path, rows: Rows) -> tuple[list[int], list[tuple[str, ..
 
 def only(rows: Rows, places: Sequence[int]) -> Rows:
     """Some of the rows."""
-    parts = {name: tuple(getattr(rows, name)[place] for place in places) for name in ("texts", "targets", "numbers")}
-    return dataclasses.replace(rows, **parts)
+    return dataclasses.replace(
+        rows,
+        texts=tuple(rows.texts[place] for place in places),
+        targets=tuple(rows.targets[place] for place in places),
+        numbers=tuple(rows.numbers[place] for place in places),
+    )
 
 
 def _places(found: Dataset, rows: Rows, what: str) -> list[int]:

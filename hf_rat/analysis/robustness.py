@@ -130,7 +130,8 @@ def point(answers: Answers) -> dict[str, float]:
     The intervals are those of the rows, taken as a sample of all rows that one could have drawn. Of a regression there
     is no accuracy; of one row, no interval of its loss.
     """
-    found, n = {}, len(answers.losses)
+    found: dict[str, float] = {}
+    n = len(answers.losses)
     if answers.right is not None:
         accuracy = float(answers.right.mean())
         low, high = proportion_confint(accuracy * n, n, 1 - CONFIDENCE, "wilson")

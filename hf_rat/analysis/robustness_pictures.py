@@ -43,7 +43,11 @@ def picture_of_curve(name: str, curve: Mapping[str, Any]) -> bytes:
 def _draw(panel: Axes, curve: Mapping[str, Any], score: str) -> None:
     for index, (name, points) in enumerate(curve["models"].items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        look = {"color": colour, "marker": _MARKS[index % len(_MARKS)], "linestyle": _LINES[index % len(_LINES)]}
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": _MARKS[index % len(_MARKS)],
+            "linestyle": _LINES[index % len(_LINES)],
+        }
         panel.plot(curve["sizes"], [one[score] for one in points], label=name, markersize=5, **look)
         if f"{score}_low" in points[0]:
             low, high = ([one[f"{score}_{end}"] for one in points] for end in ("low", "high"))

@@ -67,16 +67,20 @@ def read_rows(
         ValueError: there are no such rows, or nothing says which.
     """
     flags = flags_of(record, given)
-    named = [name for name in SOURCES if flags.get(name)]
-    example = _EXAMPLES.get(record.get("task", ""))
-    if not named and example is None:
-        raise ValueError(f"nothing says which data: give {', '.join('--' + name for name in SOURCES[:3])}")
+    named = [f"--{name} {flags[name]!r}" for name in SOURCES if flags.get(name)]
+    if len(named) > 1 and (flags.get("task_name") or flags.get("dataset_name")):
+        raise ValueError(
+            f"{named[0]} and {named[1]} name two data sets: keep one of them; files need a --train_file, which says "
+            "what the labels are"
+        )
     if not named:
-        task, make = example
-        rows, labels = make(record["seed"]), Labels.of_task(task)
-        if split not in rows:
-            raise ValueError(f"--split {split}: the built-in example has {', '.join(rows)}")
-        return _draw(rows[split], task, labels, f"the built-in example, split {split}", max_samples)
+        if record.get("task") not in _EXAMPLES:
+            raise ValueError(f"nothing says which data: give {', '.join('--' + name for name in SOURCES[:3])}")
+        task, make = _EXAMPLES[record["task"]]
+        made = make(record["seed"])
+        if split not in made:
+            raise ValueError(f"--split {split}: the built-in example has {', '.join(made)}")
+        return _draw(made[split], task, Labels.of_task(task), f"the built-in example, split {split}", max_samples)
     task, labels, loaded = _load(flags, split)
     if task.tagged or not task.label_column:
         raise ValueError(f"{task.name}: its rows are no texts with a label each")
@@ -113,6 +117,6 @@ def _draw(rows: Dataset, task: Task, labels: Labels, what: str, limit: int | Non
         numbers = sorted(np.random.default_rng(0).choice(len(rows), limit, replace=False).tolist())
         rows = rows.select(numbers)
     columns = texts_of(rows[:], task.text_columns, 0, what)
-    targets = [labels.number(value, index, what) for index, value in enumerate(rows[task.label_column])]
+    targets = [labels.number(value, row, what) for row, value in zip(numbers, rows[task.label_column], strict=True)]
     texts = tuple(zip(*columns, strict=True))
     return Rows(labels, texts, tuple(targets), tuple(numbers), task.text_columns, task.label_column)

@@ -20,6 +20,7 @@ from hf_rat.finetuning.flags import ModelArguments
 from hf_rat.finetuning.pretrained import load_model, load_pretrained
 
 _LENGTH = 128
+_ADAPTER = "adapter_config.json"
 _SAME = tuple(name for name in FIELDS if name not in ("data_dir", "max_seq_length"))
 
 
@@ -97,16 +98,18 @@ def read_subjects(
             which are meant, or the label set of a model is another one than that of the data.
     """
     paths = [Path(folder) for folder in folders]
-    for path in paths:
-        _require_run(path)
+    configs = [_read_config(path) for path in paths]
     names = _names(paths)
     records = [recorded_data(path) for path in paths]
     _require_same_data(paths, records, given)
     rows = read_rows(records[0], given, split, max_samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     subjects = []
-    for folder, name, record in zip(paths, names, records, strict=True):
-        model, tokenizer, labels = _load(folder, rows.labels)
+    for folder, config, name, record in zip(paths, configs, names, records, strict=True):
+        if config is None:
+            model, tokenizer, labels = _load_adapter(folder, rows.labels)
+        else:
+            model, tokenizer, labels = _load(folder, config, rows.labels)
         length = min(flags_of(record, given).get("max_seq_length", _LENGTH), tokenizer.model_max_length)
         subjects.append(
             Subject(name, folder, model.to(device).eval(), tokenizer, labels, rows, int(length), batch_size)
@@ -114,14 +117,27 @@ def read_subjects(
     return subjects
 
 
-def _require_run(folder: Path) -> None:
+def _read_config(folder: Path) -> Any:
+    """The configuration of the model in a folder; None of an adapter, which has none of its own.
+
+    Raises:
+        ValueError: the folder is no run, or has no classifier of texts.
+    """
+    what = f"RUN {str(folder)!r}"
     if not folder.is_dir():
-        raise ValueError(f"RUN {str(folder)!r} is no folder; give the output folder of a run")
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise ValueError(f"RUN {str(folder)!r} is no run: it has no config.json of a saved model")
+        raise ValueError(f"{what} is no folder; give the output folder of a run")
+    if not any((folder / name).is_file() for name in ("config.json", _ADAPTER)):
+        raise ValueError(f"{what} is no run: it has no config.json of a saved model")
     problem = checkpoint_problem(folder) if folder.name.startswith("checkpoint-") else None
     if problem is not None:
-        raise ValueError(f"RUN {str(folder)!r}: {problem}")
+        raise ValueError(f"{what}: {problem}")
+    if (folder / _ADAPTER).is_file():
+        return None
+    config = load_pretrained(AutoConfig, "RUN", str(folder))
+    kinds = list(config.architectures or ())
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(f"{what} has a {', '.join(kinds) or 'model without a head'}: a classifier of texts is needed")
+    return config
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -153,15 +169,9 @@ def _require_same_data(
                 )
 
 
-def _load(folder: Path, labels: Labels) -> tuple[Any, PreTrainedTokenizerBase, Labels]:
+def _load(folder: Path, config: Any, labels: Labels) -> tuple[Any, PreTrainedTokenizerBase, Labels]:
     """The model, its tokenizer, and the labels as it numbers them."""
     what, flag = f"RUN {str(folder)!r}", "RUN"
-    if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, labels)
-    config = load_pretrained(AutoConfig, flag, str(folder))
-    kinds = list(config.architectures or ())
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise ValueError(f"{what} has a {', '.join(kinds) or 'model without a head'}: a classifier of texts is needed")
     if labels.regression != (config.num_labels == 1):
         told = {True: "a number", False: "a class"}
         raise ValueError(
@@ -183,7 +193,7 @@ def _load_adapter(folder: Path, labels: Labels) -> tuple[Any, PreTrainedTokenize
         from peft import PeftModel
     except ImportError as error:
         raise ValueError(f"RUN {str(folder)!r} is an adapter, which needs PEFT: pip install 'hf-rat[lora]'") from error
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     model, _, ordered = load_model(ModelArguments(model_name_or_path=base), labels, None)
     tokenizer = load_pretrained(AutoTokenizer, "RUN", str(folder))
     return load_pretrained(_Adapter(PeftModel, model), "RUN", str(folder)), tokenizer, ordered

@@ -124,6 +124,13 @@ def test_what_is_no_run(runs, tmp_path, capsys):
     shutil.copytree(runs[0], cut)
     (cut / "trainer_state.json").unlink()
     assert "trainer_state.json is missing" in refused(["robustness", str(cut), *out], capsys)
+    language = tmp_path / "language"
+    language.mkdir()
+    (language / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    line = refused(["robustness", str(language), *out], capsys)
+    assert "has a GPT2LMHeadModel: a classifier of texts is needed" in line
+    line = refused(["robustness", runs[0], *out, "--task_name", "rte", "--test_file", "x.csv"], capsys)
+    assert "--task_name 'rte' and --test_file 'x.csv' name two data sets" in line
     assert not (tmp_path / "out").exists()
 
 
