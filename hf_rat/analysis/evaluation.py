@@ -1,0 +1,61 @@
+"""The mean loss of a model over batches, and how much of it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_rat.passes.outputs import logits_of, loss_of
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+class Score(NamedTuple):
+    """What a model makes of one batch.
+
+    Args:
+        loss: its mean, 0-d.
+        weight: labels that count in it.
+        right: how many of these the largest logit meets; None where labels are no classes.
+    """
+
+    loss: Tensor
+    weight: int
+    right: Tensor | None
+
+    @classmethod
+    def of(cls, outputs: Any, batch: Mapping[str, Tensor], name: str) -> Score:
+        """Read what a model returned.
+
+        Raises:
+            ValueError: there is no loss.
+        """
+        loss = loss_of(outputs)
+        if loss is None:
+            raise ValueError(f"{name} returned no loss: the batches need labels, or the model must return its loss")
+        labels = batch.get("labels")
+        if labels is None:
+            return cls(loss, len(next(iter(batch.values()))), None)
+        if labels.is_floating_point():
+            return cls(loss, len(labels), None)
+        counts = labels != -100
+        logits = logits_of(outputs, name)
+        fits = logits.shape[:-1] == labels.shape
+        return cls(loss, int(counts.sum()), ((logits.argmax(-1) == labels) & counts).sum() if fits else None)
+
+
+def total(scores: Sequence[Score]) -> tuple[float, float | None]:
+    """The mean loss over all labels, and the share that is right."""
+    weight = sum(score.weight for score in scores)
+    loss = sum(float(score.loss) * score.weight for score in scores) / weight
+    rights = [score.right for score in scores if score.right is not None]
+    return loss, sum(int(right) for right in rights) / weight if len(rights) == len(scores) else None
+
+
+@torch.no_grad()
+def evaluate(call: Callable[..., Any], batches: Batches, name: str) -> tuple[float, float | None]:
+    """Mean loss and accuracy over batches; see `total`."""
+    return total([Score.of(call(**batch), batch, name) for batch in batches])
