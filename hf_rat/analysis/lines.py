@@ -145,11 +145,15 @@ class Line:
         """On the values at this point."""
         args, kwargs = tree_unflatten([self._value(x) if isinstance(x, _Polynomial) else x for x in flat], form)
         found = func(*args, **kwargs)
-        changed = next((x for x in flat if isinstance(x, _Polynomial)), None)
-        if not func._schema.is_mutable or changed is None or changed is not flat[0]:
-            return found
-        changed.value, changed.coefficients = found, []  # an operation in place: no polynomial any more
-        return changed
+        if func._schema.is_mutable:
+            args, kwargs = tree_unflatten(flat, form)
+            given = {**dict(zip((x.name for x in func._schema.arguments), args, strict=False)), **kwargs}
+            for argument in func._schema.arguments:
+                written = given.get(argument.name)
+                if isinstance(written, _Polynomial) and argument.alias_info and argument.alias_info.is_write:
+                    written.coefficients = []  # no polynomial any more, but its value, into which was written
+                    return written
+        return found
 
     def _value(self, x: _Polynomial) -> Tensor:
         if x.value is None:
