@@ -19,7 +19,7 @@ class Score(NamedTuple):
     Args:
         loss: its mean, 0-d.
         weight: labels that count in it.
-        right: how many of these the largest logit meets; None where labels are no classes.
+        right: how many of these the largest logit meets; None where labels are no classes or there are no logits.
     """
 
     loss: Tensor
@@ -37,14 +37,23 @@ class Score(NamedTuple):
         if loss is None:
             raise ValueError(f"{name} returned no loss: the batches need labels, or the model must return its loss")
         labels = batch.get("labels")
-        if labels is None:
-            return cls(loss, len(next(iter(batch.values()))), None)
-        if labels.is_floating_point():
-            return cls(loss, len(labels), None)
-        counts = labels != -100
-        logits = logits_of(outputs, name)
-        fits = logits.shape[:-1] == labels.shape
-        return cls(loss, int(counts.sum()), ((logits.argmax(-1) == labels) & counts).sum() if fits else None)
+        weight = labels_that_count(batch)
+        if labels is None or labels.is_floating_point():
+            return cls(loss, weight, None)
+        try:
+            logits = logits_of(outputs, name)
+        except ValueError:  # one that returns its loss alone
+            return cls(loss, weight, None)
+        right = (logits.argmax(-1) == labels).sum() if logits.shape[:-1] == labels.shape else None
+        return cls(loss, weight, right)
+
+
+def labels_that_count(batch: Mapping[str, Tensor]) -> int:
+    """Of how many labels a batch's loss is the mean: -100 stands where there is none; of its rows without labels."""
+    labels = batch.get("labels")
+    if labels is None or labels.is_floating_point():
+        return len(next(iter(batch.values())) if labels is None else labels)
+    return int((labels != -100).sum())
 
 
 def total(scores: Sequence[Score]) -> tuple[float, float | None]:
