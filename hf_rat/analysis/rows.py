@@ -36,12 +36,16 @@ class Rows:
         texts: of each row, one or two of them.
         targets: of each row, the data set's class number, or the number of a regression.
         numbers: of each row, where it stands in its split, from 0.
+        columns: names of the columns of the texts.
+        label_column: of the labels.
     """
 
     labels: Labels
     texts: tuple[tuple[str, ...], ...]
     targets: tuple[float | int, ...]
     numbers: tuple[int, ...]
+    columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -110,4 +114,5 @@ def _draw(rows: Dataset, task: Task, labels: Labels, what: str, limit: int | Non
         rows = rows.select(numbers)
     columns = texts_of(rows[:], task.text_columns, 0, what)
     targets = [labels.number(value, index, what) for index, value in enumerate(rows[task.label_column])]
-    return Rows(labels, tuple(zip(*columns, strict=True)), tuple(targets), tuple(numbers))
+    texts = tuple(zip(*columns, strict=True))
+    return Rows(labels, texts, tuple(targets), tuple(numbers), task.text_columns, task.label_column)

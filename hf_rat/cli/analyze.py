@@ -83,14 +83,17 @@ def run(argv: Sequence[str]) -> None:
             "rows": len(subjects[0].rows),
             "split": asked.split,
         }
-        write_json(asked.output_dir / f"{asked.what}.json", {**about, **found})
-        for name, picture in pictures.items():
-            (asked.output_dir / name).write_bytes(picture)
-    except (Exception, KeyboardInterrupt) as error:
+        try:
+            write_json(asked.output_dir / f"{asked.what}.json", {**about, **found})
+            for name, picture in pictures.items():
+                (asked.output_dir / name).write_bytes(picture)
+        except OSError as error:
+            raise ValueError(
+                f"--output_dir {str(asked.output_dir)!r} cannot be written ({error.strerror or error})"
+            ) from error
+    except (Exception, KeyboardInterrupt):
         if not existed:
             remove_if_empty(asked.output_dir)
-        if isinstance(error, OSError) and error.filename and asked.output_dir in Path(error.filename).parents:
-            raise ValueError(f"--output_dir {str(asked.output_dir)!r} cannot be written ({error.strerror})") from None
         raise
     say(f"{told}\nWritten to {asked.output_dir}: {', '.join(sorted([f'{asked.what}.json', *pictures]))}")
 
