@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_rat.cli import _robustness
+from hf_rat.cli import _landscape, _robustness, _sharpness
 from hf_rat.cli._commands import Parser
 from hf_rat.finetuning.blame import reported
 
@@ -37,6 +37,8 @@ class Study:
 # Nothing heavy is imported by the modules named here, so that help is quick: their functions do that.
 STUDIES = {
     "robustness": Study(_robustness.SUMMARY, _robustness.add_flags, _robustness.run),
+    "landscape": Study(_landscape.SUMMARY, _landscape.add_flags, _landscape.run),
+    "sharpness": Study(_sharpness.SUMMARY, _sharpness.add_flags, _sharpness.run),
 }
 _DATA = {
     "task_name": "a GLUE task",
