@@ -53,11 +53,13 @@ def picture_of_contours(found: Mapping[str, Any]) -> bytes:
     figure, panels = _panels(found, {})
     for panel, one in zip(panels, found["models"].values(), strict=True):
         losses = np.ma.masked_invalid(_numbers(one["losses"]))
-        lines = panel.contour(found["xs"], found["ys"], losses, levels=found["levels"], cmap="cividis", linewidths=1.2)
+        place: Any = (found["xs"], found["ys"], losses)
+        panel.contourf(*place, levels=found["levels"], cmap="cividis", alpha=0.5, extend="both")
+        lines = panel.contour(*place, levels=found["levels"], colors="black", linewidths=0.8)
         panel.clabel(lines, fontsize=7, fmt="%.3g")
         panel.plot([0], [0], "+", color="black", markersize=8)
         panel.set_aspect("equal")
-    figure.supxlabel(f"{_step(found)}; lines of equal loss, the same levels everywhere", fontsize=8)
+    figure.supxlabel(f"{_step(found)}\nlines of equal loss, the same levels everywhere; +: the weights", fontsize=8)
     return _png(figure)
 
 
@@ -77,8 +79,7 @@ def picture_of_surfaces(found: Mapping[str, Any]) -> bytes:
         surface.plot_surface(x, y, cut, cmap="cividis", vmin=lowest, vmax=highest, rcount=51, ccount=51, linewidth=0)
         surface.set_zlim(lowest, highest)
         surface.tick_params(labelsize=7)
-        surface.set_zlabel("loss", fontsize=8)
-    figure.supxlabel(f"{_step(found)}; cut off at a loss of {highest:.3g}", fontsize=8)
+    figure.supxlabel(f"{_step(found)}\nheight: loss, cut off at {highest:.3g}", fontsize=8)
     return _png(figure)
 
 

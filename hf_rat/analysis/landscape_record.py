@@ -67,7 +67,7 @@ def measure(
         plan: the same for all of them.
         path: landscape.json. It is written after every row; its rows of the same models, texts and plan are kept.
         levels: losses at which contours are drawn and areas measured; None: eight, evenly in the logarithm, from the
-            lowest to the middle loss of all models together.
+            lowest loss of all models together to that which nine in ten points are below.
         say: told of every model that is done.
 
     Returns:
@@ -150,10 +150,9 @@ def _levels(models: Any) -> list[float]:
     losses = np.array([loss for one in models for row in one["losses"] for loss in row if loss is not None])
     if len(losses) == 0:
         return []
-    lowest, middle = float(losses.min()), float(np.median(losses))
-    if lowest <= 0 or middle <= lowest:
-        return np.linspace(lowest, float(losses.max()), _LEVELS + 1)[1:].tolist()
-    return np.geomspace(lowest, middle, _LEVELS + 1)[1:].tolist()
+    lowest, high = float(losses.min()), float(np.quantile(losses, 0.9))
+    between = np.geomspace if 0 < lowest < high else np.linspace
+    return sorted(set(between(lowest, high, _LEVELS + 1)[1:].tolist()))
 
 
 def _hash_of_rows(rows: Rows) -> str:

@@ -1,4 +1,4 @@
-"""A measurement leaves its model as it found it."""
+"""A measurement that writes to a model's weights and gradients leaves them as it found them."""
 
 from __future__ import annotations
 
@@ -8,33 +8,24 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from hf_rat.passes.dropout import without_trace
+
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and its weights may be written to.
+    """Inside, the model is in evaluation mode, and weights and gradients may be written to.
 
-    Afterwards, also after an exception, each module's mode, all weights, buffers and gradients (bit for bit) and the
-    random state are what they were. It takes the memory of a copy of the weights.
+    Afterwards, also after an exception, they are what they were, bit for bit, and so is all that `without_trace` puts
+    back: modes, buffers, attributes of modules, random states. It takes the memory of a copy of the weights.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    tensors = [*model.parameters(), *model.buffers()]
-    held = [(x, x.detach().clone()) for x in tensors]
-    slopes = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    places = [(module, name, x) for module in model.modules() for name, x in module._buffers.items()]
-    devices = sorted({x.get_device() for x in tensors if x.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
+    held = [(p, p.detach().clone(), p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+    with without_trace(model, next(model.parameters()).device), torch.enable_grad():
         try:
             yield
         finally:
-            for module, name, buffer in places:
-                module._buffers[name] = buffer
             with torch.no_grad():
-                for x, copy in held:
-                    x.copy_(copy)
-                for parameter, slope, value in slopes:
-                    parameter.grad = slope
+                for p, weight, slope, value in held:
+                    p.copy_(weight)
+                    p.grad = slope
                     if slope is not None:
                         slope.copy_(value)
-            for module, mode in modes:
-                module.training = mode
