@@ -125,10 +125,9 @@ class Line:
     def run(self, func: Any, flat: list[Any], form: Any) -> Any:
         """An operation on at least one polynomial."""
         polynomials = [x for x in flat if isinstance(x, _Polynomial)]
-        # A plain number that is no integer may be another one at each point.
-        if any(x.value is not None and not x.coefficients for x in polynomials) or any(
-            isinstance(x, Tensor) and not isinstance(x, _Polynomial) and x.is_floating_point() for x in flat
-        ):
+        # What is no polynomial and no integer may be another one at each point.
+        plain = any(isinstance(x, Tensor) and not isinstance(x, _Polynomial) and x.is_floating_point() for x in flat)
+        if plain or not all(x.coefficients for x in polynomials):
             return self._plainly(func, flat, form)
         place = self._place
         self._place += 1
@@ -185,12 +184,12 @@ class Line:
         if func in _PRODUCTS and both:
             return self._product(func, first, second)
         if func is aten.addmm.default and all(isinstance(x, _Polynomial) for x in args) and not kwargs:
-            return _with_bias(self._product(aten.mm.default, *args[1:]), args[0])
+            return _with_bias(self._product(aten.mm.default, *args[1:]), args[0].coefficients)
         if func is aten.convolution.default and both:
             (_, _, bias, *settings) = args
             found = self._product(lambda x, w: func(x, w, None, *settings), first, second)
-            shaped = None if bias is None else bias.view(-1, *[1] * (first.dim() - 2))
-            return found if shaped is None else _with_bias(found, shaped)
+            inner = [1] * (first.dim() - 2)
+            return _with_bias(found, [] if bias is None else [x.view(-1, *inner) for x in bias.coefficients])
         if func is aten.cat.default and all(isinstance(x, _Polynomial) for x in first):
             return [func(list(each), *args[1:], **kwargs) for each in _together(first)]
         filling = func in _FILLING and not (args[_FILLING[func]] if len(args) > _FILLING[func] else 0)
@@ -213,10 +212,8 @@ class Line:
         return found  # type: ignore[return-value]
 
 
-def _with_bias(found: Coefficients | None, bias: _Polynomial) -> Coefficients | None:
-    if found is None or len(bias.coefficients) > len(found):
-        return None
-    for coefficient, addition in zip(found, bias.coefficients, strict=False):
+def _with_bias(found: Coefficients | None, bias: Coefficients) -> Coefficients | None:
+    for coefficient, addition in zip(found or (), bias, strict=False):  # a product has at least as many
         coefficient.add_(addition)
     return found
 

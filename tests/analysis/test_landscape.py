@@ -48,6 +48,26 @@ class Own(nn.Module):
         return nn.functional.cross_entropy(logits, labels), logits
 
 
+class Convolves(nn.Module):
+    """Torch's own convolution over concatenated, scaled and split vectors, with the vectors' mean beside it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.place = nn.Embedding(60, 4), nn.Embedding(9, 4)
+        self.layer, self.head = nn.Conv1d(8, 6, 2), nn.Linear(10, 3)
+
+    def forward(self, input_ids, attention_mask, labels):
+        words = self.table(input_ids)
+        places = self.place(torch.arange(input_ids.size(1))).expand_as(words)
+        x = torch.cat([0.5 * words, places - words], -1).masked_fill(attention_mask.unsqueeze(-1) == 0, 0.0)
+        mean = x.chunk(2, -1)[1].mean(1)
+        answers = self.layer(x.transpose(1, 2))
+        answers.relu_()
+        logits = self.head(torch.cat([answers.amax(2), mean], 1))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
 def recurrent(cell="gru", **settings):
     torch.manual_seed(0)
     config = RNNConfig(
@@ -71,6 +91,7 @@ MODELS = {
     "gru": recurrent,
     "bilstm": lambda: recurrent("lstm", bidirectional=True, pooling="mean"),
     "own": Own,
+    "convolves": Convolves,
     "own, from a list": lambda: Own(listed=True),
 }
 
@@ -201,7 +222,9 @@ def test_the_surface_is_that_of_the_plain_loop(kind):
     assert len(told) == (kind == "own, from a list"), told
 
 
-@pytest.mark.parametrize(("kind", "products"), [("textcnn", 3), ("gru", 1), ("bilstm", 2), ("bert", 0), ("own", 1)])
+@pytest.mark.parametrize(
+    ("kind", "products"), [("textcnn", 3), ("gru", 1), ("bilstm", 2), ("bert", 0), ("own", 1), ("convolves", 1)]
+)
 def test_the_first_products_are_made_once(kind, products):
     model = MODELS[kind]().eval()
     (direction,) = random_directions(model, 1)
