@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_rat.cli import _calibration, _gap, _robustness
+from hf_rat.cli import _calibration, _gap, _landscape, _robustness, _sharpness
 from hf_rat.cli._commands import Parser
 from hf_rat.finetuning.blame import reported
 
@@ -39,6 +39,8 @@ STUDIES = {
     "calibration": Study(_calibration.SUMMARY, _calibration.add_flags, _calibration.run),
     "gap": Study(_gap.SUMMARY, _gap.add_flags, _gap.run),
     "robustness": Study(_robustness.SUMMARY, _robustness.add_flags, _robustness.run),
+    "landscape": Study(_landscape.SUMMARY, _landscape.add_flags, _landscape.run),
+    "sharpness": Study(_sharpness.SUMMARY, _sharpness.add_flags, _sharpness.run),
 }
 _DATA = {
     "task_name": "a GLUE task",
