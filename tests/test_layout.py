@@ -18,7 +18,9 @@ ALLOWED = {
     "data": set(),
     "finetuning": {"passes", "regularizers", "engine", "trainer", "models", "data"},
     "experiments": {"finetuning", "data", "engine", "regularizers"},
-    "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer"},
+    "analysis": {"passes", "regularizers", "engine", "trainer", "models", "data", "finetuning"},
+    "report": {"experiments", "analysis", "finetuning", "data"},
+    "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer", "analysis", "report"},
     "public": {"passes", "regularizers", "engine", "trainer", "models"},
     "": {"public"},  # hf_rat/__init__.py
 }

@@ -48,7 +48,7 @@ def _files(
     verdict: Verdict, records: Sequence[Record], commands: Sequence[str], told_by: str | None
 ) -> dict[str, Callable[[], bytes]]:
     """Name -> what makes the content, in the order of writing."""
-    versions = _versions(records)
+    versions = versions_of(records)
     value: dict[str, Any] = {
         "command": commands[0] if len(commands) == 1 else list(commands),
         "told_by": told_by,
@@ -67,7 +67,7 @@ def _files(
     }
 
 
-def _versions(records: Sequence[Record]) -> dict[str, str]:
+def versions_of(records: Sequence[Record]) -> dict[str, str]:
     """Package -> its version in the runs; several where they differ."""
     found: dict[str, list[str]] = {}
     for record in records:
@@ -95,13 +95,14 @@ def _provenance(
         lines += ["Told by", "", "```bash", told_by, "```", ""]
     if versions:
         lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".", ""]
-    states = list(dict.fromkeys(_state(git) for row in rows for git in row["git"]))
+    states = list(dict.fromkeys(state(git) for row in rows for git in row["git"]))
     if states:
         lines += [f"The runs were made at commit {', '.join(states)}.", ""]
     return "\n".join(lines)
 
 
-def _state(git: Mapping[str, Any]) -> str:
+def state(git: Mapping[str, Any]) -> str:
+    """The commit of a record, and whether the source differed from it."""
     return f"{git['commit']}{', with changes' if git['dirty'] else ''}"
 
 
