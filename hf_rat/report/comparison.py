@@ -122,7 +122,7 @@ def _cell_page(cell: Cell, headline: str, called: Mapping[str, str], looks: Mapp
     others = [row for row in cell.rows if row.method != cell.baseline]
     told = [sentence(cell, row, called[row.method], called[cell.baseline]) for row in others]
     told += [f"{called[row.method]}: {lacks(row)}." for row in cell.rows if lacks(row)]
-    told += [f"{note}." for note in cell.notes]
+    told += [f"{note[:1].upper()}{note[1:]}." for note in cell.notes]
     made = tables_of_cell(cell, called)
     first = [table for table in made if {"SD", "wins", "Holm"} & set(table.header)]
     states = {

@@ -14,7 +14,7 @@ _History = Sequence[Mapping[str, Any]]
 
 
 def learning_curves(histories: Mapping[str, Sequence[_History]], looks: Mapping[str, Look]) -> list[Plot]:
-    """A plot for each quantity that a run logged: the sum of the losses, each of them, the validation loss, each score.
+    """A plot for each thing that a run logged: the sum of the losses, each of them, the validation loss, each score.
 
     Args:
         histories: method, or name of a run -> the log_history of each of its seeds.

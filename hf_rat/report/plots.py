@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from matplotlib.ticker import MaxNLocator
 
@@ -203,7 +204,7 @@ def _finite(*numbers: float | None) -> bool:
 
 def _digits(ticks: Sequence[float]) -> int:
     """Decimals that tell the ticks apart."""
-    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=abs(ticks[0]) if ticks else 1.0)
+    step = min((b - a for a, b in pairwise(ticks)), default=abs(ticks[0]) if ticks else 1.0)
     if step <= 0:
         return 0
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
