@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_rat.data.encoding import Labels
-from hf_rat.data.generated import GENERATED, generated_config, generated_pairs, generated_tokenizer
+from hf_rat.data.generated import GENERATED, example_pairs, generated_config, generated_tokenizer
 from hf_rat.data.loading import load_task
 from hf_rat.data.task import Task
 from hf_rat.data.tasks import find
@@ -162,7 +162,7 @@ def _small_bert(
 
 EXAMPLE = Example(
     task=GENERATED,
-    rows=lambda seed: generated_pairs(train=500, validation=2000, noise=0.25, seed=seed, asides=True),
+    rows=example_pairs,
     build=_small_bert,
     dropout=0.1,
     told="generated pairs (a quarter of their labels are wrong)",

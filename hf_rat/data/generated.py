@@ -100,6 +100,11 @@ def generated_pairs(
     return DatasetDict(train=_split(train, noise, asides, rng), validation=_split(validation, 0.0, asides, rng))
 
 
+def example_pairs(seed: int) -> DatasetDict:
+    """The pairs of the built-in example of `hf-rat glue`."""
+    return generated_pairs(train=500, validation=2000, noise=0.25, seed=seed, asides=True)
+
+
 def generated_tokenizer(asides: bool = False) -> PreTrainedTokenizerFast:
     """A fast tokenizer with one token per word of the generator, and BERT's special tokens.
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from statistics import geometric_mean, mean
 from typing import Any
 
+from hf_rat.data.whole_files import write_json
 from hf_rat.experiments.experiment import Cell, Experiment, Setting
 from hf_rat.experiments.held_back import given
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.pool import Pool
-from hf_rat.experiments.run import Run, write_json
+from hf_rat.experiments.run import Run
 from hf_rat.experiments.search import search
 
 FACTORS = (0.25, 0.5, 1, 2)  # of the given epochs

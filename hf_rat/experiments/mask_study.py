@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rat.data.whole_files import write_json
 from hf_rat.engine.sub_networks import SubNetworks
-from hf_rat.experiments.run import write_json
 
 FILE = "masks.json"
 _AT_ONCE = 25  # sub-networks between two writes

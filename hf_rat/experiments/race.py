@@ -17,12 +17,13 @@ from math import copysign, sqrt
 from statistics import mean, variance
 from typing import Any
 
+from hf_rat.data.whole_files import write_json
 from hf_rat.experiments.choosing import extent
 from hf_rat.experiments.experiment import Cell, Experiment
 from hf_rat.experiments.held_back import drop_weights, fresh_seeds, on_held_back
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.pool import Pool
-from hf_rat.experiments.run import Run, write_json
+from hf_rat.experiments.run import Run
 from hf_rat.experiments.scores import score_of, sign_of
 
 _CRITERION = (

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from hf_rat.data.whole_files import write_json
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.provenance import git_state, versions
 from hf_rat.experiments.words import without
@@ -172,17 +173,3 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"method", "seed", "command", "finished"} <= record.keys():
         raise ValueError(f"{path} is no record of a run; give another --output_dir or remove it")
     return record
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is, at any moment, whole: an interruption, or a full disk, leaves the former one."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # what is renamed is on the disk, should the machine stop now
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

@@ -22,11 +22,12 @@ from statistics import mean
 from types import ModuleType
 from typing import Any
 
+from hf_rat.data.whole_files import write_json
 from hf_rat.experiments.experiment import Cell, Experiment, Setting
 from hf_rat.experiments.held_back import drop_weights, for_report, fresh_seeds, on_held_back
 from hf_rat.experiments.method import Method
 from hf_rat.experiments.pool import Pool
-from hf_rat.experiments.run import Run, write_json
+from hf_rat.experiments.run import Run
 from hf_rat.experiments.scores import mean_scores, score_of, sign_of
 from hf_rat.experiments.settings import Space
 from hf_rat.experiments.spaces import Range, grid

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_rat.data.whole_files import write_whole
 from hf_rat.experiments.command_lines import shortened
 from hf_rat.experiments.exports import as_csv, as_latex, everything
 from hf_rat.experiments.pictures import picture_of_cost, picture_of_seeds
@@ -113,12 +113,9 @@ def _write(output: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
     except OSError as error:
         raise ValueError(f"--output_dir {output} cannot be made ({error.strerror})") from None
     for name, content in files.items():
-        partial = output / f"{name}.partial"
         try:
-            partial.write_bytes(content())
-            os.replace(partial, output / name)
+            write_whole(output / name, content())
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ValueError(
                 f"{output / name} cannot be written ({error.strerror}); the runs are as they were"
             ) from None

@@ -13,6 +13,7 @@ from transformers import Trainer
 from hf_rat.data.predictions import predictions_name, write_predictions
 from hf_rat.data.submission import write_answers
 from hf_rat.data.tagged import split
+from hf_rat.finetuning.data_record import record_data
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.learning_curves import FILE_NAME, draw_learning_curves
@@ -43,6 +44,7 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     results: dict[str, float] = {}
     if job.train is not None:
         results |= train(flags, trainer, resume, len(job.train) if isinstance(job.train, Dataset) else None)
+        record_data(flags, job.task.name)
         # Before the evaluations that follow, whose scores of several splits have one name in the history.
         draw(trainer, job.task.metrics[0], job.beside)
     if job.evaluation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hf_rat import __version__
+from hf_rat.data.whole_files import write_whole
 from hf_rat.experiments.records import Record, scores_in
 from hf_rat.experiments.sentences import code
 from hf_rat.experiments.tables import Table, estimands
@@ -101,12 +101,9 @@ def write_page(html: str, path: Path) -> None:
         raise ValueError(
             f"the page would have {len(content) / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f}: give fewer folders"
         )
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        write_whole(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"--output {path} cannot be written ({error.strerror})") from None
 
 
