@@ -16,12 +16,20 @@ from hf_rat.experiments.records import Record, scores_in
 from hf_rat.experiments.sentences import code
 from hf_rat.experiments.tables import Table, estimands
 from hf_rat.experiments.verdict import Verdict, judge
+from hf_rat.report.analyses import study_of
 from hf_rat.report.comparison import across_page, cell_pages, looks_of
 from hf_rat.report.curves import learning_curves
 from hf_rat.report.folders import Contents, SingleRun
+from hf_rat.report.landscapes import landscape_of, plotly
 from hf_rat.report.plots import MOST_POINTS, Look
 from hf_rat.report.settings import settings, settings_of_run
 
+_NOTES = {
+    "robustness": "Areas are 95 % intervals over rows, taken as a sample of all rows that one could have drawn. A "
+    "difference is paired: both models answered the same rows.",
+    "calibration": "A mark is a bin of rows with like confidence. On the dashed line a model is as sure as it is "
+    "right; below it, it is too sure.",
+}
 LARGEST = 8_000_000  # bytes of a page
 _CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
 
@@ -47,6 +55,8 @@ def make_page(
         ValueError: baseline or score is not there, or a file is cut short.
     """
     verdict: Verdict | None = judge(records, baseline, score) if records else None
+    studies = [study_of(one) for one in contents.analyses if one.kind != "landscape"]
+    landscapes = [landscape_of(one) for one in contents.analyses if one.kind == "landscape"]
     environment = Environment(
         loader=PackageLoader("hf_rat.report"),
         autoescape=True,
@@ -63,6 +73,10 @@ def make_page(
         cells=[] if verdict is None else cell_pages(verdict),
         estimands="" if verdict is None else estimands(verdict),
         runs=_runs(contents.runs) if contents.runs else None,
+        studies=studies,
+        landscapes=landscapes,
+        plotly=plotly() if any(one.surfaces for one in landscapes) else None,
+        notes=_NOTES,
         most_points=MOST_POINTS,
         settings=settings(contents, verdict, told_by),
     )
