@@ -11,6 +11,7 @@ from hf_rat.experiments.tables import Table
 from hf_rat.report.folders import Analysis
 from hf_rat.report.plots import Look, Plot, Sketch, drawn
 
+_ABBREVIATIONS = {"fgm": "FGM", "pgd": "PGD"}
 _Point = Mapping[str, float]
 
 
@@ -66,7 +67,10 @@ def looks_of(models: Sequence[str]) -> dict[str, Look]:
 def _robustness(analysis: Analysis) -> Study:
     curves = analysis.told["curves"]
     looks = looks_of(list(dict.fromkeys(name for curve in curves.values() for name in curve["models"])))
-    groups = {name[:1].upper() + name[1:]: _of_curve(curve, looks) for name, curve in curves.items()}
+    groups = {
+        _ABBREVIATIONS.get(name, name[:1].upper() + name[1:]): _of_curve(curve, looks)
+        for name, curve in curves.items()
+    }
     return Study("robustness", str(analysis.path), about(analysis.told), looks, groups, [])
 
 

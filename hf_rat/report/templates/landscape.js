@@ -5,6 +5,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const webgl = document.createElement("canvas").getContext("webgl") !== null;
   const mostDrawn = 8; // a browser keeps about 16 pictures in WebGL
+  const camera = { eye: { x: 1.6, y: 1.6, z: 1.1 }, center: { x: 0, y: 0, z: -0.15 } };
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const layout = () => {
     const axis = (title) => ({
@@ -13,7 +14,7 @@
     const bare = { margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
     const font = { family: "system-ui, sans-serif", size: 11, color: style("--soft") };
     return webgl
-      ? { ...bare, font, scene: { xaxis: axis("x"), yaxis: axis("y"), zaxis: axis("loss"), aspectmode: "cube" } }
+      ? { ...bare, font, scene: { xaxis: axis("x"), yaxis: axis("y"), zaxis: axis("loss"), aspectmode: "cube", camera } }
       : { ...bare, font, margin: { l: 40, r: 10, t: 10, b: 40 }, xaxis: axis("x"), yaxis: axis("y") };
   };
   const isDrawn = (box) => box.classList.contains("ready");
@@ -49,6 +50,10 @@
   }, { rootMargin: "200px" });
   boxes.forEach((box) => seen.observe(box));
   dark.addEventListener("change", () => {
-    for (const box of boxes.filter(isDrawn)) Plotly.relayout(box.querySelector(".drawing"), layout());
+    for (const box of boxes.filter(isDrawn)) {
+      Plotly.purge(box.querySelector(".drawing"));
+      box.classList.remove("ready");
+      draw(box);
+    }
   });
 })();
