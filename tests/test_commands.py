@@ -131,6 +131,7 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
     known |= {"--models", "--datasets", "--images", "--masks", "--draws", "--rate"}  # of compare, and of masks
     known |= {"--help-all", "--alike", "--baseline", "--score", "--best", "--trials", "--race", "--controls", "--jobs"}
+    known |= {"--output", "--title", "--card"}  # of report
     known |= launch_command_parser()._option_string_actions.keys()
     wrong = []
     for path in PAGES:

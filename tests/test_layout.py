@@ -19,7 +19,7 @@ ALLOWED = {
     "finetuning": {"passes", "regularizers", "engine", "trainer", "models", "data"},
     "analysis": {"passes", "regularizers", "engine", "trainer", "models", "data", "finetuning"},
     "experiments": {"finetuning", "data", "engine", "regularizers"},
-    "report": {"experiments", "analysis", "finetuning", "data"},
+    "report": {"experiments", "analysis", "finetuning", "trainer", "data"},
     "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer", "analysis", "report"},
     "public": {"passes", "regularizers", "engine", "trainer", "models"},
     "": {"public"},  # hf_rat/__init__.py

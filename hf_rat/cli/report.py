@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> None:
         metavar=("NAME", "METHOD"),
         help="methods that differ from cell to cell as one row NAME, as hf-rat verdict takes them",
     )
+    parser.add_argument("--card", action="store_true", help="single runs' model cards show the PNGs in their folders")
     arguments = parser.parse_args(argv)
     if arguments.output is None and len(arguments.runs) > 1:
         raise ValueError("--output is missing: with several folders say where the page goes")
@@ -64,4 +65,10 @@ def run(argv: Sequence[str]) -> None:
         arguments.score,
     )
     write_page(html, output)
+    if arguments.card:
+        from hf_rat.report.cards import CARD, show_pictures
+
+        for one in contents.runs:
+            if show_pictures(one.folder):
+                print(f"Written to {one.folder / CARD}")
     print(f"Written to {output} ({max(1, round(len(html.encode()) / 1000)):,} kB)")

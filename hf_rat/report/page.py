@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from hf_rat import __version__
 from hf_rat.data.whole_files import write_whole
 from hf_rat.experiments.records import Record, scores_in
 from hf_rat.experiments.sentences import code
@@ -67,7 +67,7 @@ def make_page(
     environment.filters |= {"inline": inline, "capitalize_first": lambda text: text[:1].upper() + text[1:]}
     return environment.get_template("report.html").render(
         title=title,
-        version=__version__,
+        version=version("hf-rat"),
         across=None if verdict is None else across_page(verdict),
         looks={} if verdict is None else looks_of(verdict),
         cells=[] if verdict is None else cell_pages(verdict),

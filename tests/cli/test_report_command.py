@@ -129,6 +129,23 @@ def test_single_runs(tmp_path):
     assert "gains" not in text
 
 
+def test_the_card_of_a_run_shows_the_pictures_in_its_folder(tmp_path, capsys):
+    (tmp_path / "all_results.json").write_text('{"eval_accuracy": 0.5}')
+    card = "---\ntags: [a]\n---\n\n# x\n\n![Learning curves](learning_curves.png)\n\n## Regularization\n\nend\n"
+    (tmp_path / "README.md").write_text(card)
+    for name in ("learning_curves.png", "character_noise.png", "a b.png"):
+        (tmp_path / name).write_bytes(b"")
+    line = ["report", str(tmp_path), "--card"]
+    assert main(line) == 0
+    added = "![A b](a%20b.png)\n\n![Character noise](character_noise.png)\n\n## Regularization"
+    assert (tmp_path / "README.md").read_text() == card.replace("## Regularization", added)
+    assert main(line) == 0
+    assert (tmp_path / "README.md").read_text().count("(character_noise.png)") == 1, "said twice it is the same"
+    (tmp_path / "README.md").unlink()
+    assert main(line) == 2
+    assert "--card: " in capsys.readouterr().err
+
+
 def analysis(folder):
     """robustness.json as `hf-rat analyze` makes it of answers that are known, and calibration.json."""
     base = [Answers(np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 0.0])) for _ in range(2)]
