@@ -130,6 +130,8 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
     known |= {"--models", "--datasets", "--images", "--masks", "--draws", "--rate"}  # of compare, and of masks
+    known |= {"--split", "--max_samples", "--measures", "--texts", "--noise_rates", "--noise_kinds", "--noise_per"}
+    known |= {"--radii", "--pgd_steps", "--mask_rates"}  # of analyze
     known |= {"--help-all", "--alike", "--baseline", "--score", "--best", "--trials", "--race", "--controls", "--jobs"}
     known |= {"--output", "--title", "--card"}  # of report
     known |= launch_command_parser()._option_string_actions.keys()

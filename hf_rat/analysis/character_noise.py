@@ -53,8 +53,8 @@ def noisy(text: str, rate: float, seed: int | str, kinds: tuple[str, ...] = KIND
         raise ValueError(f"rate={rate}: a share of {per}s from 0 to 1 is needed")
     if per not in PER:
         raise ValueError(f"per={per!r} is not known; there are {', '.join(PER)}")
-    if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
-        raise ValueError(f"kinds={kinds!r}: {unknown[0]!r} is not known; there are {', '.join(KINDS)}")
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds={kinds!r}: give one or several of {', '.join(KINDS)}")
     rng = random.Random(seed)
     hit = _characters(text, rate, rng) if per == "character" else _in_words(text, rate, rng)
     slips = [(rng.random(), rng.random()) for _ in text]

@@ -77,7 +77,7 @@ class Subject:
 
 
 def read_subjects(
-    folders: Sequence[Path],
+    folders: Sequence[str | Path],
     given: Mapping[str, Any],
     split: str = "validation",
     max_samples: int | None = None,
@@ -96,15 +96,16 @@ def read_subjects(
         ValueError: a folder is no run or stands there twice, the runs were trained on different data and no flag says
             which are meant, or the label set of a model is another one than that of the data.
     """
-    for folder in folders:
-        _require_run(folder)
-    names = _names(folders)
-    records = [recorded_data(folder) for folder in folders]
-    _require_same_data(folders, records, given)
+    paths = [Path(folder) for folder in folders]
+    for path in paths:
+        _require_run(path)
+    names = _names(paths)
+    records = [recorded_data(path) for path in paths]
+    _require_same_data(paths, records, given)
     rows = read_rows(records[0], given, split, max_samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     subjects = []
-    for folder, name, record in zip(folders, names, records, strict=True):
+    for folder, name, record in zip(paths, names, records, strict=True):
         model, tokenizer, labels = _load(folder, rows.labels)
         length = min(flags_of(record, given).get("max_seq_length", _LENGTH), tokenizer.model_max_length)
         subjects.append(

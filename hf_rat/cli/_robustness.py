@@ -54,8 +54,17 @@ def run(subjects: list[Any], asked: argparse.Namespace) -> tuple[dict[str, Any],
     from hf_rat.analysis.robustness import Curve, attack_curve, noise_curve
     from hf_rat.analysis.robustness_pictures import picture_of_curve
 
-    if asked.draws < 1:
-        raise ValueError(f"--draws {asked.draws}: at least 1 is needed")
+    for name in ("draws", "pgd_steps"):
+        if getattr(asked, name) < 1:
+            raise ValueError(f"--{name} {getattr(asked, name)}: at least 1 is needed")
+    for name, fits, needed in (
+        ("noise_rates", lambda rate: 0 < rate <= 1, "a share above 0, up to 1,"),
+        ("radii", lambda radius: 0 < radius < float("inf"), "a radius above 0"),
+        ("mask_rates", lambda rate: 0 < rate < 1, "a share between 0 and 1"),
+    ):
+        for value in getattr(asked, name):
+            if not fits(value):
+                raise ValueError(f"--{name} {value:g}: {needed} is needed")
     texts = read_attacked(asked.texts, subjects[0].rows) if asked.texts is not None else None
     clean = {subject.name: answers_of(subject.model, subject.encode())[0] for subject in subjects}
     curves = []

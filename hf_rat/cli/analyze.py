@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_rat.cli import _robustness
+from hf_rat.cli import _calibration, _gap, _robustness
 from hf_rat.cli._commands import Parser
 from hf_rat.finetuning.blame import reported
 
@@ -36,6 +36,8 @@ class Study:
 
 # Nothing heavy is imported by the modules named here, so that help is quick: their functions do that.
 STUDIES = {
+    "calibration": Study(_calibration.SUMMARY, _calibration.add_flags, _calibration.run),
+    "gap": Study(_gap.SUMMARY, _gap.add_flags, _gap.run),
     "robustness": Study(_robustness.SUMMARY, _robustness.add_flags, _robustness.run),
 }
 _DATA = {

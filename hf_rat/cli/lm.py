@@ -73,7 +73,14 @@ _NO_USE = (
     *("config_name", "tokenizer_name", "ignore_mismatched_sizes", "pooling", "vocabulary", "pretrain_lm"),
     *("pretrain_epochs", "semi_supervised", "label_smoothing_factor", "dataloader_num_workers", "ignore_data_skip"),
     *("dataloader_drop_last", "auto_find_batch_size", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only"),
-    *("batch_eval_metrics", "classifier_hidden_size", "truncated_bptt", "unlabeled_size", "pretrain_dir"),
+    *(
+        "batch_eval_metrics",
+        "classifier_hidden_size",
+        "truncated_bptt",
+        "unlabeled_size",
+        "pretrain_dir",
+        "mc_samples",
+    ),
 )
 # With a checkpoint, these are still a run's own.
 _OF_A_RUN = ("dropout_schedule", "dropout_gamma", "early_stopping_patience", "tokens", "bptt", "variable_bptt")

@@ -22,7 +22,7 @@ from hf_rat.data.generated_digits import generated_digits
 from hf_rat.data.idx_files import Images, read_mnist
 from hf_rat.data.pixel_sequences import pixel_sequences
 from hf_rat.engine.denormals import without_denormals
-from hf_rat.engine.sub_networks import SubNetworks
+from hf_rat.engine.sub_networks import SubNetworks, in_batches
 from hf_rat.experiments.mask_pictures import picture_of_accuracies, picture_of_mean_masks
 from hf_rat.experiments.mask_study import FILE, Settings, Study, spread
 from hf_rat.finetuning.blame import reported
@@ -81,15 +81,15 @@ def _study(settings: Settings, folder: Path, model: Any, images: Images, output:
     study = Study(settings, output)
     side, order = model.config.images["side"], model.config.images["permutation_seed"]
     inputs = {"inputs_embeds": torch.from_numpy(pixel_sequences(images.pixels, side, order))}
-    labels = torch.from_numpy(images.labels)
+    batches = in_batches(inputs, torch.from_numpy(images.labels))
 
     def network_of(path: Path) -> SubNetworks:
-        return SubNetworks(_load(path), inputs, labels)
+        return SubNetworks(_load(path), batches)
 
     for path in reversed(checkpoints(folder)):
         study.add_mean_mask(path.name, partial(network_of, path))
-    study.add_mean_mask("at the end", lambda: SubNetworks(model, inputs, labels))
-    network = SubNetworks(model, inputs, labels)
+    study.add_mean_mask("at the end", lambda: SubNetworks(model, batches))
+    network = SubNetworks(model, batches)
     study.study_network(network)
     network.close()
     (output / "accuracies.png").write_bytes(picture_of_accuracies(study.found))

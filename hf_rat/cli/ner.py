@@ -132,7 +132,7 @@ def _fields(tags: TagArguments) -> dict[str, Any]:
 
 def _check(flags: Flags, words: WordModelArguments, tags: TagArguments, own: bool) -> None:
     data = flags.data
-    for name in ("task_name", "preset", "submission_dir", "do_regression", "streaming"):
+    for name in ("task_name", "preset", "submission_dir", "do_regression", "streaming", "mc_samples"):
         value = getattr(data, name)
         if value or (value is False and name == "do_regression"):
             raise ValueError(f"--{name} {value!r} is not for hf-rat ner: it tags words; leave it out")

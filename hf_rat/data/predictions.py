@@ -1,4 +1,7 @@
-"""predict_results_<task>.txt: what a run answered a test split with, by the names of the data set's labels."""
+"""predict_results_<task>.txt: what a run answered a test split with, by the names of the data set's labels.
+
+A third column is the spread of answers that are averaged over several passes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from hf_rat.data.task import HeldOut, Task
 
 _HEADER = "index\tprediction"
+_SPREAD = "\tspread"
 
 
 def predictions_name(task: Task, held_out: HeldOut) -> str:
@@ -18,7 +22,10 @@ def predictions_name(task: Task, held_out: HeldOut) -> str:
 
 
 def write_predictions(
-    path: Path, values: Sequence[float] | Sequence[Sequence[int]], names: Sequence[str] | None
+    path: Path,
+    values: Sequence[float] | Sequence[Sequence[int]],
+    names: Sequence[str] | None,
+    spread: Sequence[float] | None = None,
 ) -> None:
     """Write the answers to one test split, a line for each row, in the order of the split.
 
@@ -27,10 +34,15 @@ def write_predictions(
         values: class numbers of the data set, or for regression the numbers themselves; of rows whose words have a tag
             each, a list of class numbers, written between spaces.
         names: of the classes; None for regression.
+        spread: of each answer; None: there is no such column.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    answers = (_told(value, names) for value in values)
-    lines = [_HEADER, *(f"{index}\t{text}" for index, text in enumerate(answers))]
+    answers = [_told(value, names) for value in values]
+    header = _HEADER
+    if spread is not None:
+        header += _SPREAD
+        answers = [f"{answer}\t{number:.6g}" for answer, number in zip(answers, spread, strict=True)]
+    lines = [header, *(f"{index}\t{text}" for index, text in enumerate(answers))]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
@@ -55,12 +67,17 @@ def read_predictions(path: Path, task: Task) -> list[float]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
     lines = text.splitlines()
-    if lines[:1] != [_HEADER] or not text.endswith("\n"):
+    columns = {_HEADER: 2, _HEADER + _SPREAD: 3}.get(lines[0] if lines else "")
+    if columns is None or not text.endswith("\n"):
         raise ValueError(f"{path} is no whole file of predictions: its run did not come to an end")
     numbers = {name: number for number, name in enumerate(task.labels)}
     values: list[float] = []
     for index, line in enumerate(lines[1:]):
         where, _, answer = line.partition("\t")
+        if columns == 3:
+            answer, _, number = answer.rpartition("\t")
+            if _number(number) is None:
+                raise ValueError(f"{path}, line {index + 2}: {number!r} is not a number")
         if where != str(index):
             raise ValueError(f"{path}, line {index + 2}: the index is {where!r}, it must be {index}")
         value = _number(answer) if task.regression else numbers.get(answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,18 +28,17 @@ class SubNetworks:
 
     Args:
         model: is set to evaluation. It has no random numbers there.
-        inputs: name -> tensor, the examples that it is asked about; without labels.
-        labels: int64 (examples,), their classes.
+        batches: the examples that it is asked about, with their "labels": int64 (batch,) classes, or of a regression
+            floats.
         site: where the units are: "recurrent state" (default) or "logits input".
-        batch_size: examples at a time.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor, site: str = RECURRENT, batch_size: int = 500
-    ) -> None:
-        self._model, self._inputs, self.labels, self._batch_size = model.eval(), inputs, labels, batch_size
+    def __init__(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]], site: str = RECURRENT) -> None:
+        self._model, self.labels = model.eval(), torch.cat([batch["labels"] for batch in batches])
+        self._batches = [{name: x for name, x in batch.items() if name != "labels"} for batch in batches]
+        self._sizes = [len(batch["labels"]) for batch in batches]
         self._name, self._site = site, open_site(site, model)
-        self.units = int(self._site.geometry(next(self._parts(labels))[0]).shape[-1])
+        self.units = int(self._site.geometry(self._batches[0]).shape[-1])
 
     def close(self) -> None:
         """Take the hook off the model."""
@@ -52,8 +51,9 @@ class SubNetworks:
             move: (units,), one sub-network for all examples, or (examples, units). Default: all units are on.
         """
         moves = torch.zeros(self.units) if move is None else move
+        each = moves.to(self.labels.device).expand(len(self.labels), self.units).split(self._sizes)
         found = []
-        for inputs, own in self._parts(moves.expand(len(self.labels), self.units)):
+        for inputs, own in zip(self._batches, each, strict=True):
             with torch.no_grad(), self._site.perturbed(own):
                 found.append(self._run(inputs)[1].float())
         return torch.cat(found)
@@ -83,20 +83,27 @@ class SubNetworks:
         """
         flip = Flip(Hamming(rate), "one_drop", steps, self._name)
         execution = Execution(run=self._run, open_site=lambda name: self._site)
+        problem = "regression" if self.labels.is_floating_point() else "single_label_classification"
         found = []
-        for inputs, _ in self._parts(self.labels):
-            batch = Batch(inputs, lambda: "single_label_classification", execution)
+        for inputs in self._batches:
+            batch = Batch(inputs, lambda: problem, execution)
             here = Point(batch, plan=Plan(also_masks=frozenset({self._name}), graph=False))
             climb = partial(mean_divergence, batch, divergence, here.logits[0])
             ((_, there),) = flip(here, climb)
             found.append(there.moves[self._name])
         return torch.cat(found)
 
-    def _parts(self, beside: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """The inputs and what lies beside them, some examples at a time."""
-        for start in range(0, len(self.labels), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            yield {name: x[part] for name, x in self._inputs.items()}, beside[part]
-
     def _run(self, inputs: dict[str, Any]) -> tuple[None, Tensor]:
         return None, logits_of(self._model(**inputs), type(self._model).__name__)
+
+
+def in_batches(inputs: Mapping[str, Tensor], labels: Tensor, size: int = 500) -> list[dict[str, Tensor]]:
+    """Examples as `SubNetworks` takes them.
+
+    Args:
+        inputs: name -> (examples, ...).
+        labels: (examples,).
+        size: of a batch.
+    """
+    everything = {**inputs, "labels": labels}
+    return [{name: x[start : start + size] for name, x in everything.items()} for start in range(0, len(labels), size)]

@@ -2,9 +2,7 @@
 
 - How right sub-networks are: random ones; those that are worst for one of the examples; and each example's own worst.
 - The mean worst mask of each checkpoint of a training.
-- The terms of fraternal dropout (FD), expectation-linear dropout (EL) and adversarial dropout (AdD) at the network, as
-  mean squares of differences of logits. 1/4 FD <= EL always. EL <= AdD where AdD has the worst mask of a ball that has
-  all sampled ones in it; the search finds no better mask than that one, so that the inequality may fail.
+- The terms of fraternal dropout, expectation-linear dropout and adversarial dropout at the network.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hf_rat.data.whole_files import write_json
+from hf_rat.engine.mask_terms import three_terms
 from hf_rat.engine.sub_networks import SubNetworks
 
 FILE = "masks.json"
@@ -82,7 +81,9 @@ class Study:
             answers = list(self._random(network))
             self.found["random"] = [network.accuracy(answer) for answer in answers]
             with self._random_numbers(settings.masks):
-                self.found["terms"] = three_terms(network, whole, answers, self._largest(network), settings)
+                self.found["terms"] = three_terms(
+                    network, whole, answers, self._largest(network), settings.rate, settings.steps
+                )
             self._write()
         if "adversarial" not in self.found or len(self.found["adversarial"]) < settings.masks:
             with self._random_numbers(settings.masks + 1):
@@ -138,46 +139,6 @@ class Study:
 
     def _write(self) -> None:
         write_json(self.path, self.found)
-
-
-def three_terms(
-    network: SubNetworks, whole: Tensor, answers: list[Tensor], largest: int, settings: Settings
-) -> dict[str, Any]:
-    """The terms of FD, EL and AdD at a network, in mean squared differences of logits, and which bound which.
-
-    Args:
-        network: finds the adversarial masks.
-        whole: (examples, classes), the logits of the whole network.
-        answers: those of random sub-networks, an even number of them: FD compares them two by two.
-        largest: the most units that are off in one of these.
-        settings: the rate and the steps of the search.
-
-    Returns:
-        "fd", "el" with their standard errors over the masks, "add" with the rate of the settings and
-        "add_largest_sampled" with as many units off as in any sampled mask; and the inequalities.
-    """
-    el = torch.stack([_gap(answer, whole) for answer in answers])
-    fd = torch.stack([_gap(a, b) for a, b in zip(answers[::2], answers[1::2], strict=True)])
-    radii = {"add": settings.rate, "add_largest_sampled": largest / network.units}
-    found: dict[str, Any] = {
-        "fd": float(fd.mean()),
-        "fd_error": float(fd.std() / len(fd) ** 0.5),
-        "el": float(el.mean()),
-        "el_error": float(el.std() / len(el) ** 0.5),
-        "units_off": {"add": int(settings.rate * network.units + 1e-9), "add_largest_sampled": largest},
-    }
-    for name, rate in radii.items():
-        moves = network.worst_moves(rate, settings.steps, divergence="logit_mse")
-        found[name] = float(_gap(network.logits(moves), whole))
-    return found | {
-        "quarter_fd_at_most_el": 0.25 * found["fd"] <= found["el"],
-        "el_at_most_add": {name: found["el"] <= found[name] for name in radii},
-    }
-
-
-def _gap(a: Tensor, b: Tensor) -> Tensor:
-    """The mean over examples and logits of squared differences: a scalar in double precision."""
-    return (a.double() - b.double()).square().mean()
 
 
 def spread(study: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

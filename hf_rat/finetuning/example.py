@@ -138,7 +138,7 @@ def _require(flags: Flags) -> None:
         if name in flags.given:
             raise ValueError(f"--{name} needs --model_name_or_path: the model of the example has no use for it")
     for name in (
-        *("do_predict", "submission_dir", "preset", "text_column_names", "label_column_name"),
+        *("do_predict", "submission_dir", "mc_samples", "preset", "text_column_names", "label_column_name"),
         *(
             "streaming",
             "train_size",

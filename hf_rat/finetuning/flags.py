@@ -121,6 +121,13 @@ class DataTrainingArguments(FileArguments):
         metadata={"help": "Read the training split as it is needed and keep nothing of it. Needs --max_steps."},
     )
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first N test examples."})
+    mc_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "With --do_predict: average N passes with dropout on. Their spread is a further column of the "
+            "predictions."
+        },
+    )
     preset: str | None = field(
         default=None,
         metadata={"help": "paper: R-AT as in Table 7 of its paper.", "choices": PRESETS},
@@ -145,6 +152,8 @@ class DataTrainingArguments(FileArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: at least 1 is needed")
+        if self.mc_samples is not None and self.mc_samples < 2:
+            raise ValueError(f"--mc_samples {self.mc_samples}: at least 2 are needed, for one pass has no spread")
         for name in ("train_size", "max_train_samples", "validation_from_train"):
             if self.streaming and getattr(self, name) is not None:
                 raise ValueError(f"--{name} {getattr(self, name)}: a stream (--streaming) has no known size")

@@ -55,6 +55,8 @@ def require_work(flags: Flags, given: Mapping[str, Any], model: bool) -> None:
     training = flags.training
     if not (training.do_train or training.do_eval or training.do_predict):
         raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if flags.data.mc_samples is not None and not training.do_predict:
+        raise ValueError(f"--mc_samples {flags.data.mc_samples} is about predictions: it needs --do_predict")
     if flags.data.streaming and (training.max_steps < 1 or not training.do_train):
         raise ValueError("--streaming needs --do_train and --max_steps: the length of a stream is not known")
 

@@ -18,10 +18,14 @@ from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job, TestSplit
 from hf_rat.finetuning.learning_curves import FILE_NAME, draw_learning_curves
 from hf_rat.finetuning.longest import require_positions
+from hf_rat.finetuning.monte_carlo import MonteCarlo
 from hf_rat.finetuning.processes import on_main
 from hf_rat.finetuning.settings import Begun, refusals_in_one_line, require_fit, require_scores
 from hf_rat.finetuning.whole_splits import WholeSplits, build_trainer, values_of
+from hf_rat.passes.dropping_out import find_dropout
 from hf_rat.regularizers.recipe import Recipe
+
+_LOOKED_AT = 8  # rows
 
 
 def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
@@ -41,6 +45,7 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     )
     with refusals_in_one_line(flags):
         trainer = build_trainer(flags, job)
+    averaged = _averaged(trainer, flags, job)  # what has no dropout is said before it is trained
     results: dict[str, float] = {}
     if job.train is not None:
         results |= train(flags, trainer, resume, len(job.train) if isinstance(job.train, Dataset) else None)
@@ -60,7 +65,8 @@ def run_job(flags: Flags, job: Job, resume: Path | None) -> dict[str, float]:
     if job.train is not None:
         trainer.save_state()
     for test in job.prediction:
-        results |= _predict(trainer, flags, job, test)
+        with trainer.averaging(averaged):
+            results |= _predict(trainer, flags, job, test)
     publish(trainer, job.card)
     return results
 
@@ -119,6 +125,18 @@ def _keep_answers(trainer: WholeSplits, name: str) -> None:
     np.savez_compressed(folder / f"{name}.npz", **answers | {"logits": answers["logits"].astype(np.float32)})
 
 
+def _averaged(trainer: WholeSplits, flags: Flags, job: Job) -> MonteCarlo | None:
+    """Over which passes test splits are answered; None: over the one without dropout."""
+    passes = flags.data.mc_samples
+    if passes is None:
+        return None
+    rows = job.prediction[0].rows
+    few = list(rows.select(range(min(_LOOKED_AT, len(rows)))))
+    inputs = trainer._prepare_inputs(trainer.data_collator(few))  # a loader would draw random numbers
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return MonteCarlo(passes, find_dropout(model, inputs, f"--mc_samples {passes}"), job.labels.regression)
+
+
 def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> dict[str, float]:
     """Answer a test split; its scores, if it is labelled."""
     found = trainer.predict(test.rows, metric_key_prefix="test")
@@ -132,7 +150,8 @@ def _predict(trainer: WholeSplits, flags: Flags, job: Job, test: TestSplit) -> d
         return scores
     name = predictions_name(test.task, test.held_out) if job.named else "predict_results.txt"
     answers = None if job.labels.regression else job.labels.names
-    write_predictions(Path(str(flags.training.output_dir)) / name, values, answers)
+    spread = None if flags.data.mc_samples is None else found.predictions[1].tolist()
+    write_predictions(Path(str(flags.training.output_dir)) / name, values, answers, spread)
     if flags.data.submission_dir is not None:
         write_answers(Path(flags.data.submission_dir), test.task, test.held_out, values)
     return scores

@@ -22,6 +22,9 @@ from hf_rat.data.tagged import span_scores
 from hf_rat.data.word_encoding import IGNORED
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.job import Job
+from hf_rat.finetuning.monte_carlo import MonteCarlo, average_passes
+from hf_rat.passes.dropout import RandomState
+from hf_rat.passes.dropping_out import dropping_out
 from hf_rat.trainer.trainer import RegularizedTrainer
 
 
@@ -73,6 +76,37 @@ class WholeSplits(RegularizedTrainer):
     """
 
     answers: Answers | None = None
+    _monte_carlo: MonteCarlo | None = None
+
+    @contextmanager
+    def averaging(self, over: MonteCarlo | None) -> Iterator[None]:
+        """Predictions inside are (logits, spread) of `average_passes`, and the loss is the mean of the passes' losses.
+
+        Args:
+            over: passes with dropout, whose random numbers follow from the run's seed; None changes nothing.
+        """
+        if over is None:
+            yield
+            return
+        before, self._monte_carlo = RandomState(self.args.device), over
+        torch.manual_seed(self.args.seed + self.args.process_index)
+        try:
+            yield
+        finally:
+            self._monte_carlo = None
+            before.restore()
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        over = self._monte_carlo
+        if over is None:
+            return super().prediction_step(*args, **kwargs)
+        with dropping_out(over.dropout):
+            losses, outputs, labels = zip(
+                *(super(WholeSplits, self).prediction_step(*args, **kwargs) for _ in range(over.passes)), strict=True
+            )
+        logits = [one[0] if isinstance(one, tuple) else one for one in outputs]
+        loss = None if losses[0] is None else torch.stack(losses).mean()
+        return loss, tuple(average_passes(logits, over.regression)), labels[0]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         with self._whole_and_in_order():

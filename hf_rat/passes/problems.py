@@ -145,7 +145,7 @@ def losses_of_examples(problem: str, inputs: Mapping[str, Any], logits: Tensor) 
     if labels.numel() != logits.numel():
         return None
     usual = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
-    return usual(logits, labels.reshape(logits.shape).float(), reduction="none").flatten(1).mean(1), ones
+    return usual(logits, labels.reshape(logits.shape).float(), reduction="none").reshape(size, -1).mean(1), ones
 
 
 def mean(problem: str, values: Tensor, keep: Tensor | None, of: Tensor | None = None) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from hf_rat.engine.denormals import without_denormals
-from hf_rat.engine.sub_networks import SubNetworks
+from hf_rat.engine.mask_terms import three_terms
+from hf_rat.engine.sub_networks import SubNetworks, in_batches
 from hf_rat.experiments.mask_pictures import picture_of_accuracies, picture_of_mean_masks
-from hf_rat.experiments.mask_study import FILE, Settings, Study, spread, three_terms
+from hf_rat.experiments.mask_study import FILE, Settings, Study, spread
 from hf_rat.models import RNNConfig, RNNForSequenceClassification
 
 UNITS, CLASSES = 8, 3
@@ -52,7 +53,7 @@ def network():
     inputs = {"signal": torch.randn(40, 6, 2)}
     labels = model(**inputs)["logits"].argmax(-1)
     labels[:8] = (labels[:8] + 1) % CLASSES
-    network = SubNetworks(model, inputs, labels, batch_size=16)
+    network = SubNetworks(model, in_batches(inputs, labels, 16))
     yield network, model, inputs["signal"]
     network.close()
 
@@ -98,7 +99,7 @@ def test_the_three_terms_are_those_of_the_paper(network):
     moves = [network.random_move(0.3) for _ in range(20)]
     whole, answers = network.logits(), [network.logits(move) for move in moves]
     largest = max(int((move < 0).sum()) for move in moves)
-    found = three_terms(network, whole, answers, largest, Settings("", 40, masks=20, rate=2 / UNITS))
+    found = three_terms(network, whole, answers, largest, rate=2 / UNITS, steps=2)
     z, c = np.stack([answer.numpy() for answer in answers]).astype(float), whole.numpy().astype(float)
     el = np.mean([((one - c) ** 2).mean() for one in z])
     fd = np.mean([((z[n] - z[n + 1]) ** 2).mean() for n in range(0, 20, 2)])
@@ -116,9 +117,9 @@ def test_a_quarter_of_fd_is_at_most_el_for_any_network(seed):
     """A law of squared distances: |a - b|^2 <= 2 |a - c|^2 + 2 |b - c|^2, also where a and b lie around another c."""
     torch.manual_seed(seed)
     model = Net()
-    network = SubNetworks(model, {"signal": 3 * torch.randn(10, 5, 2)}, torch.zeros(10, dtype=torch.long))
+    network = SubNetworks(model, in_batches({"signal": 3 * torch.randn(10, 5, 2)}, torch.zeros(10, dtype=torch.long)))
     answers = [network.logits(network.random_move(0.5)) for _ in range(4)]
-    found = three_terms(network, network.logits(), answers, UNITS - 1, Settings("", 10, masks=4, rate=0.25))
+    found = three_terms(network, network.logits(), answers, UNITS - 1, rate=0.25, steps=2)
     network.close()
     assert found["quarter_fd_at_most_el"]
     assert found["fd"] > 0
@@ -158,7 +159,7 @@ def test_an_interrupted_study_goes_on_and_finds_the_same(network, tmp_path, at):
     network, model, signal = network
     signal, labels = signal[:28], network.labels[:28]
     network.close()
-    network = SubNetworks(model, {"signal": signal}, labels)
+    network = SubNetworks(model, in_batches({"signal": signal}, labels))
     settings = Settings("net", 28, masks=28, draws=26, rate=0.25, steps=1)
     whole = Study(settings, tmp_path / "whole")
     whole.study_network(network)
@@ -167,7 +168,7 @@ def test_an_interrupted_study_goes_on_and_finds_the_same(network, tmp_path, at):
     again = Study(settings, tmp_path / "part")
     again.study_network(network)
     for study in (whole, again):
-        study.add_mean_mask("at the end", lambda: SubNetworks(model, {"signal": signal}, labels))
+        study.add_mean_mask("at the end", lambda: SubNetworks(model, in_batches({"signal": signal}, labels)))
     a, b = (json.loads((tmp_path / name / FILE).read_text()) for name in ("whole", "part"))
     assert a == b
     assert [len(a[name]) for name in ("random", "adversarial", "own")] == [28, 28, 26]
@@ -187,7 +188,7 @@ def test_our_own_layer_is_masked_in_its_recursion():
     config = RNNConfig(vocab_size=1, embedding_size=1, hidden_size=4, num_labels=2, classifier_dropout=0.0)
     model = RNNForSequenceClassification(config)
     x = torch.rand(6, 5, 1)
-    network = SubNetworks(model, {"inputs_embeds": x}, torch.zeros(6, dtype=torch.long))
+    network = SubNetworks(model, in_batches({"inputs_embeds": x}, torch.zeros(6, dtype=torch.long)))
     move = torch.tensor([0.0, -1.0, 0.0, 0.0])
     found = network.logits(move)
     layer = model.rnn.layers[0]
