@@ -1,7 +1,8 @@
 """Write finished runs as one HTML page to share: the verdict, every seed, cost, learning curves, settings.
 
 hf-rat report RUN [RUN ...] reads output folders of hf-rat compare, folders of single runs, and folders where hf-rat
-analyze wrote robustness.json, calibration.json or landscape.json. The page needs no network and trains nothing.
+analyze wrote robustness.json, calibration.json, gap.json or landscape.json. The page needs no network, and nothing is
+trained for it.
 """
 
 from __future__ import annotations

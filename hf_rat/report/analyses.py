@@ -1,4 +1,4 @@
-"""What `hf-rat analyze` wrote, as plots: robustness and reliability."""
+"""What `hf-rat analyze` wrote, as plots and tables: robustness, reliability, dropout's gap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Study:
     """What one file of `hf-rat analyze` shows.
 
     Args:
-        kind: "robustness" or "calibration".
+        kind: "robustness", "calibration" or "gap".
         path: of the file, as the page names it.
         about: rows, split and settings, in words.
         looks: model -> how it is drawn.
@@ -43,7 +43,7 @@ def study_of(analysis: Analysis) -> Study:
         ValueError: the file is none that `hf-rat analyze` writes.
     """
     try:
-        return {"robustness": _robustness, "calibration": _calibration}[analysis.kind](analysis)
+        return {"robustness": _robustness, "calibration": _calibration, "gap": _gap}[analysis.kind](analysis)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{analysis.path} is not what hf-rat analyze {analysis.kind} writes ({type(error).__name__}: {error})"
@@ -131,3 +131,23 @@ def _reliability(title: str, found: Mapping[str, Any], looks: Mapping[str, Look]
         for name, one in found.items()
     ]
     return drawn(title, ("confidence", "accuracy"), sketches, rules=[[(0.0, 0.0), (1.0, 1.0)]])
+
+
+def _gap(analysis: Analysis) -> Study:
+    models = analysis.told["models"]
+    scores = list(next(iter(models.values()))["whole"])
+    parts = {"whole": "no dropout", "one_pass": "one pass", "averaged": "averaged"}
+    header = ["model", *(f"{score}, {said}" for score in scores for said in parts.values())]
+    header += ["variance", "agreement", "FD/4", "EL", "input gradient"]
+    rows = []
+    for name, one in models.items():
+        found = [f"{one[part][score]:.4f}" for score in scores for part in parts]
+        agreement = "-" if one["agreement"] is None else f"{one['agreement']:.4f}"
+        terms = (one["variance"], one["terms"]["fd"] / 4, one["terms"]["el"], one["input_gradient_norm"])
+        variance, *others = (f"{value:.3g}" for value in terms)
+        rows.append([code(name), *found, variance, agreement, *others])
+    below = (
+        "Scores without dropout, of one pass with it and of the passes' average; how far the passes differ; the terms"
+        " of fraternal and of expectation-linear dropout; the norm of the loss's gradient in the input."
+    )
+    return Study("gap", str(analysis.path), about(analysis.told), {}, {}, [Table(header, rows, below)])

@@ -38,13 +38,17 @@ def _known(logs: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     for log in logs:
         for key in log:
             bare = key.removeprefix("eval_")
-            if key == "loss" or key.startswith("loss_") or (bare != key and not bare.startswith(_NO_SCORES)):
+            if (
+                key == "loss"
+                or key.startswith(("loss_", "gap_", "reg_epsilon"))
+                or (bare != key and not bare.startswith(_NO_SCORES))
+            ):
                 yield key
 
 
 def _rank(key: str) -> tuple[int, str]:
     """The loss first, then its components, then what evaluation found."""
-    kinds = (key == "loss", key == "loss_task", key.startswith("loss_"), key == "eval_loss")
+    kinds = (key == "loss", key == "loss_task", key.startswith("loss_"), key == "eval_loss", key.startswith("eval_"))
     return next((at for at, found in enumerate(kinds) if found), len(kinds)), key
 
 
@@ -54,6 +58,11 @@ def _called(key: str) -> tuple[str, str]:
         return "Training loss, the sum of its components", "loss"
     if key.startswith("loss_"):
         return f"Component: {key.removeprefix('loss_').replace('_', ' ')}", "loss"
+    if key.startswith("gap_"):
+        name = key.removeprefix("gap_").replace("_", " ")
+        return f"Dropout's gap: {name}", name
+    if key.startswith("reg_epsilon"):
+        return key.removeprefix("reg_").replace("_", " ").capitalize(), "epsilon"
     metric, suffix = metric_of(key)
     split = "training rows" if suffix == "train" else f"validation split {suffix}".rstrip()
     if metric == "loss":

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_rat.experiments.records import Record, names_apart, read
 
-ANALYSES = ("robustness", "calibration", "landscape")
+ANALYSES = ("robustness", "calibration", "gap", "landscape")
 """What a report shows of `hf-rat analyze`: the name of the file without .json."""
 STATE = "trainer_state.json"
 

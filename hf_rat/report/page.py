@@ -24,6 +24,7 @@ from hf_rat.report.landscapes import landscape_of, plotly
 from hf_rat.report.plots import MOST_POINTS, Look
 from hf_rat.report.settings import settings, settings_of_run
 
+_TITLES = {"robustness": "Robustness", "calibration": "Calibration", "gap": "Dropout's gap"}
 _NOTES = {
     "robustness": "Areas are 95 % intervals over rows, taken as a sample of all rows that one could have drawn. A "
     "difference is paired: both models answered the same rows.",
@@ -77,6 +78,7 @@ def make_page(
         landscapes=landscapes,
         plotly=plotly() if any(one.surfaces for one in landscapes) else None,
         notes=_NOTES,
+        titles=_TITLES,
         most_points=MOST_POINTS,
         settings=settings(contents, verdict, told_by),
     )

@@ -3,12 +3,15 @@
 import html
 import json
 import re
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from made_runs import accuracies, made
 
 from hf_rat.analysis.answers import Answers
+from hf_rat.analysis.calibration import Bin, Calibration, Reliability
+from hf_rat.analysis.dropout_gap import DropoutGap
 from hf_rat.analysis.robustness import Curve
 from hf_rat.cli.main import main
 from hf_rat.report import page
@@ -147,20 +150,23 @@ def test_the_card_of_a_run_shows_the_pictures_in_its_folder(tmp_path, capsys):
 
 
 def analysis(folder):
-    """robustness.json as `hf-rat analyze` makes it of answers that are known, and calibration.json."""
+    """robustness.json, calibration.json and gap.json as `hf-rat analyze` makes them of what is known."""
     base = [Answers(np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 0.0])) for _ in range(2)]
     own = [base[0], Answers(np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 1.0]))]
     curve = Curve("character noise", "rate per character", (0.0, 0.5), {"plain": base, EVIL: own})
     about = {"runs": {}, "rows": 3, "split": "test", "settings": {"seed": 7}}
     folder.mkdir()
     (folder / "robustness.json").write_text(json.dumps({**about, "curves": {curve.name: curve.summary()}}))
-    bins = [
-        {"low": 0.0, "high": 0.5, "rows": 0, "confidence": None, "accuracy": None},
-        {"low": 0.5, "high": 1.0, "rows": 4, "confidence": 0.8, "accuracy": 0.75},
-    ]
-    one = {"accuracy": 0.75, "confidence": 0.8, "nll": 0.5, "brier": 0.25, "ece": 0.05, "bins": bins}
-    told = {**about, "models": {"plain": {"temperature": 1.25, "before": one, "after": {**one, "ece": 0.03}}}}
-    (folder / "calibration.json").write_text(json.dumps(told))
+    bins = (Bin(0.0, 0.5, 0, None, None), Bin(0.5, 1.0, 4, 0.8, 0.75))
+    before = Reliability(accuracy=0.75, confidence=0.8, nll=0.5, brier=0.25, ece=0.05, bins=bins)
+    found = Calibration(1.25, 10, 4, 0, before, replace(before, ece=0.03))
+    (folder / "calibration.json").write_text(json.dumps({**about, "models": {"plain": asdict(found)}}))
+    scores = {"nll": 0.5, "accuracy": 0.75}
+    gap = DropoutGap(
+        4, 0, scores, {**scores, "nll": 0.625}, scores, scores, 0.002, 0.9, 0.1, 0.8, {"fd": 0.4, "el": 0.3}
+    )
+    told = {**asdict(gap), "input_gradient_norm": 1.5}
+    (folder / "gap.json").write_text(json.dumps({**about, "models": {"plain": told}}))
     return folder
 
 
@@ -171,6 +177,7 @@ def test_analyses(tmp_path):
     text = text_of(source)
     assert "3 rows of the test split; seed: 7" in text
     assert "plain 1.250 0.0500 0.0300 0.5000 0.5000 0.2500 0.2500" in text
+    assert "plain 0.5000 0.6250 0.5000 0.7500 0.7500 0.7500 0.002 0.9000 0.1 0.3 1.5" in text
     titles = [html.unescape(title) for title in re.findall(r'class="dot"[^>]*title="([^"]*)"', source)]
     assert f"{EVIL}: 1 at 0.5" in titles, "its loss, and its accuracy"
     assert f"{EVIL}: 0.3333 at 0.5" in titles, "one row of three more is right than of plain's"
@@ -183,7 +190,9 @@ def grid(folder, ys):
     xs = [-1.0, 0.0, 1.0]
     models = {name: {"losses": [[x * x + y for x in xs] for y in ys]} for name in ("plain", EVIL)}
     models["plain"]["losses"][0][0] = float("nan")
-    told = {"rows": 3, "split": "test", "xs": xs, "ys": ys, "models": models}
+    models["plain"]["areas"] = [0.25, 1.5] if len(ys) > 1 else None
+    models[EVIL]["losses"][-1:] = [None] if len(ys) > 1 else [[1.0, 0.0, 1.0]]  # not measured yet
+    told = {"rows": 3, "split": "test", "seed": 5, "xs": xs, "ys": ys, "levels": [0.5, 2.0], "models": models}
     (folder / "landscape.json").write_text(json.dumps(told))
     return folder
 
@@ -195,6 +204,10 @@ def test_a_landscape_of_a_grid_brings_plotly_with_it_and_stays_small(tmp_path):
     source = shown(folder / "report.html")
     data = [json.loads(one) for one in re.findall(r'<script type="application/json">(.*?)</script>', source)]
     assert data[0]["z"] == [[None, -1, 0], [1, 0, 1], [2, 1, 2]]
+    assert data[1]["z"][-1] == [None, None, None], "a row that is not measured yet is a hole"
+    text = text_of(source)
+    assert "model below 0.5 below 2 plain 0.25 1.5 The area" in text
+    assert "3 rows of the test split; seed: 5" in text
     assert data[0]["range"] == data[1]["range"] == [-1, 2], "one scale for all"
     assert (folder / "report.html").stat().st_size < 8_000_000
     assert EVIL not in source
@@ -206,6 +219,18 @@ def test_a_landscape_on_a_line_needs_none(tmp_path):
     source = shown(folder / "report.html")
     assert "Loss along the direction" in source
     assert len(source) < 100_000
+
+
+def test_a_steep_landscape_has_a_logarithmic_scale(tmp_path):
+    pytest.importorskip("plotly", reason="the extra report")
+    folder = tmp_path / "steep"
+    folder.mkdir()
+    models = {"plain": {"losses": [[0.1, 50.0], [3.0, 7.0]]}}
+    (folder / "landscape.json").write_text(json.dumps({"xs": [0, 1], "ys": [0, 1], "models": models}))
+    assert main(["report", str(folder)]) == 0
+    source = shown(folder / "report.html")
+    assert json.loads(re.search(r'<script type="application/json">(.*?)</script>', source)[1])["log"] is True
+    assert "The scale of the loss is logarithmic." in text_of(source)
 
 
 def test_without_plotly_it_says_what_to_install(tmp_path, monkeypatch, capsys):

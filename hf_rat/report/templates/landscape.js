@@ -20,14 +20,19 @@
   const isDrawn = (box) => box.classList.contains("ready");
   const draw = async (box) => {
     if (isDrawn(box)) return;
-    const { x, y, z, range } = JSON.parse(box.querySelector("script").textContent);
-    const [low, high] = range;
-    const look = { x, y, z, colorscale: "Viridis", showscale: false };
+    const { x, y, z, range, log } = JSON.parse(box.querySelector("script").textContent);
+    const tone = (height) => (log && height !== null ? Math.log10(height) : height);
+    const [low, high] = range.map(tone);
+    const tones = z.map((row) => row.map(tone));
+    const look = { x, y, colorscale: "Viridis", showscale: false };
     const trace = webgl
-      ? { ...look, type: "surface", cmin: low, cmax: high, contours: { z: { show: true, width: 1, color: "#0006" } } }
-      : { ...look, type: "contour", zmin: low, zmax: high, ncontours: 24 };
+      ? { ...look, z, type: "surface", surfacecolor: tones, cmin: low, cmax: high }
+      : { ...look, z: tones, type: "contour", zmin: low, zmax: high, ncontours: 24 };
     const wanted = layout();
-    if (webgl) wanted.scene.zaxis.range = [low, high];
+    if (webgl) {
+      trace.contours = { z: { show: !log, width: 1, color: "#0006" } };
+      Object.assign(wanted.scene.zaxis, { range: [low, high], type: log ? "log" : "linear" });
+    }
     const plot = box.querySelector(".drawing");
     await Plotly.newPlot(plot, [trace], wanted, { displaylogo: false, responsive: true, displayModeBar: false });
     plot.on("plotly_relayout", (change) => {
