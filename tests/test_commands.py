@@ -133,6 +133,7 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     known |= {"--split", "--max_samples", "--measures", "--texts", "--noise_rates", "--noise_kinds", "--noise_per"}
     known |= {"--radii", "--pgd_steps", "--mask_rates"}  # of analyze
     known |= {"--help-all", "--alike", "--baseline", "--score", "--best", "--trials", "--race", "--controls", "--jobs"}
+    known |= {"--output", "--title", "--card"}  # of report
     known |= launch_command_parser()._option_string_actions.keys()
     wrong = []
     for path in PAGES:

@@ -19,7 +19,8 @@ ALLOWED = {
     "finetuning": {"passes", "regularizers", "engine", "trainer", "models", "data"},
     "analysis": {"passes", "regularizers", "engine", "trainer", "models", "data", "finetuning"},
     "experiments": {"finetuning", "data", "engine", "regularizers"},
-    "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer", "analysis"},
+    "report": {"experiments", "analysis", "finetuning", "trainer", "data"},
+    "cli": {"", "finetuning", "experiments", "data", "models", "engine", "trainer", "analysis", "report"},
     "public": {"passes", "regularizers", "engine", "trainer", "models"},
     "": {"public"},  # hf_rat/__init__.py
 }

@@ -50,7 +50,8 @@ def test_the_wheel_holds_the_package_its_marker_and_its_addresses(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = Parser().parsestr(archive.read(next(n for n in names if n.endswith("METADATA"))).decode())
-    ours = {f"hf_rat/{path.relative_to(ROOT / 'hf_rat')}" for path in (ROOT / "hf_rat").rglob("*.py")}
+    parts = [*(ROOT / "hf_rat").rglob("*.py"), *(ROOT / "hf_rat" / "report" / "templates").iterdir()]
+    ours = {f"hf_rat/{path.relative_to(ROOT / 'hf_rat')}" for path in parts}
     assert {name for name in names if ".dist-info/" not in name} == ours | {"hf_rat/py.typed"}
     assert metadata["Version"] == hf_rat.__version__
     addresses = dict(line.split(", ") for line in metadata.get_all("Project-URL"))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_rat.cli._commands import Parser
-from hf_rat.experiments.records import alike, former, read
+from hf_rat.experiments.records import alike, former, read, rows_alike
 from hf_rat.experiments.telling import tell
 from hf_rat.finetuning.blame import reported
 
@@ -46,12 +46,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.output_dir is None and len(arguments.folders) > 1:
         raise ValueError("--output_dir is missing: with several folders say where the files go")
-    rows: dict[str, list[str]] = {}
-    for name, *methods in arguments.alike:
-        if not methods:
-            raise ValueError(f"--alike {name}: name the methods that it stands for, too")
-        rows.setdefault(name, []).extend(methods)
-    records = alike(read(arguments.folders), rows)
+    records = alike(read(arguments.folders), rows_alike(arguments.alike))
     commands = [one for told in former(arguments.folders) for one in _commands(told["command"])]
     tell(
         records,

@@ -9,11 +9,16 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is, at any moment, whole: an interruption, or a full disk, leaves the former one."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # what is renamed is on the disk, should the machine stop now
         os.replace(partial, path)

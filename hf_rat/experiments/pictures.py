@@ -80,7 +80,7 @@ def _draw_seeds(panel: Axes, cell: Cell) -> None:
     centre = baseline.mean if baseline is not None else None
     for place, row in enumerate(cell.rows):
         colour = "#444444" if row.method == cell.baseline else _COLOURS[0]
-        bar = _interval(cell, row, centre)
+        bar = interval_from_baseline(cell, row, centre)
         if bar is not None:
             panel.barh(place, bar[1] - bar[0], left=bar[0], height=0.42, color=colour, alpha=0.22)
         for number, value in enumerate(row.values.values()):
@@ -115,7 +115,7 @@ def _draw_cost(panel: Axes, cell: Cell, looks: dict[str, tuple[str, str]]) -> No
     for row, seconds, mean in shown:
         colour, mark = looks[row.method]
         panel.plot([seconds], [cell.scale * mean], mark, color=colour, markersize=8, zorder=3)
-        bar = _interval(cell, row, centre)
+        bar = interval_from_baseline(cell, row, centre)
         if bar is not None:
             panel.plot([seconds] * 2, bar, color=colour, linewidth=1.4, alpha=0.6)
     if not shown:
@@ -131,7 +131,7 @@ def _draw_cost(panel: Axes, cell: Cell, looks: dict[str, tuple[str, str]]) -> No
     panel.set_ylabel("\n".join(textwrap.wrap(score_of(cell).partition(",")[0].partition(";")[0], 48)), fontsize=9)
 
 
-def _interval(cell: Cell, row: Row, centre: float | None) -> tuple[float, float] | None:
+def interval_from_baseline(cell: Cell, row: Row, centre: float | None) -> tuple[float, float] | None:
     """The interval of a method's gain, from the baseline's mean, as the panel shows scores."""
     if row.gain is None or row.gain.low is None or row.gain.high is None or centre is None:
         return None

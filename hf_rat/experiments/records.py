@@ -68,11 +68,7 @@ class Record:
     @property
     def scores(self) -> list[str]:
         """Names of its scores, eval_ or test_ in front, in the order of its results."""
-        return [
-            name
-            for name, value in self.results.items()
-            if name.startswith(("eval_", "test_")) and not _NO_SCORES.match(name) and isinstance(value, (int, float))
-        ]
+        return scores_in(self.results)
 
     @cached_property
     def search(self) -> Mapping[str, Any] | None:
@@ -102,6 +98,15 @@ class Record:
                 return arrays["predicted"], arrays["expected"]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is cut short or holds no predictions ({error})") from None
+
+
+def scores_in(results: Mapping[str, Any]) -> list[str]:
+    """Names of the scores in an all_results.json, eval_ or test_ in front, in its order."""
+    return [
+        name
+        for name, value in results.items()
+        if name.startswith(("eval_", "test_")) and not _NO_SCORES.match(name) and isinstance(value, (int, float))
+    ]
 
 
 def bare(name: str) -> str:
@@ -135,7 +140,7 @@ def read(folders: Sequence[Path]) -> list[Record]:
         ValueError: a folder is none, or holds no run; a record is cut short; two are of the same run.
     """
     folders = [Path(folder) for folder in folders]
-    names = _names(folders) if len(folders) > 1 else [""]
+    names = names_apart(folders) if len(folders) > 1 else [""]
     found = [record for folder, name in zip(folders, names, strict=True) for record in _records(folder, name)]
     by_cell(found)
     return found
@@ -177,6 +182,20 @@ def alike(records: Sequence[Record], rows: Mapping[str, Sequence[str]]) -> list[
     found = [replace(record, method=called.get(record.method, record.method)) for record in records]
     by_cell(found)
     return found
+
+
+def rows_alike(given: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """The values of --alike, each a name and the methods that it stands for, as `alike` takes them.
+
+    Raises:
+        ValueError: a name stands for no method.
+    """
+    rows: dict[str, list[str]] = {}
+    for name, *methods in given:
+        if not methods:
+            raise ValueError(f"--alike {name}: name the methods that it stands for, too")
+        rows.setdefault(name, []).extend(methods)
+    return rows
 
 
 def former(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -224,8 +243,12 @@ def _axes(told: Mapping[str, Any]) -> list[str]:
     return [str(told[axis]) for axis in ("dataset", "model") if told.get(axis) is not None]
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """What tells the paths of folders apart: their parts without those that all of them begin or end with."""
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """What tells the paths of folders apart: their parts without those that all of them begin or end with.
+
+    Raises:
+        ValueError: a folder is named twice.
+    """
     parts = [path.resolve().parts for path in folders]
     if len(set(parts)) < len(parts):
         twice = next(folder for folder, one in zip(folders, parts, strict=True) if parts.count(one) > 1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hf_rat.experiments.across import Across
 from hf_rat.experiments.paired import Difference
 from hf_rat.experiments.records import bare
-from hf_rat.experiments.verdict import Cell, Row
+from hf_rat.experiments.verdict import Cell, Row, Verdict
 
 OVER_SEEDS = (
     "Intervals of a gain are of the mean difference over all seeds that could be drawn, for this very test set "
@@ -29,6 +29,59 @@ def score_of(cell: Cell) -> str:
     unit = " in percent, gains in points" if cell.scale == 100 else ""
     better = "; lower is better, and a gain is what it falls" if cell.lower_is_better else ""
     return f"{score} of the {'test' if split == 'test' else 'validation'} split{unit}{better}"
+
+
+def direction(cell: Cell, row: Row) -> int:
+    """What is settled of a method: 1 that it is better than the baseline, -1 that it is worse, 0 nothing.
+
+    The interval of its gain must lie on one side of zero; and where there are pairs enough for a permutation test to
+    confirm that, it must.
+    """
+    gain = row.gain
+    if gain is None or gain.low is None or gain.high is None or gain.sd == 0 or gain.low <= 0 <= gain.high:
+        return 0
+    if not _too_few(cell, gain) and (row.corrected is None or row.corrected >= 0.05):
+        return 0
+    return 1 if gain.low > 0 else -1
+
+
+def headlines(verdict: Verdict, called: Mapping[str, str]) -> dict[str, str]:
+    """The whole verdict in a sentence for each cell, or in one where it is given over all cells.
+
+    Args:
+        verdict: any.
+        called: method -> what the text calls it.
+
+    Returns:
+        Name of the cell -> sentence; the name is empty for the sentence over all cells.
+    """
+    if verdict.across is not None:
+        found = {
+            method: 0 if (m := one.points).low is None or m.high is None else (m.low > 0) - (m.high < 0)
+            for method, one in verdict.across.gains.items()
+        }
+        return {"": _headline(found, called, verdict.baseline)}
+    told = {}
+    for cell in verdict.cells:
+        found = {row.method: direction(cell, row) for row in cell.rows if row.method != cell.baseline}
+        told[cell.name] = _headline(found, called, cell.baseline)
+    return told
+
+
+def _headline(found: Mapping[str, int], called: Mapping[str, str], baseline: str) -> str:
+    """Which methods are better, which are worse, and of which nothing is settled."""
+    parts = []
+    for sign, (one, many) in {1: ("gains", "gain"), -1: ("loses", "lose"), 0: ("", "")}.items():
+        names = [called[method] for method, direction in found.items() if direction == sign]
+        listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        if names and sign:
+            over = "over" if sign > 0 else "against"
+            parts.append(f"{listed} {many if len(names) > 1 else one} {over} {called[baseline]}")
+        elif names:
+            against = "" if parts else f" against {called[baseline]}"
+            parts.append(f"nothing is settled for {listed}{against}")
+    text = "; ".join(parts) or f"there is nothing to compare {called[baseline]} with"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def sentence(cell: Cell, row: Row, name: str, baseline: str) -> str:
@@ -125,15 +178,23 @@ def _found(cell: Cell, row: Row, gain: Difference, name: str, baseline: str) -> 
     else:
         verb, to = ("gains", "over") if gain.low > 0 else ("loses", "against")
         rest = f"{amount}{_unit(cell)} {to} {baseline}"
-    methods = sum(other.corrected is not None for other in cell.rows)
+    methods = _tested(cell)
     family = f" of {methods} methods" if methods > 1 else ""
-    if methods * gain.smallest_p >= 0.05:
-        doubt = f"alone; {gain.n} seeds are too few for a permutation test{family} to confirm it"
-        return f"**{name} {verb}** {rest} with 95 % confidence ({doubt})."
     p = f"p is {row.corrected:.2g}" + (f" after correction for {methods} methods" if methods > 1 else "")
-    if row.corrected is not None and row.corrected < 0.05:
-        return f"**{name} {verb}** {rest} with 95 % confidence ({p})."
-    return f"Nothing is settled for {name}: alone it {verb} {rest} with 95 % confidence, but {p}."
+    if direction(cell, row) == 0:
+        return f"Nothing is settled for {name}: alone it {verb} {rest} with 95 % confidence, but {p}."
+    if _too_few(cell, gain):
+        p = f"alone; {gain.n} seeds are too few for a permutation test{family} to confirm it"
+    return f"**{name} {verb}** {rest} with 95 % confidence ({p})."
+
+
+def _tested(cell: Cell) -> int:
+    return sum(other.corrected is not None for other in cell.rows)
+
+
+def _too_few(cell: Cell, gain: Difference) -> bool:
+    """Whether no permutation test of so few pairs could confirm a gain, after correction for all methods."""
+    return _tested(cell) * gain.smallest_p >= 0.05
 
 
 def _on_tests_like_it(cell: Cell, row: Row) -> str:

@@ -49,7 +49,7 @@ def markdown(verdict: Verdict, tables: bool = True) -> str:
         blocks += _cell(cell, tables or len(verdict.cells) == 1)
     if verdict.across is not None:
         blocks += [[f"## Over {len(verdict.across.cells)} cells"], *_across(verdict)]
-    blocks.append([_estimands(verdict)])
+    blocks.append([estimands(verdict)])
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
@@ -71,7 +71,7 @@ def columns(text: str) -> int:
 
 def _cell(cell: Cell, tables: bool) -> Iterator[Sequence[str]]:
     """Blocks of lines: what is scored, letters, sentences, what does not count, tables."""
-    called, made = _fitting([row.method for row in cell.rows], lambda names: _tables(cell, names))
+    called, made = _fitting([row.method for row in cell.rows], lambda names: tables_of_cell(cell, names))
     yield [f"{score_of(cell)[0].upper()}{score_of(cell)[1:]}."]
     yield _legend(called)
     others = [row for row in cell.rows if row.method != cell.baseline]
@@ -99,7 +99,8 @@ def _fitting(
     return called, made
 
 
-def _tables(cell: Cell, called: Mapping[str, str]) -> list[Table]:
+def tables_of_cell(cell: Cell, called: Mapping[str, str]) -> list[Table]:
+    """Every table of a cell that has rows: scores, gains, tests, gains for tests like it, trials, every score."""
     made = [_scores(cell, called), _gains(cell, called), _tests(cell, called), _wider(cell, called)]
     return [table for table in [*made, _trials(cell, called), *_all_scores(cell, called)] if table.rows]
 
@@ -220,7 +221,7 @@ def _across(verdict: Verdict) -> Iterator[Sequence[str]]:
     assert across is not None
     percent = all(cell.scale == 100 for cell in verdict.cells)
     methods = [*across.gains, verdict.baseline]
-    called, made = _fitting(methods, lambda names: _tables_across(across, names, verdict.baseline, percent))
+    called, made = _fitting(methods, lambda names: tables_across(across, names, verdict.baseline, percent))
     scores = dict.fromkeys(score_of(cell) for cell in verdict.cells)
     yield [f"{'; '.join(scores)}."]
     yield _legend(called)
@@ -229,7 +230,8 @@ def _across(verdict: Verdict) -> Iterator[Sequence[str]]:
         yield from (_drawn(table), [table.below])
 
 
-def _tables_across(across: Across, called: Mapping[str, str], baseline: str, percent: bool) -> list[Table]:
+def tables_across(across: Across, called: Mapping[str, str], baseline: str, percent: bool) -> list[Table]:
+    """Gains and ranks over all cells, and, where seeds vary in all of them, how many runs gain how much."""
     digits = 2 if percent else 4
     gains = []
     for method, name in called.items():
@@ -261,7 +263,8 @@ def _tables_across(across: Across, called: Mapping[str, str], baseline: str, per
     return made
 
 
-def _estimands(verdict: Verdict) -> str:
+def estimands(verdict: Verdict) -> str:
+    """What the intervals of a verdict are intervals of."""
     wider = any(row.gain_on_tests_like_it is not None for cell in verdict.cells for row in cell.rows)
     return " ".join([OVER_SEEDS, *([OVER_EXAMPLES] if wider else []), *([OVER_CELLS] if verdict.across else [])])
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_rat.data.whole_files import write_whole
 from hf_rat.experiments.command_lines import shortened
 from hf_rat.experiments.exports import as_csv, as_latex, everything
 from hf_rat.experiments.pictures import picture_of_cost, picture_of_seeds
@@ -48,7 +48,7 @@ def _files(
     verdict: Verdict, records: Sequence[Record], commands: Sequence[str], told_by: str | None
 ) -> dict[str, Callable[[], bytes]]:
     """Name -> what makes the content, in the order of writing."""
-    versions = _versions(records)
+    versions = versions_of(records)
     value: dict[str, Any] = {
         "command": commands[0] if len(commands) == 1 else list(commands),
         "told_by": told_by,
@@ -67,7 +67,7 @@ def _files(
     }
 
 
-def _versions(records: Sequence[Record]) -> dict[str, str]:
+def versions_of(records: Sequence[Record]) -> dict[str, str]:
     """Package -> its version in the runs; several where they differ."""
     found: dict[str, list[str]] = {}
     for record in records:
@@ -95,13 +95,14 @@ def _provenance(
         lines += ["Told by", "", "```bash", told_by, "```", ""]
     if versions:
         lines += ["Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + ".", ""]
-    states = list(dict.fromkeys(_state(git) for row in rows for git in row["git"]))
+    states = list(dict.fromkeys(state(git) for row in rows for git in row["git"]))
     if states:
         lines += [f"The runs were made at commit {', '.join(states)}.", ""]
     return "\n".join(lines)
 
 
-def _state(git: Mapping[str, Any]) -> str:
+def state(git: Mapping[str, Any]) -> str:
+    """The commit of a record, and whether the source differed from it."""
     return f"{git['commit']}{', with changes' if git['dirty'] else ''}"
 
 
@@ -112,12 +113,9 @@ def _write(output: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
     except OSError as error:
         raise ValueError(f"--output_dir {output} cannot be made ({error.strerror})") from None
     for name, content in files.items():
-        partial = output / f"{name}.partial"
         try:
-            partial.write_bytes(content())
-            os.replace(partial, output / name)
+            write_whole(output / name, content())
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ValueError(
                 f"{output / name} cannot be written ({error.strerror}); the runs are as they were"
             ) from None

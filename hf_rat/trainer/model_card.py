@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard
 from transformers import PreTrainedTokenizerBase
@@ -109,15 +110,33 @@ _EMPTY = re.compile(
     re.MULTILINE,
 )
 _BEGINNING = re.compile(r"^This model (?:was trained from scratch|is a fine-tuned version).*$", re.MULTILINE)
-PICTURE = "learning_curves.png"
-"""Shown on the card if it is in the folder."""
+
+
+def with_pictures(text: str, folder: Path) -> str:
+    """A card that shows every PNG of its folder; those that it shows already are left as they are.
+
+    Args:
+        text: of the card, without its head.
+        folder: of the card and of the pictures.
+    """
+    names = sorted(path.name for path in folder.glob("*.png"))
+    lines = [
+        f"![{name.removesuffix('.png').replace('_', ' ').capitalize()}]({quote(name)})"
+        for name in names
+        if f"]({quote(name)})" not in text
+    ]
+    if not lines:
+        return text
+    head, section, rest = text.partition("## Regularization")
+    shown = "\n\n".join([head.rstrip(), *lines])
+    return f"{shown}\n\n{section}{rest}" if section else f"{shown}\n"
 
 
 def complete_card(path: Path, trainer: Any, example: Any, given: Mapping[str, Any]) -> None:
     """Finish the draft that the Trainer has written.
 
-    Adds the scores as the Hub reads them, the task, how the model came about, the picture of the learning curves, code
-    that uses the model, and the section on the regularizer; takes out what is empty.
+    Adds the scores as the Hub reads them, the task, how the model came about, the pictures in the folder, code that
+    uses the model, and the section on the regularizer; takes out what is empty.
 
     Args:
         path: of the draft, in the folder of the model.
@@ -161,8 +180,7 @@ def complete_card(path: Path, trainer: Any, example: Any, given: Mapping[str, An
     text = text.replace("| Training Loss |", "| Training loss (sum of components) |").replace(
         "| Validation Loss |", "| Validation loss (task) |"
     )
-    if (path.parent / PICTURE).is_file():
-        text = text.rstrip() + f"\n\n![Learning curves]({PICTURE})\n"
+    text = with_pictures(text, path.parent)
     use = _use(trainer, base, adapter, task, example)
     steps, average = trainer.averaged_steps, None
     if steps:

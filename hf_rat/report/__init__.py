@@ -1,0 +1,1 @@
+"""Finished runs as one page to share: an HTML file that needs no network."""
