@@ -99,6 +99,19 @@ class Given:
     def batches(self):
         return [tiny.tiny_batch(seed=seed) for seed in range(2)]
 
+    def trainer(self):
+        args = hf_rat.RegularizedTrainingArguments(
+            str(self.folder / "out"),
+            max_steps=2,
+            eval_strategy="epoch",
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        rows = self.train()
+        return hf_rat.RegularizedTrainer(tiny.tiny_model(dropout=0.1), args, train_dataset=rows, eval_dataset=rows)
+
     def chunks(self):
         ids = torch.randint(3, tiny.VOCABULARY, (4, 2, 5))
         return [{"input_ids": chunk, "labels": chunk} for chunk in ids]
