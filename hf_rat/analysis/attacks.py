@@ -18,9 +18,9 @@ from hf_rat.regularizers.perturbations import Ascent, Dropped, Flip, Gradient, P
 _REACH = 2.5  # of all steps of PGD together, in radii: they can go from one side of the ball to the other
 
 
-def fgm(radius: float, steps: int = 1) -> Perturbation:
-    """The point of the ball farthest along the slope of the loss. `radius` is a share of the length of the example's
-    own embeddings, over all its tokens; `steps` is of no use here.
+def fgm(radius: float) -> Perturbation:
+    """The point of the ball farthest along the slope of the loss; `radius` is a share of the length of the example's
+    own embeddings, over all its tokens.
     """
     return Gradient(L2(radius, unit="relative"))
 
@@ -30,8 +30,8 @@ def pgd(radius: float, steps: int = 10) -> Perturbation:
     return Ascent(L2(radius, unit="relative"), step=_REACH * radius / steps, steps=steps)
 
 
-def random_masks(rate: float, steps: int = 1) -> Perturbation:
-    """`floor(rate * units)` random units of each example are off; `steps` is of no use here."""
+def random_masks(rate: float) -> Perturbation:
+    """`floor(rate * units)` random units of each example are off."""
     return Dropped(Hamming(rate))
 
 
@@ -46,7 +46,10 @@ ATTACKS: dict[str, Callable[..., Perturbation]] = {
     "random_masks": random_masks,
     "adversarial_masks": adversarial_masks,
 }
-"""name -> makes the attack from its size and its steps."""
+"""name -> makes the attack from its size, and its steps where it has some."""
+
+STEPPED = ("pgd", "adversarial_masks")
+"""Those whose search takes steps."""
 
 MASKS = ("random_masks", "adversarial_masks")
 """Those that switch off units that the last layer reads; units that are on are scaled as in dropout."""
@@ -67,7 +70,7 @@ def attacked(
         batches: likewise.
         attack: one of `ATTACKS`.
         sizes: relative radii above 0, or rates of masks in (0, 1).
-        steps: of the search; None is the attack's own default.
+        steps: of the search of one of `STEPPED`; None is its own default.
         seed: of the masks: what is off at one rate is off at every higher one, if it is random.
 
     Returns:
@@ -83,8 +86,8 @@ def attacked(
             raise ValueError(
                 f"{attack} of size {size}: {'a rate in (0, 1)' if attack in MASKS else 'a radius above 0'} is needed"
             )
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps={steps}: at least 1 is needed")
+    if steps is not None and (steps < 1 or attack not in STEPPED):
+        raise ValueError(f"steps={steps} of {attack}: {' and '.join(STEPPED)} take at least 1, the others none")
     searches = [ATTACKS[attack](size, **({} if steps is None else {"steps": steps})) for size in sizes]
 
     def find(batch: Batch, index: int) -> list[Moves]:

@@ -16,7 +16,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add those of its own."""
     own = parser.add_argument_group("robustness")
     rates, radii = [0.05, 0.1, 0.2, 0.3], [0.02, 0.05, 0.1, 0.2]
-    own.add_argument("--measures", nargs="+", choices=_MEASURES, default=list(_MEASURES), help="[all of them]")
+    own.add_argument(
+        "--measures", nargs="*", choices=_MEASURES, default=list(_MEASURES), help="none: --texts alone [all]"
+    )
     own.add_argument("--texts", type=Path, metavar="FILE", help="texts attacked elsewhere, paired with the rows")
     own.add_argument("--noise_rates", nargs="+", type=float, default=rates, metavar="X", help=f"[{_told(rates)}]")
     own.add_argument(
@@ -54,6 +56,8 @@ def run(subjects: list[Any], asked: argparse.Namespace) -> tuple[dict[str, Any],
     from hf_rat.analysis.robustness import Curve, attack_curve, noise_curve
     from hf_rat.analysis.robustness_pictures import picture_of_curve
 
+    if not asked.measures and asked.texts is None:
+        raise ValueError("--measures: nothing is measured; name some, or give --texts")
     for name in ("draws", "pgd_steps"):
         if getattr(asked, name) < 1:
             raise ValueError(f"--{name} {getattr(asked, name)}: at least 1 is needed")

@@ -13,7 +13,8 @@ from hf_rat.data.whole_files import write_json
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.processes import on_main
 
-FILE = "data.json"
+FILE = "_data.json"
+"""The underscore keeps it out of what is pushed to the Hub, for it names folders of this machine."""
 FIELDS = (
     *("task_name", "dataset_name", "dataset_config_name", "data_dir", "train_file", "validation_file", "test_file"),
     *("text_column_names", "label_column_name", "do_regression", "encoding", "quoting", "column_names"),
@@ -23,7 +24,7 @@ FIELDS = (
 
 
 def record_data(flags: Flags, task: str) -> None:
-    """Write `data.json` into the folder of a run that has trained.
+    """Write `_data.json` into the folder of a run that has trained.
 
     Args:
         flags: of the run.

@@ -118,7 +118,7 @@ def test_attacks_stay_in_the_ball_and_off_the_padding(attack):
     seen = []
     model, batches = Bag(3, seen=seen), bags((4,))
     radii = [0.01, 0.1, 0.7]
-    attacked(model, batches, attack, radii, steps=7)
+    attacked(model, batches, attack, radii, steps=7 if attack == "pgd" else None)
     (batch,) = batches
     own = model.words.weight.detach()[batch["input_ids"]]
     mask = batch["attention_mask"].unsqueeze(-1)
@@ -218,7 +218,11 @@ def test_the_model_stays_as_it_was_after_an_exception():
         (lambda: attacked(Bag(), bags(), "hotflip", [0.1]), "'hotflip' is not known; there are fgm"),
         (lambda: attacked(Bag(), bags(), "pgd", [0.0]), "pgd of size 0.0: a radius above 0"),
         (lambda: attacked(Bag(), bags(), "random_masks", [1.0]), r"a rate in \(0, 1\)"),
-        (lambda: attacked(Bag(), bags(), "pgd", [0.1], steps=0), "steps=0"),
+        (
+            lambda: attacked(Bag(), bags(), "pgd", [0.1], steps=0),
+            "steps=0 of pgd: pgd and adversarial_masks take at least 1",
+        ),
+        (lambda: attacked(Bag(), bags(), "fgm", [0.1], steps=3), "steps=3 of fgm"),
         (lambda: answers_of(Bag(), []), "batches=\\[\\]"),
         (lambda: answers_of(Bag(), [{k: v for k, v in bags()[0].items() if k != "labels"}]), "labels are needed"),
         (

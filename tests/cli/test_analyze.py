@@ -169,6 +169,7 @@ def test_runs_of_other_data(runs, tmp_path, capsys):
         (["--measures", "random_masks", "--mask_rates", "1"], "--mask_rates 1"),
         (["--measures", "pgd", "--pgd_steps", "0"], "--pgd_steps 0"),
         (["--draws", "0"], "--draws 0"),
+        (["--measures"], "--measures: nothing is measured"),
         (["--max_samples", "0"], "--max_samples 0"),
         (["--measures", "hotflip"], "invalid choice: 'hotflip'"),
         (["--split", "test"], "--test_file"),
