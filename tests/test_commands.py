@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from argparse import ArgumentParser
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from hf_rat.cli import compare
+from hf_rat.cli.analyze import STUDIES
 from hf_rat.cli.main import main
 from hf_rat.experiments.choosing import sampled
 from hf_rat.finetuning.flags import DataTrainingArguments, ModelArguments, build, given_flags
@@ -130,11 +132,14 @@ def test_every_flag_that_the_documentation_names_is_one_of_today():
     names = {f.name for dataclass_ in ours for f in fields(dataclass_)}
     known = {f"--{no}{name}" for name in names for no in ("", "no_")} | {"--methods", "--seeds", "--help", "--version"}
     known |= {"--models", "--datasets", "--images", "--masks", "--draws", "--rate"}  # of compare, and of masks
-    known |= {"--split", "--max_samples", "--measures", "--texts", "--noise_rates", "--noise_kinds", "--noise_per"}
-    known |= {"--radii", "--pgd_steps", "--mask_rates"}  # of analyze
+    known |= {"--split", "--max_samples"}  # of analyze
     known |= {"--help-all", "--alike", "--baseline", "--score", "--best", "--trials", "--race", "--controls", "--jobs"}
     known |= {"--output", "--title", "--card"}  # of report
     known |= launch_command_parser()._option_string_actions.keys()
+    for study in STUDIES.values():
+        parser = ArgumentParser()
+        study.add_flags(parser)
+        known |= parser._option_string_actions.keys()
     wrong = []
     for path in PAGES:
         if "results" in path.parts:

@@ -53,6 +53,8 @@ def test_help_and_what_is_misspelt_import_nothing_heavy():
         "submit --help": 0,
         "analyze --help": 0,
         "analyze robustness --help": 0,
+        "analyze calibration --help": 0,
+        "analyze gap --help": 0,
         "analyze robusness run --output_dir out": 2,
         "submit superglue run --output_dir out": 2,
         "glue --leraning_rate 1": 2,
