@@ -85,7 +85,9 @@ def main() -> None:
     random.seed(0)
     texts = read(arguments.texts, arguments.examples, arguments.vocabulary)
     labels = torch.randint(4, (len(texts),))
-    model = TextCNNForSequenceClassification(TextCNNConfig(vocab_size=arguments.vocabulary, num_labels=4)).eval()
+    config = TextCNNConfig(vocab_size=arguments.vocabulary)
+    config.num_labels = 4
+    model = TextCNNForSequenceClassification(config).eval()
     sizes = {"embedding": model.config.embedding_size, "filters": model.config.num_filters}
     axis_ = axis(1.0, arguments.points)
     rows = arguments.rows or arguments.points

@@ -135,24 +135,21 @@ class Hessian:
 def _second_derivatives(model: nn.Module) -> Iterator[None]:
     """Inside, attention and recurrent layers of ours run in plain autograd, which fused kernels have no part in."""
     loops = [module for module in model.modules() if getattr(module, "double_backward", None) is False]
-    kinds = [
-        (module, name)
-        for module in model.modules()
-        if hasattr(module, "set_attn_implementation")
-        and (name := module.config._attn_implementation) not in (None, "eager", "sdpa")
-    ]
+    switched: list[Any] = [module for module in model.modules() if hasattr(module, "set_attn_implementation")]
+    kinds = [(module, module.config._attn_implementation) for module in switched]
+    kinds = [(module, name) for module, name in kinds if name not in (None, "eager", "sdpa")]
     try:
         for module in loops:
             module.double_backward = True  # type: ignore[assignment]
         for module, _ in kinds:
-            module.set_attn_implementation("eager")  # type: ignore[operator]
+            module.set_attn_implementation("eager")
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for module in loops:
             module.double_backward = False  # type: ignore[assignment]
         for module, name in kinds:
-            module.set_attn_implementation(name)  # type: ignore[operator]
+            module.set_attn_implementation(name)
 
 
 def top_eigenvalues(hessian: Hessian, count: int = 3, seed: int = 0, tolerance: float = 1e-3) -> tuple[Vector, Vector]:

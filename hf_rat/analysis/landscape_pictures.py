@@ -97,7 +97,7 @@ def _panels(found: Mapping[str, Any], kind: Mapping[str, Any]) -> tuple[Figure, 
     side = min(_ACROSS, len(names))
     deep = -(-len(names) // side)
     figure = Figure(figsize=(max(3.0 * side, 4.6), 3.1 * deep + 0.3), dpi=100, layout="constrained")
-    panels = figure.subplots(deep, side, squeeze=False, subplot_kw=kind).ravel().tolist()
+    panels = figure.subplots(deep, side, squeeze=False, subplot_kw=dict(kind)).ravel().tolist()
     for panel in panels[len(names) :]:
         panel.remove()
     for panel, name in zip(panels, names, strict=False):

@@ -109,8 +109,13 @@ def of_like_length(subject: Subject) -> Subject:
     columns = [list(column) for column in zip(*rows.texts, strict=True)]
     ids = subject.tokenizer(*columns, truncation=True, max_length=subject.max_length)["input_ids"]
     order = sorted(range(len(rows)), key=lambda place: len(ids[place]))
-    texts, targets, numbers = (tuple(x[place] for place in order) for x in (rows.texts, rows.targets, rows.numbers))
-    return replace(subject, rows=Rows(rows.labels, texts, targets, numbers))
+    ordered = replace(
+        rows,
+        texts=tuple(rows.texts[place] for place in order),
+        targets=tuple(rows.targets[place] for place in order),
+        numbers=tuple(rows.numbers[place] for place in order),
+    )
+    return replace(subject, rows=ordered)
 
 
 def _former(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,14 +47,14 @@ class _Polynomial(torch.Tensor):
     @staticmethod
     def __new__(cls, line: Line, coefficients: Coefficients) -> _Polynomial:
         first = coefficients[0]
-        found = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        found = torch.Tensor._make_wrapper_subclass(
             cls, first.size(), strides=first.stride(), dtype=first.dtype, device=first.device
         )
         found.line, found.coefficients, found.value = line, coefficients, None
         return found
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         flat, form = tree_flatten((args, kwargs or {}))
         line = next(x.line for x in flat if isinstance(x, _Polynomial))
         return line.run(func, flat, form)
@@ -176,7 +176,8 @@ class Line:
 
     def _coefficients(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The coefficients of what an operation makes of polynomials; None where that is no polynomial."""
-        first, second = args[0], args[1] if len(args) > 1 else None
+        first: Any = args[0]
+        second: Any = args[1] if len(args) > 1 else None
         both = isinstance(first, _Polynomial) and isinstance(second, _Polynomial)
         if func in _SUMS and both:
             parts = _together([first, second])

@@ -18,14 +18,15 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     Afterwards, also after an exception, they are what they were, bit for bit, and so is all that `without_trace` puts
     back: modes, buffers, attributes of modules, random states. It takes the memory of a copy of the weights.
     """
-    held = [(p, p.detach().clone(), p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+    weights = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
+    slopes = [(p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None]
     with without_trace(model, next(model.parameters()).device), torch.enable_grad():
         try:
             yield
         finally:
             with torch.no_grad():
-                for p, weight, slope, value in held:
+                for p, weight, slope in weights:
                     p.copy_(weight)
                     p.grad = slope
-                    if slope is not None:
-                        slope.copy_(value)
+                for slope, value in slopes:
+                    slope.copy_(value)

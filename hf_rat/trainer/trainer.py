@@ -252,8 +252,8 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
         if self._unlabeled_dataset is not None:
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
         if self._resumed_from is not None:
-            for remembered in filter(None, (regularization.weights, regularization.teacher)):
-                remembered.load(self._resumed_from)
+            regularization.weights.load(self._resumed_from)
+            _ = regularization.teacher and regularization.teacher.load(self._resumed_from)
         self._begin_average()
         self._begin_by_layer()
         quiet = self.args.get_process_log_level() > logging.WARNING
