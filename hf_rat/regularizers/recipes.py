@@ -944,14 +944,14 @@ def swa(after: float = 0.5) -> Term:
 def auto() -> Term:
     """What to begin with: the expression that won the race for the default.
 
-    L = L(x) + L(x + r) on half of each batch,  ||r|| such that L(x + r) is about 1.3 L(x);  the weights are averaged.
+    L = L(x) + L(x + r),  ||r||_2 = 0.03 ||x||_2, in the second half of the run, and the mean of its weights is saved.
 
-    Relations: fgm with a radius that finds itself, for the price of half of it, and swa. It has no arguments, and is
-        shown as the expression that it is; write that with others.
-    Cost: 1.5F + 1.5B, and one copy of the weights in memory.
+    Relations: fgm as a tail, with a radius that is a share of each text's own length, and swa. It has no arguments:
+        it is shown as the expression that it is, to be written with others.
+    Cost: 1F + 1B, then 2F + 2B: 1.5F + 1.5B over the run, and one copy of the weights in memory.
     Reference: Miyato, Dai, Goodfellow 2017, "Adversarial Training Methods for Semi-Supervised Text Classification".
         https://arxiv.org/abs/1605.07725
     Paper and code: the race, its candidates and what was measured are in results/default. Learning rate, schedule and
         epochs stay as they are given.
     """
-    return fgm(unit="relative", epsilon=0.5, target=0.3, examples=0.5) + swa(after=0.5)
+    return fgm(unit="relative", epsilon=0.03, begin=0.5) + swa(after=0.5)

@@ -1,6 +1,7 @@
 """A text without a word, alone, beside others, or as a whole batch: every recipe trains over it."""
 
 import pytest
+import runs
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from hf_rat.models import (
     TextCNNConfig,
     TextCNNForSequenceClassification,
 )
-from hf_rat.regularizers import RECIPES
 
 WORDS = {"vocab_size": 30, "pad_token_id": 0, "embedding_size": 6, "num_labels": 3}
 SENTENCES = {"sentence_level": True, "sentence_separator_token_id": 9}
@@ -95,7 +95,7 @@ def batch_of(texts: str, model: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", CLASSIFIERS | TAGGERS)
 def test_every_recipe_trains_over_texts_without_a_word(name, texts):
     # All recipes in one sum: each asks its own passes.
-    recipes = parse(" + ".join([*RECIPES, "fgm(scope='table')", "fgm(unit='embedding')", "pgd(start=0.1)"]))
+    recipes = parse(" + ".join([*runs.SETTINGS, "fgm(scope='table')", "fgm(unit='embedding')", "pgd(start=0.1)"]))
     for memory in ("fast", "lean"):
         model = built(name)
         regularization = Regularization(recipes, model, memory=memory)

@@ -4,6 +4,7 @@ import inspect
 import warnings
 
 import pytest
+import runs
 import torch
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 from torch import nn
@@ -16,7 +17,7 @@ from hf_rat.regularizers import L2, RECIPES, Gradient, Smoothness
 quiet = pytest.mark.filterwarnings("ignore:.*has no dropout")
 
 SETTINGS = [
-    *RECIPES,
+    *runs.SETTINGS,
     "pgd(steps=1)",
     "pgd(steps=2, start=0.1)",
     "freelb(steps=5)",

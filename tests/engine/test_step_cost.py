@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 from scipy.stats import entropy
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 
 from hf_rat.engine.regularization import Regularization
-from hf_rat.regularizers import RECIPES, parse
+from hf_rat.regularizers import parse
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -84,7 +85,7 @@ def test_passes_are_counted(name, forwards, backwards):
     assert (runner.forwards, runner.backwards) == (forwards, backwards)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(runs.SETTINGS))
 def test_passes_are_those_that_the_regularizer_states(name):
     runner = contestant(name)
     runner.step(tiny_batch())  # a site may look for its layer once, with a forward of its own
