@@ -48,6 +48,7 @@ from transformers.utils import logging
 
 from hf_rat import Regularization, parse  # by public names: paired.py loads other commits here
 from hf_rat.engine.averaged_model import AveragedWeights
+from hf_rat.regularizers import RECIPES
 from hf_rat.trainer.average import read_average
 
 BASELINES: dict[str, Callable[[nn.Module, Batch], Any]] = {
@@ -242,9 +243,8 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of a training step with each regularizer, relative to plain.")
-    parser.add_argument(
-        "--methods", nargs="+", default=[*BASELINES, *sorted(set(RECIPES) - OF_OTHER_STEPS), 'rat(scope="table")']
-    )
+    methods = [*BASELINES, *sorted(set(RECIPES) - OF_OTHER_STEPS), 'rat(scope="table")']
+    parser.add_argument("--methods", nargs="+", default=methods)
     parser.add_argument("--model_name_or_path", default=PACKAGED_MODEL, help="a folder or a model of the Hub")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
