@@ -1,6 +1,7 @@
 """Laws of the algebra: which settings turn one recipe into another, how terms add and scale, and what a sum is."""
 
 import pytest
+import runs
 import torch
 from tiny import assert_same_gradients, gradients, tiny_batch, tiny_model
 
@@ -35,7 +36,7 @@ SUMS = [
     "expectation_linear + fraternal",
     "2 * (rat(alpha=0.3, passes=3) + 0.1 * pgd(start=0.2))",
 ]
-EVERYTHING = [*RECIPES, *SUMS]
+EVERYTHING = [*runs.SETTINGS, *SUMS]
 
 
 def step(regularizer, dropout=0.1, seed=5, how="backward", batch=None, at=0, **settings):
