@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
@@ -12,6 +13,8 @@ import torch
 from hf_rat.trainer import fast
 
 torch.set_num_threads(1)
+# A shell has the jobs that it starts in the background ignore Ctrl-C, and so all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Marks on Transformers' own tests: see test_general_modeling.py.
 FOREIGN_MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
