@@ -87,7 +87,7 @@ class Hessian:
         """The mean loss, and its gradient (weights,) float64."""
         mean, slope = 0.0, np.zeros(self.size)
         for loss, share in self._losses(self._batches):
-            mean += share * float(loss)
+            mean += share * float(loss.detach())
             slope += share * self._flat(torch.autograd.grad(loss, self._parameters, allow_unused=True))
         return mean, slope
 
