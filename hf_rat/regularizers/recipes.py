@@ -942,7 +942,7 @@ def swa(after: float = 0.5) -> Term:
 
 @expression
 def auto() -> Term:
-    """What to begin with: the expression that won the race for the default.
+    """What to begin with: fgm(unit="relative", epsilon=0.03, begin=0.5) + swa(after=0.5).
 
     L = L(x) + L(x + r),  ||r||_2 = 0.03 ||x||_2, in the second half of the run, and the mean of its weights is saved.
 

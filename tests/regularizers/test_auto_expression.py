@@ -1,5 +1,6 @@
 """`auto`: it is the expression that the pages say, shown as such, and needs nothing but the one flag."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -18,6 +19,10 @@ def test_a_page_has_its_expression(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     (said,) = set(re.findall(r"auto(?:\(\))?`[^\n`]*`(fgm\(.*?)`", text))
     assert parse(said) == auto() == parse("auto")
+
+
+def test_its_card_has_its_expression():
+    assert parse(inspect.getdoc(auto).splitlines()[0].removeprefix("What to begin with: ").rstrip(".")) == auto()
 
 
 def test_it_is_shown_as_its_expression():
