@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from hf_rat.analysis.looks import name_below, png, tidy
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b", "#8c564b")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as have no divisor in common with the colours
@@ -33,15 +32,10 @@ def picture_of_lines(found: Mapping[str, Any]) -> bytes:
             look = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _LINES[index % len(_LINES)]}
             panel.plot(found["xs"], _numbers(one[score])[0], label=name, **look)
         panel.set_ylabel({"losses": "loss", "accuracies": "accuracy"}[score])
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(color="#e6e6e6", linewidth=0.7)
+        tidy(panel)
     panels[-1].set_xlabel(_step(found))
-    legend = figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=9
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return _png(figure)
+    name_below(figure, panels[0])
+    return png(figure)
 
 
 def picture_of_contours(found: Mapping[str, Any]) -> bytes:
@@ -60,7 +54,7 @@ def picture_of_contours(found: Mapping[str, Any]) -> bytes:
         panel.plot([0], [0], "+", color="black", markersize=8)
         panel.set_aspect("equal")
     figure.supxlabel(f"{_step(found)}\nlines of equal loss, the same levels everywhere; +: the weights", fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def picture_of_surfaces(found: Mapping[str, Any]) -> bytes:
@@ -80,7 +74,7 @@ def picture_of_surfaces(found: Mapping[str, Any]) -> bytes:
         surface.set_zlim(lowest, highest)
         surface.tick_params(labelsize=7)
     figure.supxlabel(f"{_step(found)}\nheight: loss, cut off at {highest:.3g}", fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _numbers(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
@@ -103,12 +97,3 @@ def _panels(found: Mapping[str, Any], kind: Mapping[str, Any]) -> tuple[Figure, 
     for panel, name in zip(panels, names, strict=False):
         panel.set_title(textwrap.shorten(name, 40, placeholder=" ..."), fontsize=9, parse_math=False)
     return figure, panels[: len(names)]
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it
-        warnings.filterwarnings("ignore", message="No contour levels were found")  # a flat model has none
-        FigureCanvasAgg(figure).print_png(stream)
-    return stream.getvalue()

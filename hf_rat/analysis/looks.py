@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -38,5 +39,8 @@ def name_below(figure: Figure, panel: Axes) -> None:
 def png(figure: Figure) -> bytes:
     """The figure as a file."""
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it
+        warnings.filterwarnings("ignore", message="No contour levels were found")  # a flat model has none
+        FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()

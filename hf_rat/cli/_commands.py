@@ -146,6 +146,22 @@ def _short(text: str) -> str:
     return textwrap.shorten(text.partition(". ")[0].rstrip("."), 2 * _WIDTH, placeholder=" ...")
 
 
+def add_verdict_flags(parser: argparse.ArgumentParser) -> None:
+    """What a finished comparison is told by: `--baseline`, `--score`, `--alike`."""
+    parser.add_argument(
+        "--baseline", metavar="METHOD", help="what the others are compared with [plain, else the first]"
+    )
+    parser.add_argument("--score", metavar="NAME", help="accuracy, f1, loss, ... [the first that is no loss]")
+    parser.add_argument(
+        "--alike",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "METHOD"),
+        help="methods that differ from cell to cell as one row NAME: --alike fgm 'fgm(epsilon=1)' 'fgm(epsilon=2)'",
+    )
+
+
 def methods() -> str:
     """A line for each method."""
     return "\n".join(

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_rat.cli._commands import Parser
+from hf_rat.cli._commands import Parser, add_verdict_flags
 from hf_rat.finetuning.blame import reported
 
 FILE_NAME = "report.html"
@@ -33,18 +33,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a comparison, a run, an analysis")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"the page [{FILE_NAME} in RUN, if it is one]")
     parser.add_argument("--title", metavar="TEXT", help="of the page [the names of the folders]")
-    parser.add_argument(
-        "--baseline", metavar="METHOD", help="what the others are compared with [plain, else the first]"
-    )
-    parser.add_argument("--score", metavar="NAME", help="accuracy, f1, loss, ... [the first that is no loss]")
-    parser.add_argument(
-        "--alike",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "METHOD"),
-        help="methods that differ from cell to cell as one row NAME, as hf-rat verdict takes them",
-    )
+    add_verdict_flags(parser)
     parser.add_argument("--card", action="store_true", help="single runs' model cards show the PNGs in their folders")
     arguments = parser.parse_args(argv)
     if arguments.output is None and len(arguments.runs) > 1:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_rat.cli._commands import Parser
+from hf_rat.cli._commands import Parser, add_verdict_flags
 from hf_rat.experiments.records import alike, former, read, rows_alike
 from hf_rat.experiments.telling import tell
 from hf_rat.finetuning.blame import reported
@@ -30,19 +30,8 @@ def run(argv: Sequence[str]) -> None:
     """
     parser = Parser(prog="hf-rat verdict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="output folder of hf-rat compare")
-    parser.add_argument(
-        "--baseline", metavar="METHOD", help="what the others are compared with [plain, else the first]"
-    )
-    parser.add_argument("--score", metavar="NAME", help="accuracy, f1, loss, ... [the first that is no loss]")
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help="folder of the files [FOLDER, if it is one]")
-    parser.add_argument(
-        "--alike",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "METHOD"),
-        help="methods that differ from cell to cell as one row NAME: --alike fgm 'fgm(epsilon=1)' 'fgm(epsilon=2)'",
-    )
+    add_verdict_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.output_dir is None and len(arguments.folders) > 1:
         raise ValueError("--output_dir is missing: with several folders say where the files go")

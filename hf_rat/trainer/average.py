@@ -141,13 +141,15 @@ class Averaging(_Base):
     def _begin_average(self) -> None:
         """Of a new run; the average that a term keeps is taken if it is the same one."""
         rule, model = self.average, self.regularization.unwrapped
+        teacher = self._teacher
+        if teacher is not None and self._resumed_from is not None:
+            teacher.load(self._resumed_from)
         self._average, self._taken = None, 0
         if rule is None:
             return
         require_whole_weights(f"average={str(rule)!r}", self.model_wrapped)
         if rule.kind == "nt_asgd" and self.args.eval_strategy == IntervalStrategy.NO:
             raise ValueError(f"average={str(rule)!r} begins when an evaluation says so; set eval_strategy, to 'epoch'")
-        teacher = self._teacher
         if teacher is not None and teacher.beta == rule.beta:
             self._average = teacher
             return

@@ -253,7 +253,6 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
             self._unlabeled = UnlabeledBatches.beside(self, self._unlabeled_dataset)
         if self._resumed_from is not None:
             regularization.weights.load(self._resumed_from)
-            _ = regularization.teacher and regularization.teacher.load(self._resumed_from)
         self._begin_average()
         self._begin_by_layer()
         quiet = self.args.get_process_log_level() > logging.WARNING

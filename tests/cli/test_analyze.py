@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from analyze_refusals import refused
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import BertForSequenceClassification
 
@@ -48,15 +49,6 @@ def made(tmp_path_factory):
 @pytest.fixture
 def runs(made):
     return [str(made / method / "seed-1") for method in ("plain", "fgm")]
-
-
-def refused(words, capsys):
-    """The one line that a command line is refused with."""
-    capsys.readouterr()
-    assert analyze.main(words) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_robustness_of_two_runs(runs, made, tmp_path, capsys):

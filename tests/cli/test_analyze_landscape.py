@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from analyze_refusals import refused
 
 from hf_rat.analysis import landscape_record
 from hf_rat.cli import analyze, textcls
@@ -32,15 +33,6 @@ def runs(tmp_path_factory):
     for method in ("plain", "fgm"):
         assert textcls.main(["--reg", method, *files, *QUICK, *SMALL, "--output_dir", str(folder / method)]) == 0
     return [str(folder / method) for method in ("plain", "fgm")]
-
-
-def refused(words, capsys):
-    """The one line that a command line is refused with."""
-    capsys.readouterr()
-    assert analyze.main(words) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_a_grid_stopped_and_gone_on_with(runs, tmp_path, capsys, monkeypatch):
