@@ -19,7 +19,9 @@ from hf_rat.finetuning.flag_names import errors_in_flags
 from hf_rat.finetuning.flags import read_flags
 from hf_rat.finetuning.prepare import SOURCES, load
 
-SPLITS = ("validation", "test")
+SPLITS = ("validation", "test", "train")
+TRAINED_ON = ("validation_from_train", "train_size", "max_train_samples")
+"""The flags that say which of the rows for training a run had."""
 _EXAMPLES = {
     GENERATED.name: (GENERATED, example_pairs),
     REVIEWS.name: (REVIEWS, lambda seed: generated_reviews(seed=seed)),
@@ -60,7 +62,8 @@ def read_rows(
     Args:
         record: of a run, as `recorded_data` gives it; it may be empty.
         given: flags of the user's, which go before those of the record. One that names a source replaces it.
-        split: "validation" (the first split that the run was scored on) or "test", which must have labels.
+        split: "validation" (the first split that the run was scored on), "test", which must have labels, or "train"
+            (the rows that the run was trained on).
         max_samples: draw so many rows, by a fixed seed; None or more than there are: all, in their order.
 
     Raises:
@@ -84,10 +87,13 @@ def read_rows(
     task, labels, loaded = _load(flags, split)
     if task.tagged or not task.label_column:
         raise ValueError(f"{task.name}: its rows are no texts with a label each")
-    part = task.evaluation[0].split if split == "validation" else task.test[0].split
     if split == "test" and not task.test[0].labelled:
         raise ValueError(f"--split test: the test split of {task.name} has no labels; leave it out")
-    return _draw(loaded[part], task, labels, f"{task.name}, split {part}", max_samples)
+    part = {"train": task.train, "test": task.test[0].split}.get(split) or task.evaluation[0].split
+    rows = loaded[part]
+    if split == "train" and (first := flags.get("max_train_samples")) is not None:
+        rows = rows.select(range(min(first, len(rows))))
+    return _draw(rows, task, labels, f"{task.name}, split {part}", max_samples)
 
 
 def flags_of(record: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,13 +101,17 @@ def flags_of(record: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     kept = dict(record.get("flags", {}))
     if given.get("task_name") or given.get("dataset_name") or given.get("train_file"):
         own = (*SOURCES, "dataset_config_name", "text_column_names", "label_column_name", "do_regression")
-        kept = {name: value for name, value in kept.items() if name not in (*own, "validation_from_train")}
+        kept = {name: value for name, value in kept.items() if name not in (*own, *TRAINED_ON)}
     return {**kept, **given}
 
 
 def _load(given: Mapping[str, Any], split: str) -> tuple[Task, Labels, DatasetDict]:
-    held = split == "validation" and given.get("validation_from_train") is not None
-    work = {"do_train": held, "do_eval": split == "validation", "do_predict": split == "test"}
+    held = split != "test" and given.get("validation_from_train") is not None
+    work = {
+        "do_train": held or split == "train",
+        "do_eval": held or split == "validation",
+        "do_predict": split == "test",
+    }
     if not held:
         given = {name: value for name, value in given.items() if name != "validation_from_train"}
     flags = read_flags({**given, **work, "report_to": "none"})

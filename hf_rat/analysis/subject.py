@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_rat.analysis.rows import Rows, flags_of, read_rows
+from hf_rat.analysis.rows import TRAINED_ON, Rows, flags_of, read_rows
 from hf_rat.data.encoding import Labels
 from hf_rat.finetuning.checkpoints import checkpoint_problem
 from hf_rat.finetuning.data_record import FIELDS, recorded_data
@@ -21,7 +21,7 @@ from hf_rat.finetuning.pretrained import load_model, load_pretrained
 
 _LENGTH = 128
 _ADAPTER = "adapter_config.json"
-_SAME = tuple(name for name in FIELDS if name not in ("data_dir", "max_seq_length"))
+_OWN = ("data_dir", "max_seq_length", "train_size", "max_train_samples")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_subjects(
     Args:
         folders: of runs of `hf-rat glue` or `textcls`, of `compare`'s seeds, or checkpoints of these.
         given: flags of data, name -> value, which go before what the runs were trained on.
-        split: "validation" or "test".
+        split: "validation", "test" or "train".
         max_samples: draw so many rows, by a fixed seed; None takes all.
         batch_size: examples of a batch.
 
@@ -101,7 +101,7 @@ def read_subjects(
     configs = [_read_config(path) for path in paths]
     names = _names(paths)
     records = [recorded_data(path) for path in paths]
-    _require_same_data(paths, records, given)
+    _require_same_data(paths, records, given, split)
     rows = read_rows(records[0], given, split, max_samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     subjects = []
@@ -151,11 +151,13 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _require_same_data(
-    folders: Sequence[Path], records: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+    folders: Sequence[Path], records: Sequence[Mapping[str, Any]], given: Mapping[str, Any], split: str
 ) -> None:
+    same = [name for name in FIELDS if name not in _OWN or (split == "train" and name in TRAINED_ON)]
+
     def data(record: Mapping[str, Any]) -> dict[str, Any]:
         flags = flags_of(record, given)
-        return {"task": record.get("task"), **{name: flags.get(name) for name in _SAME}}
+        return {"task": record.get("task"), **{name: flags.get(name) for name in same}}
 
     if any(given.get(name) for name in ("task_name", "dataset_name", "train_file")):
         return

@@ -109,7 +109,7 @@ def _parser() -> Parser:
         own = studies.add_parser(name, help=study.summary, description=f"{study.summary}.")
         own.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of its checkpoint")
         own.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="folder of the results")
-        own.add_argument("--split", choices=("validation", "test"), default="validation", help="[validation]")
+        own.add_argument("--split", choices=("validation", "test", "train"), default="validation", help="[validation]")
         own.add_argument("--max_samples", type=int, metavar="N", help="draw N rows, by a fixed seed [all]")
         own.add_argument("--batch_size", type=int, default=32, metavar="N", help="rows of a batch [32]")
         own.add_argument("--max_seq_length", type=int, metavar="N", help="tokens of a text [as it was trained]")

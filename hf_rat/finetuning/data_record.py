@@ -18,7 +18,7 @@ FILE = "_data.json"
 FIELDS = (
     *("task_name", "dataset_name", "dataset_config_name", "data_dir", "train_file", "validation_file", "test_file"),
     *("text_column_names", "label_column_name", "do_regression", "encoding", "quoting", "column_names"),
-    *("validation_from_train", "max_seq_length"),
+    *("validation_from_train", "max_seq_length", "train_size", "max_train_samples"),
 )
 """The flags that say which rows there are, and how much of them is read."""
 

@@ -81,14 +81,14 @@ def check_words(flags: Flags, words: WordModelArguments, own: bool) -> None:
 
 
 def choose_by(flags: Flags, score: str) -> None:
-    """The best checkpoint is that of the highest score, where one is chosen and not by another score.
+    """The best checkpoint is that of the highest score, where one is chosen and no flag says by what.
 
     Args:
         flags: `training.metric_for_best_model` is set.
         score: without "eval_"; more of it is better.
     """
     training = flags.training
-    if training.load_best_model_at_end and training.metric_for_best_model in (None, "loss"):
+    if training.load_best_model_at_end and "metric_for_best_model" not in flags.given:
         training.metric_for_best_model, training.greater_is_better = score, True
 
 

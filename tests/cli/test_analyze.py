@@ -90,6 +90,26 @@ def test_rows_are_those_of_the_run_unless_others_are_named(runs, made, tmp_path)
     assert names == [label for _, label in reviews(5)]
 
 
+def test_the_rows_that_a_run_was_trained_on(made, tmp_path, capsys):
+    """Every text has a number of its own, and the vocabulary is made of the training rows."""
+    files = ["--train_file", str(made / "train.csv"), "--validation_file", str(made / "validation.csv")]
+    small = ["--embedding_size", "12", "--hidden_size", "6", "--save_strategy", "no", "--min_count", "1"]
+    words = [*files, "--do_train", "--do_eval", *QUICK, *small, "--model", "textcnn"]
+    sizes = {"nine": ["9"], "seven": ["9", "--max_train_samples", "7"], "more": ["20"]}
+    for name, size in sizes.items():
+        assert textcls.main([*words, "--train_size", *size, "--output_dir", str(tmp_path / name)]) == 0
+    nine, seven, more = (str(tmp_path / name) for name in sizes)
+    (subject,) = read_subjects([nine], {}, "train")
+    numbers = {word for (text,) in subject.rows.texts for word in text.split() if word.isdigit()}
+    assert len(subject.rows) == 9
+    assert numbers == {word for word in subject.tokenizer.get_vocab() if word.isdigit()}
+    assert read_subjects([seven], {}, "train")[0].rows.texts == subject.rows.texts[:7]
+    assert read_subjects([nine, more], {})[0].rows.texts == read_subjects([seven], {})[0].rows.texts
+    capsys.readouterr()
+    line = refused(["gap", nine, more, "--output_dir", str(tmp_path / "out"), "--split", "train"], capsys)
+    assert "train_size: 20 and 9" in line
+
+
 def test_a_checkpoint_and_the_built_in_example(tmp_path, monkeypatch):
     """What a run without data was evaluated on is made again from its seed."""
     monkeypatch.chdir(tmp_path)

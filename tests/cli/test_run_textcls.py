@@ -79,6 +79,13 @@ def test_every_model_trains_is_selected_and_tested(common, tmp_path, model):
     assert classify("a fine word1")[0]["label"] in ("negative", "positive")
 
 
+def test_the_best_checkpoint_may_be_that_of_the_lowest_loss(common, tmp_path):
+    words = ["--dataset_name", "imdb", "--model", "textcnn", "--metric_for_best_model", "loss", *common]
+    textcls.run([*words, "--num_train_epochs", "4", "--learning_rate", "3e-2"])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["best_metric"] == min(entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry)
+
+
 def test_a_model_learns(common):
     longer = ["--num_train_epochs", "8", "--learning_rate", "1e-2", "--embedding_size", "32"]
     results = textcls.run(["--dataset_name", "imdb", "--model", "textcnn", *common, *longer])
