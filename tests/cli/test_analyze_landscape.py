@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,23 @@ def test_a_grid_stopped_and_gone_on_with(runs, tmp_path, capsys, monkeypatch):
     assert "seed 3, not 4" in refused([*words, str(out), "--seed", "4"], capsys)
     (out / "landscape.json").write_text("{}")
     assert "no landscape that could be gone on with" in refused([*words, str(out)], capsys)
+
+
+def test_a_grid_killed_and_gone_on_with(runs, tmp_path, capsys):
+    """At whatever it was doing; in small batches, so that it takes a second or two."""
+    words = ["landscape", *runs, "--points", "9", "--batch_size", "2", "--output_dir"]
+    command = [sys.executable, "-m", "hf_rat.cli.main", "analyze", *words, str(tmp_path / "killed")]
+    path = tmp_path / "killed" / "landscape.json"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (path.is_file() and json.loads(path.read_text())["models"]):
+            time.sleep(0.01)
+        process.kill()
+    rows = [row for one in json.loads(path.read_text())["models"].values() for row in one["losses"]]
+    assert None in rows
+    assert analyze.main([*words, str(tmp_path / "killed")]) == 0
+    assert "rows from before" in capsys.readouterr().out
+    assert analyze.main([*words, str(tmp_path / "whole")]) == 0
+    assert json.loads(path.read_text()) == json.loads((tmp_path / "whole" / "landscape.json").read_text())
 
 
 def test_a_line_and_bad_flags(runs, tmp_path, capsys):
