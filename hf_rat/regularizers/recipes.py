@@ -942,9 +942,9 @@ def swa(after: float = 0.5) -> Term:
 
 @expression
 def auto() -> Term:
-    """What to begin with: fgm(unit="relative", epsilon=0.03, begin=0.5) + swa(after=0.5).
+    """What to begin with: fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5).
 
-    L = L(x) + L(x + r),  ||r||_2 = 0.03 ||x||_2, in the second half of the run, and the mean of its weights is saved.
+    L = L(x) + L(x + r),  ||r||_2 = 0.06 ||x||_2, in the second half of the run, and the mean of its weights is saved.
 
     Relations: fgm as a tail, with a radius that is a share of each text's own length, and swa. It has no arguments:
         it is shown as the expression that it is, to be written with others.
@@ -954,4 +954,4 @@ def auto() -> Term:
     Paper and code: the race, its candidates and what was measured are in results/default. Learning rate, schedule and
         epochs stay as they are given.
     """
-    return fgm(unit="relative", epsilon=0.03, begin=0.5) + swa(after=0.5)
+    return fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5)
