@@ -89,10 +89,12 @@ def read_rows(
         raise ValueError(f"{task.name}: its rows are no texts with a label each")
     if split == "test" and not task.test[0].labelled:
         raise ValueError(f"--split test: the test split of {task.name} has no labels; leave it out")
-    part = {"train": task.train, "test": task.test[0].split}.get(split) or task.evaluation[0].split
-    rows = loaded[part]
-    if split == "train" and (first := flags.get("max_train_samples")) is not None:
-        rows = rows.select(range(min(first, len(rows))))
+    if split == "train":
+        assert task.train is not None, "_load has read it"
+        part, first = task.train, flags.get("max_train_samples")
+    else:
+        part, first = (task.evaluation[0] if split == "validation" else task.test[0]).split, None
+    rows = loaded[part] if first is None else loaded[part].select(range(min(first, len(loaded[part]))))
     return _draw(rows, task, labels, f"{task.name}, split {part}", max_samples)
 
 

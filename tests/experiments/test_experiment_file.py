@@ -121,7 +121,7 @@ def test_without_axes_the_folders_are_those_of_before():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_the_files_that_come_along(path):
-    assert len(parse([str(path)]).plan()) >= 3
+    assert len(parse([str(path)]).plan()) >= 5
 
 
 def test_a_tracker_gets_names(file):
