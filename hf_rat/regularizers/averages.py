@@ -23,13 +23,16 @@ class Average(Term):
         kind: "ema", "swa" or "nt_asgd".
         number: of the average that an update keeps, in (0, 1); of the run that is over before the first update, in
             [0, 1); of evaluations.
+        below: of "swa": nothing is averaged before the task loss has fallen below this share of what it was at first.
+            An average lags behind weights that are still learning. None: it begins in any case.
     """
 
     kind: str
     number: float
+    below: float | None = None
 
     def __repr__(self) -> str:
-        return f"{self.kind}({self.number!r})"
+        return f"{self.kind}({self.number!r}{'' if self.below is None else f', below={self.below!r}'})"
 
     def parts(self, step: int) -> Iterator[tuple[float, Term]]:
         yield from ()

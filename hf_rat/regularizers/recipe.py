@@ -126,8 +126,9 @@ def unknown_argument(recipe_name: str, argument: str) -> str:
     return f"{recipe_name} has no argument {argument!r}{hint} (it has: {', '.join(known) or 'none'})"
 
 
-def _share(value: Any) -> str | None:
-    return None if _number(0, 1)(value) is None and value > 0 else "a share of the examples, above 0 and at most 1"
+def _share(of: str) -> Callable[[Any], str | None]:
+    said = f"a share of {of}, above 0 and at most 1"
+    return lambda value: None if _number(0, 1)(value) is None and value > 0 else said
 
 
 def _at_top(recipe_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -250,13 +251,8 @@ def require_weights(recipe_name: str, site: str) -> None:
 
 
 CHECKS: dict[str, Callable[[Any], str | None]] = {
-    "epsilon": _number(0),
-    "step": _number(0),
-    "start": _number(0),
-    "alpha": _number(0),
-    "mu": _number(0),
-    "rate": _number(0, 1, open_high=True),
-    "beta": _number(0, 1, open_high=True),
+    **dict.fromkeys(("epsilon", "step", "start", "alpha", "mu", "eta", "inputs"), _number(0)),
+    **dict.fromkeys(("rate", "beta", "after"), _number(0, 1, open_high=True)),
     "steps": _whole(1),
     "passes": _whole(2),
     "begin": _when(0),
@@ -264,6 +260,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "end": _or_none(_when(1)),
     "every": _whole(1),
     "target": _or_none(_positive),
+    "below": _or_none(_share("the first loss")),
     "scope": _choice(SCOPES),
     "unit": _choice(UNITS),
     "start_mask": _choice(START_MASKS),
@@ -276,11 +273,8 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "top": _or_none(_top),
     "over": _choice(OVER),
     "norm": _choice(NORMS),
-    "eta": _number(0),
-    "inputs": _number(0),
-    "after": _number(0, 1, open_high=True),
     "momentum": _choice(SOURCES),
-    "examples": _share,
+    "examples": _share("the examples"),
     "which": _choice(CHOICES),
 }
 """Name of an argument, the same in every recipe -> what its value must be, or None where it is that."""

@@ -920,10 +920,14 @@ def ema(beta: float = 0.99) -> Term:
 
 
 @recipe
-def swa(after: float = 0.5) -> Term:
+def swa(after: float = 0.5, below: float | None = None) -> Term:
     """Stochastic weight averaging: the mean of the weights over the end of the run, evaluated and saved.
 
     w' = mean of w after each optimizer step, once a share of the run is over;  training goes on from w.
+
+    With `below` it begins no earlier than the task loss, as a mean over a tenth of the run, is below that share of
+    what it was over the first tenth. In a run too short for that the model keeps its own weights: the average of a
+    model that is still learning lags behind it.
 
     Relations: ema looks back over a fixed number of steps.
     Cost: 1F + 1B, and one copy of the weights in memory.
@@ -933,8 +937,9 @@ def swa(after: float = 0.5) -> Term:
         rate is the run's own.
     Args:
         after: the share of the run that is over before the first of them. The paper has 0.75.
+        below: in (0, 1), or None, which asks for no fall of the loss.
     """
-    return TaskLoss() + Average("swa", after)
+    return TaskLoss() + Average("swa", after, below)
 
 
 # -- what to begin with -----------------------------------------------------------------------------------------------
@@ -942,9 +947,10 @@ def swa(after: float = 0.5) -> Term:
 
 @expression
 def auto() -> Term:
-    """What to begin with: fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5).
+    """What to begin with: fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5, below=0.3).
 
-    L = L(x) + L(x + r),  ||r||_2 = 0.06 ||x||_2, in the second half of the run, and the mean of its weights is saved.
+    L = L(x) + L(x + r),  ||r||_2 = 0.06 ||x||_2, in the second half of the run, and the mean of its weights is saved
+    if the model has learned its data by then.
 
     Relations: fgm as a tail, with a radius that is a share of each text's own length, and swa. It has no arguments:
         it is shown as the expression that it is, to be written with others.
@@ -954,4 +960,4 @@ def auto() -> Term:
     Paper and code: the race, its candidates and what was measured are in results/default. Learning rate, schedule and
         epochs stay as they are given.
     """
-    return fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5)
+    return fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5, below=0.3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,9 @@ from hf_rat.engine.averaged_model import AveragedWeights, load_raw
 from hf_rat.engine.regularization import Regularization
 from hf_rat.engine.requirements import require_whole_weights
 from hf_rat.regularizers.averages import Average, average_of
-from hf_rat.regularizers.terms import Term
+from hf_rat.regularizers.expressions import parse
+from hf_rat.regularizers.terms import Losses, Term
+from hf_rat.trainer.loss_fall import LossFall
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -32,20 +33,20 @@ def read_average(text: str) -> Average:
     Raises:
         ValueError: it describes none.
     """
-    found = re.fullmatch(r"\s*(?:(ema|swa)\(\s*([\d.]+(?:e-\d+)?)\s*\)|(nt_asgd)\(\s*(\d+)\s*\))\s*", text)
-    if found and found[3]:
-        return Average("nt_asgd", int(found[4]))
+    if found := re.fullmatch(r"\s*nt_asgd\(\s*(\d+)\s*\)\s*", text):
+        return Average("nt_asgd", int(found[1]))
     try:
-        number = float(found[2]) if found else math.nan
+        average = average_of(parse(text)) if re.fullmatch(r"\s*(ema|swa)\([^()]+\)\s*", text) else None
     except ValueError:
-        number = math.nan
-    if not found or not 0 <= number < 1 or (number == 0 and found[1] == "ema"):
+        average = None
+    if average is None:
         raise ValueError(
             f'average={text!r} must be "ema(0.99)", a moving average that keeps 0.99 of itself at each step, or '
             '"swa(0.5)", the mean of the weights after each step of the second half; the number lies between 0 and 1. '
+            '"swa(0.5, below=0.2)" waits until the task loss is below 0.2 of what it was at first. '
             'Or "nt_asgd(5)": that mean, once an evaluation is worse than the best of all before it but the last 5'
         )
-    return Average(found[1], number)
+    return average
 
 
 class Averaging(_Base):
@@ -53,6 +54,7 @@ class Averaging(_Base):
 
     _given_average: Average | None = None
     _average: AveragedWeights | None = None  # while a run trains
+    _fall: LossFall | None = None  # where the average waits for one
     _taken = 0
     _resumed_from: str | None
     _regularization: Regularization | None
@@ -144,9 +146,11 @@ class Averaging(_Base):
         teacher = self._teacher
         if teacher is not None and self._resumed_from is not None:
             teacher.load(self._resumed_from)
-        self._average, self._taken = None, 0
+        self._average, self._fall, self._taken = None, None, 0
         if rule is None:
             return
+        if rule.below is not None:
+            self._fall = LossFall()
         require_whole_weights(f"average={str(rule)!r}", self.model_wrapped)
         if rule.kind == "nt_asgd" and self.args.eval_strategy == IntervalStrategy.NO:
             raise ValueError(f"average={str(rule)!r} begins when an evaluation says so; set eval_strategy, to 'epoch'")
@@ -160,10 +164,13 @@ class Averaging(_Base):
     def _average_state(self) -> dict[str, Any]:
         """What a checkpoint says of the average, beside its weights."""
         rule = self.average
-        return {} if rule is None else {"average": repr(rule), "average_begin": rule.begin(self.state.max_steps)}
+        if rule is None:
+            return {}
+        fall = {} if self._fall is None else {"loss_fall": self._fall.state_dict()}
+        return {"average": repr(rule), "average_begin": rule.begin(self.state.max_steps)} | fall
 
-    def _require_same_average(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to go on with another average than that of the checkpoint.
+    def _resume_average(self, saved: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint says of the average; refuse another one.
 
         Raises:
             ValueError: another one, none, or one that begins at another step, as the run has another length.
@@ -176,6 +183,18 @@ class Averaging(_Base):
                 f"average={before!r} began after step {saved['average_begin']} of the run that made the checkpoint, "
                 f"and begins after step {now['average_begin']} of {self.state.max_steps}: keep the number of steps"
             )
+        if self._fall is not None:
+            self._fall.load_state_dict(saved["loss_fall"])
+
+    def _see_losses(self, named: Losses) -> None:
+        """Those of a micro-batch."""
+        if self._fall is not None:
+            self._fall.add(named)
+
+    def _end_step_of_average(self) -> None:
+        """After each optimizer step, whether it changed the weights or not."""
+        if self._fall is not None:
+            self._fall.end_step(self.state.global_step, self.state.max_steps, self.accelerator)
 
     def _move_averages(self) -> None:
         """After an optimizer step that changed the weights."""
@@ -184,8 +203,14 @@ class Averaging(_Base):
         if self._average is None or rule is None or self._average is self._teacher:
             return
         begin = rule.begin(self.state.max_steps, self._evaluations(rule) if rule.kind == "nt_asgd" else ())
-        if begin is not None and self.state.global_step > begin:
+        if begin is None or self.state.global_step <= begin:
+            return
+        if rule.below is None or self._average.updates or self._has_fallen(rule.below):
             self._average.update(self.regularization.unwrapped)
+
+    def _has_fallen(self, below: float) -> bool:
+        """The task loss is below that share of what it was at first."""
+        return self._fall is not None and self._fall.share is not None and self._fall.share < below
 
     def _evaluations(self, rule: Average) -> list[tuple[int, float]]:
         """(optimizer steps before it, what the best model is chosen by, less is better) of each evaluation so far.
@@ -214,9 +239,11 @@ class Averaging(_Base):
         if self._taken:
             self._average.copy_to(self.regularization.unwrapped)
         else:
+            fall = None if self._fall is None else self._fall.share
             logger.warning(
-                "average=%r: no weights were averaged by step %s, the model has its own.",
+                "average=%r: no weights were averaged by step %s, the model has its own%s.",
                 self.average,
                 self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step,
+                "" if fall is None else f": the task loss is {fall:.2f} of what it was at first",
             )
         self._average = None

@@ -26,7 +26,7 @@ class Bookkeeping(TrainerCallback):
         self._trainer._begin_run()
         saved = state.stateful_callbacks.get(STATE_KEY)
         if self._trainer._resumed_from is not None and isinstance(saved, dict):
-            self._trainer._require_same_average(saved["attributes"])
+            self._trainer._resume_average(saved["attributes"])
             self._trainer.regularization.load_state_dict(saved["attributes"])
             if self._trainer._unlabeled is not None:
                 self._trainer._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))
@@ -40,6 +40,7 @@ class Bookkeeping(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._announce_what_was_seen()
+        self._trainer._end_step_of_average()
         # What the loss scale of fp16 or a gradient that is not finite skipped has changed no weights.
         if self._trainer._gradients_finite and not self._trainer.accelerator.optimizer_step_was_skipped:
             self._trainer._move_averages()

@@ -187,8 +187,8 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
             with self.regularization.keeper.watching():
                 loss, outputs = self.host.task(self._task_loss, model, inputs, return_outputs)
             weight = weighting.weight(inputs, self._num_labels, accumulation)
-            loss = weigh({"task": weighting.mean(loss, inputs)}, weight)["task"]
-            return (loss, outputs) if return_outputs else loss
+            self._see_losses(named := weigh({"task": weighting.mean(loss, inputs)}, weight))
+            return (named["task"], outputs) if return_outputs else named["task"]
         if return_outputs:
             raise ValueError(
                 f"compute_loss(return_outputs=True) in training: {self.regularizer!r} has the outputs of several "
@@ -209,6 +209,7 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
             num_labels=self._num_labels,
         )
         self._components.add(named, accumulation)
+        self._see_losses(named)
         return loss if named else loss + math.nan  # of value NaN, as the stock Trainer's; its gradient is zero
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:

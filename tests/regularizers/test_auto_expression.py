@@ -28,7 +28,7 @@ def test_its_card_has_its_expression():
 def test_it_is_shown_as_its_expression():
     assert "auto" not in repr(auto())
     assert parse(repr(auto())) == auto()
-    assert average_of(auto()) == Average("swa", 0.5)
+    assert average_of(auto()) == Average("swa", 0.5, below=0.3)
 
 
 @pytest.mark.parametrize("text", ["auto(epsilon=0.1)", "auto(0.1)"])
@@ -39,13 +39,14 @@ def test_it_has_no_arguments(text):
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_the_flag_alone_trains_and_saves_the_average(family, tmp_path, caplog):
-    args = runs.arguments(output_dir=str(tmp_path), max_steps=6, reg="auto")
+    args = runs.arguments(output_dir=str(tmp_path), max_steps=40, reg="auto", optim="adamw_torch", learning_rate=1e-2)
     model = tiny.tiny_model(family, dropout=0.1)
-    trainer = RegularizedTrainer(model, args, train_dataset=runs.examples(24), data_collator=runs.collate)
+    trainer = RegularizedTrainer(model, args, train_dataset=runs.easy_examples(24), data_collator=runs.collate)
     with caplog.at_level("INFO"):
         trainer.train()
     assert repr(auto()) in caplog.text
-    assert "evaluated and saved: swa(0.5)" in caplog.text
+    assert "evaluated and saved: swa(0.5, below=0.3)" in caplog.text
     logs = [log for log in trainer.state.log_history if "loss" in log]
-    assert ["loss_adversarial_task" in log for log in logs] == [False] * 3 + [True] * 3
-    assert trainer.averaged_steps == 3
+    assert ["loss_adversarial_task" in log for log in logs] == [False] * 20 + [True] * 20
+    assert sum(log["loss_task"] for log in logs[16:20]) < 0.3 * sum(log["loss_task"] for log in logs[:4])
+    assert trainer.averaged_steps == 20

@@ -84,6 +84,11 @@ def examples(count: int, labels: int = 3, seed: int = 0) -> list[dict[str, Tenso
     ]
 
 
+def easy_examples(count: int) -> list[dict[str, Any]]:
+    """Examples of 4 to 7 tokens whose label, one of three, is in each of their words."""
+    return [{"input_ids": [10 + row % 3] * (4 + row % 4), "labels": row % 3} for row in range(count)]
+
+
 def collate(rows: list[dict[str, Any]], drop: int = 0) -> dict[str, Tensor]:
     """Pads to the longest of the batch; the last `drop` rows only count for that."""
     longest = max(len(row["input_ids"]) for row in rows)

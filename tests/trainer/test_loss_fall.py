@@ -1,0 +1,174 @@
+"""An average that waits until the task loss has fallen, against falls and means by hand."""
+
+import math
+
+import pytest
+import runs
+import tiny
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback
+
+from hf_rat import RegularizedTrainer, parse, swa
+from hf_rat.regularizers.averages import Average, average_of
+from hf_rat.trainer.average import read_average
+from hf_rat.trainer.loss_fall import LossFall
+
+STEPS = 20
+
+
+def fall_of(losses, name="task"):
+    """The share after each step; `losses` has those of the micro-batches of each step."""
+    fall, shares = LossFall(), []
+    for step, micro_batches in enumerate(losses, 1):
+        for loss in micro_batches:
+            fall.add({"consistency": torch.tensor(99.0), name: torch.tensor(loss)})
+        fall.end_step(step, len(losses), Accelerator())
+        shares.append(fall.share)
+    return shares
+
+
+def by_hand(losses):
+    """That of the tenth which ended last: its mean over that of the first."""
+    ends = [math.ceil(tenth * len(losses) / 10) for tenth in range(1, 11)]
+    ends = sorted(set(ends))
+    means = [sum(losses[low:high]) / (high - low) for low, high in zip([0, *ends], ends, strict=False)]
+    ended = [sum(end <= step for end in ends) for step in range(1, len(losses) + 1)]
+    return [None if count < 2 else means[count - 1] / means[0] for count in ended]
+
+
+@pytest.mark.parametrize("steps", [3, 10, 13, 20, 47])
+@pytest.mark.parametrize("name", ["task", "adversarial_task"])
+def test_it_compares_each_tenth_with_the_first(steps, name):
+    losses = [5 / (step + 1) for step in range(steps)]
+    assert fall_of([[loss] for loss in losses], name) == pytest.approx(by_hand(losses))
+
+
+def test_micro_batches_count_alike_and_what_is_not_finite_does_not():
+    shares = fall_of([[4.0, 2.0], [math.nan, 3.0], [1.0, math.inf], [1.0, 2.0], *[[0.5]] * 16])
+    assert shares[:5] == [None, None, None, pytest.approx(4 / 9), pytest.approx(4 / 9)]
+
+
+@pytest.mark.parametrize("first", [-1.0, 0.0])
+def test_a_loss_that_is_not_positive_has_no_share(first):
+    assert fall_of([[first], [first], [0.1], [0.1]]) == [None] * 4
+
+
+def test_a_tenth_in_which_nothing_was_finite_is_not_the_first():
+    assert fall_of([[math.nan], [4.0], [2.0], [1.0]]) == [None, None, 0.5, 0.25]
+
+
+class Recorder(TrainerCallback):
+    """The weights after each step, as float64."""
+
+    def __init__(self):
+        self.path = []
+
+    def on_step_end(self, *args, model, **kwargs):
+        self.path.append({name: value.detach().double().clone() for name, value in model.state_dict().items()})
+
+
+def built(folder, reg, **settings):
+    torch.manual_seed(3)
+    recorder = Recorder()
+    options = {"train_dataset": runs.easy_examples(32), "eval_dataset": runs.easy_examples(9), "callbacks": [recorder]}
+    settings = {"optim": "adamw_torch", "learning_rate": 2e-2, "max_steps": STEPS} | settings
+    model = tiny.tiny_model(dropout=0.1, _attn_implementation="eager")
+    return runs.trainer(reg, model=model, options=options, output_dir=str(folder), **settings), recorder
+
+
+def learned_after(one, below, after=0.5):
+    """The step after which the first weights count, by the logs; None if there is none."""
+    logs = [log for log in one.state.log_history if "loss" in log]
+    name = next((name for name in ("loss_task", "loss_adversarial_task") if name in logs[0]), "loss")
+    shares = by_hand([log[name] for log in logs])
+    return next((s for s, share in enumerate(shares, 1) if s > after * STEPS and share < below), None)
+
+
+@pytest.mark.parametrize("reg", ["plain", "fgm(epsilon=0.5, begin=0.5)", "sam(epsilon=0.05)"])
+@pytest.mark.parametrize("below", [1.0, 0.5, 0.25])
+def test_the_average_begins_when_the_loss_has_fallen(reg, below, tmp_path):
+    one, recorder = built(tmp_path, reg, average=f"swa(0.5, below={below})", gradient_accumulation_steps=2)
+    one.train()
+    begun = learned_after(one, below)
+    assert one.averaged_steps == (STEPS - begun + 1 if begun else 0)
+    points = recorder.path[begun - 1 :] if begun else recorder.path[-1:]
+    for name, value in one.model.state_dict().items():
+        torch.testing.assert_close(value.double(), sum(point[name] for point in points) / len(points), msg=name)
+
+
+def test_these_runs_begin_at_once_and_later(tmp_path):
+    begun = []
+    for below in (1.0, 0.25):
+        one, _ = built(tmp_path, "plain", average=f"swa(0.5, below={below})", gradient_accumulation_steps=2)
+        one.train()
+        begun.append(learned_after(one, below))
+    assert begun[0] == STEPS // 2 + 1 < begun[1]
+
+
+@pytest.mark.parametrize("cut", [3, 11, 14, 18])
+def test_resuming_continues_exactly(cut, tmp_path):
+    settings = {
+        "average": "swa(0.5, below=0.3)",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "gradient_accumulation_steps": 2,
+    }
+    straight, _ = built(tmp_path / "a", "fgm(epsilon=0.5, begin=0.5)", **settings)
+    straight.train()
+    assert 0 < straight.averaged_steps < STEPS
+    resumed, _ = built(tmp_path / "b", "fgm(epsilon=0.5, begin=0.5)", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{cut}"))
+    assert resumed.averaged_steps == straight.averaged_steps
+    runs.assert_same_weights(runs.ran(resumed).weights, runs.ran(straight).weights)
+
+
+def test_a_run_that_has_not_learned_keeps_its_weights_and_says_so(tmp_path, caplog):
+    one, recorder = built(tmp_path, "auto", learning_rate=1e-5)
+    one.train()
+    share = by_hand([log["loss_task"] for log in one.state.log_history if "loss_task" in log])[-1]
+    assert (
+        f"no weights were averaged by step {STEPS}, the model has its own: the task loss is {share:.2f} of"
+        in caplog.text
+    )
+    assert one.averaged_steps == 0
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value.double(), recorder.path[-1][name])
+
+
+class SumOfLosses(RegularizedTrainer):
+    """A loss of the user's own, with no name that we know."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.multi_margin_loss(outputs.logits, labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("reg", ["plain", "fgm(epsilon=0.5)"])
+def test_it_reads_a_loss_of_the_user_s_own(reg, tmp_path):
+    torch.manual_seed(3)
+    settings = {"optim": "adamw_torch", "learning_rate": 2e-2, "max_steps": STEPS, "average": "swa(0.5, below=0.5)"}
+    options = {"train_dataset": runs.easy_examples(32)}
+    one = runs.trainer(reg, SumOfLosses, options=options, output_dir=str(tmp_path), **settings)
+    one.train()
+    begun = learned_after(one, 0.5)
+    assert begun
+    assert one.averaged_steps == STEPS - begun + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["swa(0.5, below=0)", "swa(0.5, below=1.5)", "swa(0.5, below=)", "ema(0.9, below=0.5)"]
+)
+def test_what_is_no_share_is_refused_in_one_line(text):
+    with pytest.raises(ValueError, match=r"waits until the task loss is below 0\.2 of what it was at first") as error:
+        read_average(text)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"below|regularizer|above 0"):
+        parse(text)
+
+
+def test_it_is_written_as_it_is_read():
+    one = Average("swa", 0.5, 0.2)
+    assert one == read_average(repr(one)) == average_of(parse(f"fgm + {one!r}")) == average_of(swa(0.5, below=0.2))
