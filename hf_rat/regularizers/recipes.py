@@ -937,7 +937,7 @@ def swa(after: float = 0.5, below: float | None = None) -> Term:
         rate is the run's own.
     Args:
         after: the share of the run that is over before the first of them. The paper has 0.75.
-        below: in (0, 1), or None, which asks for no fall of the loss.
+        below: in (0, 1], or None, which asks for no fall of the loss.
     """
     return TaskLoss() + Average("swa", after, below)
 
