@@ -318,6 +318,7 @@ def test_two_processes_keep_the_average_of_one(two, name):
     evaluated = [log["eval_loss"] for log in one.state.log_history if "eval_loss" in log]
     assert seen["eval losses"] == pytest.approx(evaluated, rel=1e-5)
     assert len(evaluated) == 3
+    assert one.averaged_steps > 0
     assert seen["equal"], "the processes ended with different averages"
 
 
