@@ -232,11 +232,11 @@ class Regularization:
         term = Unlabeled(self.schedule.term) if unlabeled else self.schedule.term
         return rehearse(term, FULL_STRENGTH if step is None else step, self._stream, getattr(self._cut, "share", None))
 
-    def after_step(self) -> None:
-        """Call after each optimizer step: moves the average that `smart` and `mean_teacher` stay near, and epsilon."""
-        self.adaptive.update(finite=self.nonfinite.end_step())
-        self.weights.after_step()
-        if self.teacher is not None:
+    def after_step(self, changed: bool = True) -> None:
+        """Call after each optimizer step: moves the average of `smart`, and epsilon, unless it was skipped (fp16)."""
+        self.adaptive.update(finite=self.nonfinite.end_step() and changed)
+        self.weights.after_step(changed)
+        if changed and self.teacher is not None:
             self.teacher.update(self.unwrapped)
 
     def state_dict(self) -> dict[str, Any]:

@@ -144,12 +144,12 @@ class WeightMemory:
         slope = slope.detach() / scale
         self._slopes[name] = self._slopes[name] + slope if name in self._slopes else slope
 
-    def after_step(self) -> None:
-        """After an optimizer step: momenta go on."""
+    def after_step(self, changed: bool = True) -> None:
+        """After an optimizer step: momenta go on, if it changed the weights."""
         for name in sorted(self._slopes):
             at, site = self._momenta[name]
             slope = self._engine.sum(self._slopes[name])
-            if bool(torch.isfinite(slope).all()):  # otherwise the step was skipped
+            if changed and bool(torch.isfinite(slope).all()):
                 kept = 0.0 if site.direction is None else at.beta * site.direction
                 site.direction = kept + (1 - at.beta) * slope
         self._slopes = {}

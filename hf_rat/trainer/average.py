@@ -191,14 +191,16 @@ class Averaging(_Base):
         if self._fall is not None:
             self._fall.add(named)
 
-    def _end_step_of_average(self) -> None:
+    def _end_step(self, changed: bool) -> None:
         """After each optimizer step, whether it changed the weights or not."""
+        self.regularization.after_step(changed)
         if self._fall is not None:
             self._fall.end_step(self.state.global_step, self.state.max_steps, self.accelerator)
+        if changed:
+            self._move_average()
 
-    def _move_averages(self) -> None:
+    def _move_average(self) -> None:
         """After an optimizer step that changed the weights."""
-        self.regularization.after_step()
         rule = self.average
         if self._average is None or rule is None or self._average is self._teacher:
             return

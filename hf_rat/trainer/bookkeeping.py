@@ -40,10 +40,9 @@ class Bookkeeping(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._announce_what_was_seen()
-        self._trainer._end_step_of_average()
         # What the loss scale of fp16 or a gradient that is not finite skipped has changed no weights.
-        if self._trainer._gradients_finite and not self._trainer.accelerator.optimizer_step_was_skipped:
-            self._trainer._move_averages()
+        skipped = self._trainer.accelerator.optimizer_step_was_skipped or not self._trainer._gradients_finite
+        self._trainer._end_step(changed=not skipped)
         self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
