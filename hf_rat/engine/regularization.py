@@ -58,7 +58,7 @@ class Regularization:
         keep: outputs of the first (clean) pass that `kept` has, detached: a "state". Passes then run one by one.
         problem: the kind of task, one of regularizers/problems.py's; None finds it by the model, its labels and loss.
         optimizer: the loop's, for `momentum_sam(momentum="optimizer")`.
-        total_steps: optimizer steps of the whole run, of which `begin=0.3` is a share; needed for nothing else.
+        total_steps: optimizer steps of the whole run, for `begin=0.3` and `below=0.3`; needed for nothing else.
         averages: whether the loop takes the average that `ema` or `swa` asks for; else it is told of it.
 
     Raises:
@@ -82,14 +82,11 @@ class Regularization:
         averages: bool = False,
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
-        self.is_plain = is_plain(regularizer)  # at every step
         self.schedule, self.accelerator = Schedule(regularizer, total_steps), accelerator
-        self.engine = Engine(model, accelerator)
-        self.unwrapped = self.engine.unwrapped
-        self.single_backward = self.engine.has_single_backward(single_backward)
-        self.nonfinite = NonfiniteGuard(self.engine.everywhere)
+        self.engine, self.is_plain = Engine(model, accelerator), is_plain(regularizer)  # at every step
+        self.unwrapped, self.single_backward = self.engine.unwrapped, self.engine.has_single_backward(single_backward)
         self._running, self._gains = RunningBuffers(self.unwrapped), ZeroGains(regularizer, self.unwrapped)
-        self.run = run or partial(call, regularizer)
+        self.run, self.nonfinite = run or partial(call, regularizer), NonfiniteGuard(self.engine.everywhere)
         self.weighting = Weighting(self.engine, self.run, regularizer, problem)
         self._require_rates = RateProbe(regularizer, self.engine, self.run, self._running)
         self._probe = PassProbe(self.engine, partial(self.weighting.run, tells=False))
@@ -126,7 +123,7 @@ class Regularization:
     def begin_step(self, batches: Iterable[Mapping[str, Any]], *, step: int = 0, num_labels: Any = None) -> None:
         """Look at all micro-batches of a step, as `backward` will get them; `over="step"` needs it first."""
         looks = ((self._batch(x, step, self._stream), self.weighting.weight(x, num_labels)) for x in batches)
-        self.weights.look_ahead(self.schedule.term, looks, step)
+        self.weights.look_ahead(self.schedule.now, looks, step)
 
     def backward(
         self,
@@ -177,6 +174,7 @@ class Regularization:
             if last and not named:
                 named["nothing_finite"] = self.engine.nothing(asked.values())
         self._gains.see(named, accumulation)
+        self.schedule.see(named, step)
         return named
 
     def backward_all_but_last(
@@ -188,9 +186,9 @@ class Regularization:
         accumulation: int = 1,
         num_labels: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
+        """Back-propagate all groups but the last.
 
-        Returns: the scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
+        Returns: its loss (plus the others', detached), which the caller back-propagates; detached named losses of all.
         """
         named: dict[str, Tensor] = {}
         done = pending = None
@@ -216,6 +214,7 @@ class Regularization:
         owed = owed + sum(below.give_back(self.engine.undo(accumulation, batch.device)) for below in batch.crossed)
         assert pending is not None
         self._gains.see(named, accumulation)
+        self.schedule.see(named, step)
         return pending + owed + (0.0 if done is None else done), named
 
     def count_labels(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -236,6 +235,7 @@ class Regularization:
         """Call after each optimizer step: moves the average of `smart`, and epsilon, unless it was skipped (fp16)."""
         self.adaptive.update(finite=self.nonfinite.end_step() and changed)
         self.weights.after_step(changed)
+        self.schedule.end_step(self.engine)
         if changed and self.teacher is not None:
             self.teacher.update(self.unwrapped)
 
@@ -247,7 +247,7 @@ class Regularization:
             "nonfinite_steps": self.nonfinite.steps,
             "weights": self.weights.state_dict(),
             "adaptive_epsilon": self.adaptive.state_dict(),
-            "total_steps": self.schedule.total,
+            **self.schedule.state_dict(),
             "chosen_examples": self._chosen.state_dict(),
         }
 
@@ -258,7 +258,7 @@ class Regularization:
         self.weights.load_state_dict(state.get("weights", {}))
         self.adaptive.load_state_dict(state.get("adaptive_epsilon", {}))
         self._chosen.load_state_dict(state.get("chosen_examples", {}))
-        self.schedule.tell_of_another_length(state.get("total_steps"))
+        self.schedule.load_state_dict(state)
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -273,7 +273,7 @@ class Regularization:
         self.weights.begin(batch)
         self._require_rates(batch.inputs)
         self._chosen.require(batch.inputs, batch.find_problem)
-        stream, second, labelled, count = groups_of_both(self.schedule.term, batch, unlabeled)
+        stream, second, labelled, count = groups_of_both(self.schedule.now, batch, unlabeled)
         for index in range(count):
             last = index == count - 1
             batch.joins = second.joins = last or not batch.execution.streaming
@@ -290,7 +290,7 @@ class Regularization:
         self.keeper.begin()
         self.weighting.problem(inputs := dict(inputs))  # which may run the model
         batch = Batch(inputs, partial(self.weighting.problem, inputs, ask=False), self._gains.watch(execution), step)
-        batch.cut = None if is_plain(self.schedule.term, step) else self._cut
+        batch.cut = None if is_plain(self.schedule.now, step) else self._cut
         self._sites.probe(batch.geometry)
         return batch
 

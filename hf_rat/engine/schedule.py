@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
-from hf_rat.regularizers.schedules import has_shares, phases, schedules, timed
+from torch import Tensor
+
+from hf_rat.engine.engine import Engine
+from hf_rat.engine.loss_fall import LossFall
+from hf_rat.regularizers.schedules import has_shares, phases, schedules, settled, timed, waits
 from hf_rat.regularizers.terms import Term
 
 
@@ -16,7 +22,8 @@ class Schedule:
         total: optimizer steps of the whole run; None where nobody knows.
 
     Attributes:
-        term: the same, with every share of the run as a whole number of steps: what is run.
+        term: the same, with every share of the run as a whole number of steps.
+        fall: of the task loss, where something waits for it.
 
     Raises:
         ValueError: `total` is no whole number above 0; the regularizer needs it; or is never on within the run.
@@ -27,6 +34,40 @@ class Schedule:
             raise ValueError(f"total_steps={total!r} must be the number of optimizer steps of the run, at least 1")
         self._regularizer, self.total = regularizer, total
         self.term = timed(regularizer, total)
+        self.fall: LossFall | None = None
+        if waits(regularizer):
+            self.watch_loss(repr(regularizer))
+
+    def watch_loss(self, because: str) -> None:
+        """Follow the task loss from now on.
+
+        Args:
+            because: who waits for it to fall.
+
+        Raises:
+            ValueError: nobody knows the length of the run.
+        """
+        if self.total is None:
+            raise ValueError(
+                f"below= of {because} compares tenths of the run, and nobody said how many optimizer steps it has: "
+                "give Regularization(..., total_steps=), or a Trainer max_steps (until it trains)"
+            )
+        self.fall = self.fall or LossFall(self.total, because)
+
+    @property
+    def now(self) -> Term:
+        """What is run now: a part that waits is plain training until the task loss has fallen."""
+        return self.term if self.fall is None else settled(self.term, self.fall.fallen)
+
+    def see(self, losses: Mapping[str, Tensor], step: int) -> None:
+        """Take the named losses of a micro-batch."""
+        if self.fall is not None:
+            self.fall.add(losses, step)
+
+    def end_step(self, engine: Engine) -> None:
+        """After each optimizer step. All processes call this together."""
+        if self.fall is not None:
+            self.fall.end_step(engine)
 
     @property
     def phases(self) -> list[tuple[int | None, int]]:
@@ -35,12 +76,15 @@ class Schedule:
             return [(None, 1)]
         return [*phases(self.term, self.total)]
 
-    def tell_of_another_length(self, before: int | None) -> None:
-        """Warn, going on from a checkpoint, that shares are of another number of steps now.
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain numbers."""
+        return {"total_steps": self.total, "loss_fall": self.fall and self.fall.state_dict()}
 
-        Args:
-            before: of the run that made the checkpoint; None where it did not say.
-        """
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; warn that shares are of another number of steps now."""
+        before, fall = state.get("total_steps"), state.get("loss_fall")
+        if self.fall is not None and fall is not None:
+            self.fall.load_state_dict(fall)
         if before is not None and before != self.total and has_shares(self._regularizer):
             warnings.warn(
                 f"the checkpoint is of a run of {before} steps, and this one has {self.total}: the shares in "

@@ -27,7 +27,7 @@ P = ParamSpec("P")
 
 BASES = ("ones", "random")
 
-ALWAYS: dict[str, Any] = {"begin": 0, "warmup": 0, "end": None, "every": 1}
+ALWAYS: dict[str, Any] = {"begin": 0, "warmup": 0, "end": None, "every": 1, "below": None}
 """The arguments that make a schedule, with the values that make none."""
 PART: dict[str, Any] = {"examples": 1.0, "which": "random"}
 """The arguments that ask the further passes of a part of each micro-batch, with the values that ask all of it."""
@@ -81,7 +81,7 @@ def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
         body = body if top is None else Top(body, top)
         if any(arguments[name] != PART[name] for name in PART if name in arguments):
             body = _over_part(build.__name__, body, arguments)
-        schedule = {name: arguments[name] for name in ALWAYS if name in arguments}
+        schedule = {name: arguments[name] for name in ALWAYS if name in arguments and "every" in arguments}
         if any(value != ALWAYS[name] for name, value in schedule.items()):
             _require_order(build.__name__, **schedule)
             body = Scheduled(body, **schedule)

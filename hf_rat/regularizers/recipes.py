@@ -108,6 +108,7 @@ def fgm(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Fast gradient method, the adversarial training of Miyato et al.
 
@@ -143,6 +144,7 @@ def fgsm(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Fast gradient sign method.
 
@@ -175,6 +177,7 @@ def pgd(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Projected gradient descent: K ascents, trained at the last point.
 
@@ -206,6 +209,7 @@ def freelb(
     begin: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Free large-batch adversarial training: the mean of the task loss over the points of an ascent.
 
@@ -241,6 +245,7 @@ def neftune(
     begin: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Noisy embedding fine-tuning.
 
@@ -273,6 +278,7 @@ def rdrop(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """R-Drop: two dropout passes of one input must agree.
 
@@ -313,6 +319,7 @@ def rat(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """R-AT, regularized adversarial training: dropout passes at the adversarial point must be right and agree.
 
@@ -360,6 +367,7 @@ def fraternal(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Fraternal dropout: two dropout passes must give the same logits.
 
@@ -384,6 +392,7 @@ def pi_model(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Pi-model: the task loss of one dropout pass, and a second one that must give the same probabilities.
 
@@ -410,6 +419,7 @@ def expectation_linear(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Expectation-linear dropout: a dropout pass must agree with the network without dropout.
 
@@ -442,6 +452,7 @@ def vat(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Virtual adversarial training: the prediction must not change along its most sensitive direction.
 
@@ -482,6 +493,7 @@ def smart(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """SMART: smoothness in a box, and a step that stays near an average of the model.
 
@@ -521,6 +533,7 @@ def mean_teacher(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Mean teacher: the prediction must agree with that of an average of the model.
 
@@ -556,6 +569,7 @@ def r3f(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """R3F: the prediction must not change under parametric noise.
 
@@ -596,6 +610,7 @@ def adversarial_dropout(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Adversarial dropout: the prediction must survive the worst dropout mask near the full network.
 
@@ -655,6 +670,7 @@ def sam(
     begin: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """SAM, sharpness-aware minimization: the loss at the worst weights nearby, instead of the loss at the weights.
 
@@ -691,6 +707,7 @@ def asam(
     begin: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """ASAM: sam with a neighbourhood that is as wide in each weight as that weight is large.
 
@@ -723,6 +740,7 @@ def momentum_sam(
     begin: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Momentum-SAM: sam without its second pass, at weights that a momentum of earlier slopes tells.
 
@@ -759,6 +777,7 @@ def awp(
     begin: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Adversarial weight perturbation: the loss, at perturbed inputs or not, at weights moved by a share of each.
 
@@ -822,6 +841,7 @@ def l2_sp(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """L2-SP: weight decay towards the weights that training began with, instead of towards zero.
 
@@ -853,6 +873,7 @@ def anchor(
     warmup: float = 0,
     end: float | None = None,
     every: int = 1,
+    below: float | None = None,
 ) -> Term:
     """Anchor: the prediction must stay near that of the model that training began with.
 
@@ -947,7 +968,7 @@ def swa(after: float = 0.5, below: float | None = None) -> Term:
 
 @expression
 def auto() -> Term:
-    """What to begin with: fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5, below=0.3).
+    """What to begin with: fgm(unit="relative", epsilon=0.06, begin=0.5, below=0.3) + swa(after=0.5, below=0.3).
 
     L = L(x) + L(x + r),  ||r||_2 = 0.06 ||x||_2, in the second half of the run, and the mean of its weights is saved
     if the model has learned its data by then.
@@ -960,4 +981,4 @@ def auto() -> Term:
     Paper and code: the race, its candidates and what was measured are in results/default. Learning rate, schedule and
         epochs stay as they are given.
     """
-    return fgm(unit="relative", epsilon=0.06, begin=0.5) + swa(after=0.5, below=0.3)
+    return fgm(unit="relative", epsilon=0.06, begin=0.5, below=0.3) + swa(after=0.5, below=0.3)

@@ -28,6 +28,8 @@ class Scheduled(Term):
         warmup: steps of the ramp, or a share of all; step `begin + warmup` is the first at full weight.
         end: the first step at which it is over, or a share; None: never.
         every: it is on in one of so many steps, `begin` being the first.
+        below: it waits besides until the task loss has fallen below this share of what it was at first; `settled`
+            makes of it what it is at a moment of a run. None: it does not wait.
     """
 
     term: Term
@@ -35,6 +37,7 @@ class Scheduled(Term):
     warmup: float = 0
     end: float | None = None
     every: int = 1
+    below: float | None = None
 
     def parts(self, step: int) -> Iterator[tuple[float, Term]]:
         if step >= FULL_STRENGTH:
@@ -88,6 +91,24 @@ def timed(term: Term, total: int | None, of: Term | None = None) -> Term:
         term = replace(term, **steps)  # type: ignore[arg-type]
     inner = {name: timed(part, total, of if isinstance(part, Scheduled) else None) for name, part in _inner(term)}
     return replace(term, **inner) if inner else term  # type: ignore[type-var]
+
+
+def settled(term: Term, fallen: float) -> Term:
+    """The same at a moment of a run: what waits for the task loss is plain training, or waits no more.
+
+    Args:
+        term: any.
+        fallen: the task loss at that moment, as a share of what it was at first.
+    """
+    if isinstance(term, Scheduled) and term.below is not None:
+        return settled(replace(term, below=None), fallen) if fallen < term.below else TaskLoss()
+    inner = {name: settled(part, fallen) for name, part in _inner(term)}
+    return replace(term, **inner) if inner else term  # type: ignore[type-var]
+
+
+def waits(term: Term) -> bool:
+    """Whether a part of a term waits for the task loss to fall."""
+    return any(schedule.below is not None for schedule in schedules(term))
 
 
 def has_shares(term: Term) -> bool:

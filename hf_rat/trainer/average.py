@@ -16,8 +16,7 @@ from hf_rat.engine.regularization import Regularization
 from hf_rat.engine.requirements import require_whole_weights
 from hf_rat.regularizers.averages import Average, average_of
 from hf_rat.regularizers.expressions import parse
-from hf_rat.regularizers.terms import Losses, Term
-from hf_rat.trainer.loss_fall import LossFall
+from hf_rat.regularizers.terms import Term
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -54,7 +53,6 @@ class Averaging(_Base):
 
     _given_average: Average | None = None
     _average: AveragedWeights | None = None  # while a run trains
-    _fall: LossFall | None = None  # where the average waits for one
     _taken = 0
     _resumed_from: str | None
     _regularization: Regularization | None
@@ -146,11 +144,11 @@ class Averaging(_Base):
         teacher = self._teacher
         if teacher is not None and self._resumed_from is not None:
             teacher.load(self._resumed_from)
-        self._average, self._fall, self._taken = None, None, 0
+        self._average, self._taken = None, 0
         if rule is None:
             return
         if rule.below is not None:
-            self._fall = LossFall()
+            self.regularization.schedule.watch_loss(f"average={str(rule)!r}")
         require_whole_weights(f"average={str(rule)!r}", self.model_wrapped)
         if rule.kind == "nt_asgd" and self.args.eval_strategy == IntervalStrategy.NO:
             raise ValueError(f"average={str(rule)!r} begins when an evaluation says so; set eval_strategy, to 'epoch'")
@@ -164,13 +162,10 @@ class Averaging(_Base):
     def _average_state(self) -> dict[str, Any]:
         """What a checkpoint says of the average, beside its weights."""
         rule = self.average
-        if rule is None:
-            return {}
-        fall = {} if self._fall is None else {"loss_fall": self._fall.state_dict()}
-        return {"average": repr(rule), "average_begin": rule.begin(self.state.max_steps)} | fall
+        return {} if rule is None else {"average": repr(rule), "average_begin": rule.begin(self.state.max_steps)}
 
-    def _resume_average(self, saved: Mapping[str, Any]) -> None:
-        """Go on with what a checkpoint says of the average; refuse another one.
+    def _require_same_average(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to go on with another average than that of the checkpoint.
 
         Raises:
             ValueError: another one, none, or one that begins at another step, as the run has another length.
@@ -183,19 +178,10 @@ class Averaging(_Base):
                 f"average={before!r} began after step {saved['average_begin']} of the run that made the checkpoint, "
                 f"and begins after step {now['average_begin']} of {self.state.max_steps}: keep the number of steps"
             )
-        if self._fall is not None:
-            self._fall.load_state_dict(saved["loss_fall"])
-
-    def _see_losses(self, named: Losses) -> None:
-        """Those of a micro-batch."""
-        if self._fall is not None:
-            self._fall.add(named)
 
     def _end_step(self, changed: bool) -> None:
         """After each optimizer step, whether it changed the weights or not."""
         self.regularization.after_step(changed)
-        if self._fall is not None:
-            self._fall.end_step(self.state.global_step, self.state.max_steps, self.accelerator)
         if changed:
             self._move_average()
 
@@ -207,12 +193,9 @@ class Averaging(_Base):
         begin = rule.begin(self.state.max_steps, self._evaluations(rule) if rule.kind == "nt_asgd" else ())
         if begin is None or self.state.global_step <= begin:
             return
-        if rule.below is None or self._average.updates or self._has_fallen(rule.below):
+        fall = self.regularization.schedule.fall
+        if rule.below is None or (fall is not None and fall.fallen < rule.below):
             self._average.update(self.regularization.unwrapped)
-
-    def _has_fallen(self, below: float) -> bool:
-        """The task loss is below that share of what it was at first."""
-        return self._fall is not None and self._fall.share is not None and self._fall.share < below
 
     def _evaluations(self, rule: Average) -> list[tuple[int, float]]:
         """(optimizer steps before it, what the best model is chosen by, less is better) of each evaluation so far.
@@ -241,11 +224,11 @@ class Averaging(_Base):
         if self._taken:
             self._average.copy_to(self.regularization.unwrapped)
         else:
-            fall = None if self._fall is None else self._fall.share
+            fall = self.regularization.schedule.fall
             logger.warning(
                 "average=%r: no weights were averaged by step %s, the model has its own%s.",
                 self.average,
                 self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step,
-                "" if fall is None else f": the task loss is {fall:.2f} of what it was at first",
+                "" if fall is None else f": the task loss has fallen to {fall.fallen:.2f} of what it was at first",
             )
         self._average = None

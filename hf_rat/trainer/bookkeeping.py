@@ -26,7 +26,7 @@ class Bookkeeping(TrainerCallback):
         self._trainer._begin_run()
         saved = state.stateful_callbacks.get(STATE_KEY)
         if self._trainer._resumed_from is not None and isinstance(saved, dict):
-            self._trainer._resume_average(saved["attributes"])
+            self._trainer._require_same_average(saved["attributes"])
             self._trainer.regularization.load_state_dict(saved["attributes"])
             if self._trainer._unlabeled is not None:
                 self._trainer._unlabeled.made = int(saved["attributes"].get("unlabeled_batches", 0))

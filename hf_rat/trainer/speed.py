@@ -46,9 +46,10 @@ def tokens_per_second(
     on_gpu = next(model.parameters()).device.type == "cuda"
     seconds, tokens, training = [0.0, 0.0], 0, model.training
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    rises = dict(regularization.adaptive.sums)
+    rises, fall = dict(regularization.adaptive.sums), regularization.schedule.fall
     numbers, more_numbers = random.getstate(), np.random.get_state()
     model.train()
+    regularization.schedule.fall = None  # what waits is on
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
             taken = list(islice(batches, count))
@@ -62,7 +63,7 @@ def tokens_per_second(
                 tokens += _tokens(batch) * (index > 0)
     finally:
         model.zero_grad()
-        regularization.adaptive.sums = rises
+        regularization.adaptive.sums, regularization.schedule.fall = rises, fall
         model.train(training)
         random.setstate(numbers)
         np.random.set_state(more_numbers)

@@ -187,7 +187,8 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
             with self.regularization.keeper.watching():
                 loss, outputs = self.host.task(self._task_loss, model, inputs, return_outputs)
             weight = weighting.weight(inputs, self._num_labels, accumulation)
-            self._see_losses(named := weigh({"task": weighting.mean(loss, inputs)}, weight))
+            named = weigh({"task": weighting.mean(loss, inputs)}, weight)
+            self.regularization.schedule.see(named, self.state.global_step)
             return (named["task"], outputs) if return_outputs else named["task"]
         if return_outputs:
             raise ValueError(
@@ -209,7 +210,6 @@ class RegularizationMixin(Averaging, ByLayer, Clipping, Decay, OwnLoss):
             num_labels=self._num_labels,
         )
         self._components.add(named, accumulation)
-        self._see_losses(named)
         return loss if named else loss + math.nan  # of value NaN, as the stock Trainer's; its gradient is zero
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:

@@ -6,56 +6,60 @@ import pytest
 import runs
 import tiny
 import torch
-from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from hf_rat import RegularizedTrainer, parse, swa
+from hf_rat.engine.engine import Engine
+from hf_rat.engine.loss_fall import LossFall
 from hf_rat.regularizers.averages import Average, average_of
+from hf_rat.regularizers.schedules import settled, timed
 from hf_rat.trainer.average import read_average
-from hf_rat.trainer.loss_fall import LossFall
 
 STEPS = 20
 
 
 def fall_of(losses, name="task"):
-    """The share after each step; `losses` has those of the micro-batches of each step."""
-    fall, shares = LossFall(), []
-    for step, micro_batches in enumerate(losses, 1):
+    """What it says after each step; `losses` has those of the micro-batches of each step."""
+    fall, engine, found = LossFall(len(losses), "swa"), Engine(tiny.tiny_model(), None), []
+    for step, micro_batches in enumerate(losses):
         for loss in micro_batches:
-            fall.add({"consistency": torch.tensor(99.0), name: torch.tensor(loss)})
-        fall.end_step(step, len(losses), Accelerator())
-        shares.append(fall.share)
-    return shares
+            fall.add({"consistency": torch.tensor(99.0), name: torch.tensor(loss)}, step)
+        fall.end_step(engine)
+        found.append(fall.fallen)
+    return found
 
 
 def by_hand(losses):
-    """That of the tenth which ended last: its mean over that of the first."""
-    ends = [math.ceil(tenth * len(losses) / 10) for tenth in range(1, 11)]
-    ends = sorted(set(ends))
+    """The least mean of a tenth that has ended, over that of the first."""
+    ends = sorted({math.ceil(tenth * len(losses) / 10) for tenth in range(1, 11)})
     means = [sum(losses[low:high]) / (high - low) for low, high in zip([0, *ends], ends, strict=False)]
     ended = [sum(end <= step for end in ends) for step in range(1, len(losses) + 1)]
-    return [None if count < 2 else means[count - 1] / means[0] for count in ended]
+    return [
+        min([1.0, *means[1:count]]) if count < 2 else min(1.0, *(mean / means[0] for mean in means[:count]))
+        for count in ended
+    ]
 
 
 @pytest.mark.parametrize("steps", [3, 10, 13, 20, 47])
 @pytest.mark.parametrize("name", ["task", "adversarial_task"])
 def test_it_compares_each_tenth_with_the_first(steps, name):
-    losses = [5 / (step + 1) for step in range(steps)]
+    losses = [5 / (step + 1) + step % 3 for step in range(steps)]
     assert fall_of([[loss] for loss in losses], name) == pytest.approx(by_hand(losses))
 
 
 def test_micro_batches_count_alike_and_what_is_not_finite_does_not():
-    shares = fall_of([[4.0, 2.0], [math.nan, 3.0], [1.0, math.inf], [1.0, 2.0], *[[0.5]] * 16])
-    assert shares[:5] == [None, None, None, pytest.approx(4 / 9), pytest.approx(4 / 9)]
+    found = fall_of([[4.0, 2.0], [math.nan, 3.0], [1.0, math.inf], [1.0, 2.0], *[[2.0]] * 16])
+    assert found[:5] == [1.0, 1.0, 1.0, pytest.approx(4 / 9), pytest.approx(4 / 9)]
+    assert found[-1] == pytest.approx(4 / 9)
 
 
 @pytest.mark.parametrize("first", [-1.0, 0.0])
-def test_a_loss_that_is_not_positive_has_no_share(first):
-    assert fall_of([[first], [first], [0.1], [0.1]]) == [None] * 4
+def test_a_loss_that_is_not_positive_tells_nothing(first):
+    assert fall_of([[first], [first], [0.1], [0.1]]) == [1.0] * 4
 
 
 def test_a_tenth_in_which_nothing_was_finite_is_not_the_first():
-    assert fall_of([[math.nan], [4.0], [2.0], [1.0]]) == [None, None, 0.5, 0.25]
+    assert fall_of([[math.nan], [4.0], [2.0], [1.0]]) == [1.0, 1.0, 0.5, 0.25]
 
 
 class Recorder(TrainerCallback):
@@ -128,7 +132,7 @@ def test_a_run_that_has_not_learned_keeps_its_weights_and_says_so(tmp_path, capl
     one.train()
     share = by_hand([log["loss_task"] for log in one.state.log_history if "loss_task" in log])[-1]
     assert (
-        f"no weights were averaged by step {STEPS}, the model has its own: the task loss is {share:.2f} of"
+        f"no weights were averaged by step {STEPS}, the model has its own: the task loss has fallen to {share:.2f} of"
         in caplog.text
     )
     assert one.averaged_steps == 0
@@ -156,6 +160,29 @@ def test_it_reads_a_loss_of_the_user_s_own(reg, tmp_path):
     begun = learned_after(one, 0.5)
     assert begun
     assert one.averaged_steps == STEPS - begun + 1
+
+
+WAITING = [
+    "fgm(epsilon=0.5, begin=0.3, below=0.5)",
+    "rat(epsilon=0.5, below=0.25)",
+    "rdrop(below=0.5) + vat(below=0.3)",
+]
+
+
+@pytest.mark.parametrize("reg", WAITING)
+def test_a_part_waits_in_a_trainer(reg, tmp_path):
+    """Its passes are not made before, and all of it is on afterwards, whatever the loss is then."""
+    one, _ = built(tmp_path, reg, max_steps=STEPS, gradient_accumulation_steps=2)
+    one.train()
+    logs = [log for log in one.state.log_history if "loss" in log]
+    assert not any("loss_adversarial_task" in log or "loss_consistency" in log for log in logs[:2])
+    fallen = [1.0, *by_hand([log["loss_task"] / (2 if "rdrop" in reg else 1) for log in logs])]
+    for step, log in enumerate(logs):
+        expected = parse(reg)
+        parts = {type(part).__name__ for _, part in settled(timed(expected, STEPS), fallen[step]).parts(step)}
+        assert (len(log.keys() & {"loss_adversarial_task", "loss_consistency", "loss_smoothness"}) > 0) == (
+            len(parts) > 1
+        )
 
 
 @pytest.mark.parametrize(
