@@ -64,6 +64,10 @@ class RegularizedTrainingArguments(TrainingArguments):
     reg_every: int | None = field(
         default=None, metadata={"help": f"Regularize one of so many training steps. {_IN_EXPRESSION}"}
     )
+    reg_below: float | None = field(
+        default=None,
+        metadata={"help": f"Wait until the task loss is below this share of what it was at first. {_IN_EXPRESSION}"},
+    )
     reg_examples: float | None = field(
         default=None,
         metadata={"help": f"Share of the examples that all passes but the clean one run over. {_IN_EXPRESSION}"},

@@ -266,6 +266,7 @@ BAD = {
     **dict.fromkeys(("begin", "warmup"), (-1, -0.5, 0.0, 1.0, 1.5, float("nan"), "1", None, True)),
     "end": [0, -1, 0.0, 1.0, 1.5, float("inf"), "1", True],
     "every": [0, -2, 0.5, 2.0, "2", None, True],
+    "below": [0, -0.5, 1.5, "0.3", float("nan"), True],
     "examples": [0, 0.0, -0.5, 1.1, 2, float("nan"), "0.5", None, True],
     "which": ["easiest", "", None, 0.5],
     "target": [0, -0.3, float("nan"), float("inf"), "0.3", True],

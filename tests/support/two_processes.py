@@ -35,7 +35,7 @@ LEAN = ["rat(epsilon=0.5)", "rdrop(passes=3)"]
 AVERAGED = {
     "ema(0.5), plain": {"average": "ema(0.5)", "reg": "plain"},
     "swa(0.4), rat": {"average": "swa(0.4)", "reg": "rat(epsilon=0.5)"},
-    "swa(0.4, below=1), fgm": {"average": "swa(0.4, below=1)", "reg": "fgm(epsilon=0.5)"},
+    "swa(0.4, below=1), fgm": {"average": "swa(0.4, below=1)", "reg": "fgm(epsilon=0.5, below=1)"},
     "ema(0.5), mean teacher": {"average": "ema(0.5)", "reg": "mean_teacher(alpha=9, beta=0.5)"},
 }
 """Evaluated after each of three steps over 16 examples."""

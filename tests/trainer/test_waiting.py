@@ -8,11 +8,12 @@ import tiny
 import torch
 from transformers import TrainerCallback
 
-from hf_rat import RegularizedTrainer, parse, swa
+from hf_rat import Regularization, RegularizedTrainer, parse, swa
 from hf_rat.engine.engine import Engine
 from hf_rat.engine.loss_fall import LossFall
 from hf_rat.regularizers.averages import Average, average_of
 from hf_rat.regularizers.schedules import settled, timed
+from hf_rat.regularizers.terms import is_plain
 from hf_rat.trainer.average import read_average
 
 STEPS = 20
@@ -118,10 +119,12 @@ def test_resuming_continues_exactly(cut, tmp_path):
         "save_steps": 1,
         "gradient_accumulation_steps": 2,
     }
-    straight, _ = built(tmp_path / "a", "fgm(epsilon=0.5, begin=0.5)", **settings)
+    reg = "fgm(epsilon=0.5, begin=0.5, below=0.4)"
+    straight, _ = built(tmp_path / "a", reg, **settings)
     straight.train()
     assert 0 < straight.averaged_steps < STEPS
-    resumed, _ = built(tmp_path / "b", "fgm(epsilon=0.5, begin=0.5)", **settings)
+    assert any("loss_adversarial_task" in log for log in straight.state.log_history)
+    resumed, _ = built(tmp_path / "b", reg, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{cut}"))
     assert resumed.averaged_steps == straight.averaged_steps
     runs.assert_same_weights(runs.ran(resumed).weights, runs.ran(straight).weights)
@@ -162,27 +165,26 @@ def test_it_reads_a_loss_of_the_user_s_own(reg, tmp_path):
     assert one.averaged_steps == STEPS - begun + 1
 
 
-WAITING = [
-    "fgm(epsilon=0.5, begin=0.3, below=0.5)",
-    "rat(epsilon=0.5, below=0.25)",
-    "rdrop(below=0.5) + vat(below=0.3)",
-]
+ADDED = {
+    "fgm(epsilon=0.5, begin=0.3, below=0.5)": {"loss_adversarial_task"},
+    "rat(epsilon=0.5, below=0.7)": {"loss_adversarial_task", "loss_adversarial_consistency"},
+    "rdrop(below=0.7) + vat(begin=0.8)": {"loss_consistency", "loss_smoothness"},
+}
 
 
-@pytest.mark.parametrize("reg", WAITING)
+@pytest.mark.parametrize("reg", ADDED)
 def test_a_part_waits_in_a_trainer(reg, tmp_path):
-    """Its passes are not made before, and all of it is on afterwards, whatever the loss is then."""
-    one, _ = built(tmp_path, reg, max_steps=STEPS, gradient_accumulation_steps=2)
+    """Its passes are not made before; then all of it is on, whatever the loss is."""
+    one, _ = built(tmp_path, reg, gradient_accumulation_steps=2)
     one.train()
     logs = [log for log in one.state.log_history if "loss" in log]
-    assert not any("loss_adversarial_task" in log or "loss_consistency" in log for log in logs[:2])
-    fallen = [1.0, *by_hand([log["loss_task"] / (2 if "rdrop" in reg else 1) for log in logs])]
+    fallen = [1.0, *by_hand([log["loss_task"] for log in logs])]
     for step, log in enumerate(logs):
-        expected = parse(reg)
-        parts = {type(part).__name__ for _, part in settled(timed(expected, STEPS), fallen[step]).parts(step)}
-        assert (len(log.keys() & {"loss_adversarial_task", "loss_consistency", "loss_smoothness"}) > 0) == (
-            len(parts) > 1
-        )
+        is_off = is_plain(settled(timed(parse(reg), STEPS), fallen[step]), step)
+        assert bool(ADDED[reg] & log.keys()) != is_off
+        assert fallen[step] >= fallen[step + 1]
+    assert not ADDED[reg] & logs[1].keys()
+    assert ADDED[reg] <= logs[-1].keys()
 
 
 @pytest.mark.parametrize(
@@ -199,3 +201,57 @@ def test_what_is_no_share_is_refused_in_one_line(text):
 def test_it_is_written_as_it_is_read():
     one = Average("swa", 0.5, 0.2)
     assert one == read_average(repr(one)) == average_of(parse(f"fgm + {one!r}")) == average_of(swa(0.5, below=0.2))
+
+
+# -- a regularizer that waits, in a loop of one's own --------------------------------------------------------------
+
+
+def loop(reg, steps=STEPS, **given):
+    """(its names of losses, the weights after it) of each step of a bare loop."""
+    torch.manual_seed(0)
+    model = tiny.tiny_model(dropout=0.0).train()
+    regularization = Regularization(reg, model, total_steps=steps, **given)
+    optimizer, found = torch.optim.AdamW(model.parameters(), lr=2e-2), []
+    batch = runs.collate(runs.easy_examples(8))
+    for step in range(steps):
+        named = regularization.backward(batch, step=step)
+        optimizer.step()
+        optimizer.zero_grad()
+        regularization.after_step()
+        found.append((named, {name: value.detach().clone() for name, value in model.state_dict().items()}))
+    return found
+
+
+def test_until_the_loss_has_fallen_it_is_plain_training_to_the_bit():
+    waiting, plain = loop("fgm(epsilon=0.5, below=0.5)"), loop("plain")
+    fallen = [1.0, *by_hand([float(named["task"]) for named, _ in waiting])]
+    begun = next(step for step, share in enumerate(fallen) if share < 0.5)
+    assert 1 < begun < STEPS
+    for step, ((named, weights), (_, others)) in enumerate(zip(waiting, plain, strict=True)):
+        assert ("adversarial_task" in named) == (step >= begun)
+        if step < begun:
+            runs.assert_same_weights(weights, others)
+    assert not torch.equal(waiting[-1][1]["classifier.weight"], plain[-1][1]["classifier.weight"])
+
+
+def test_from_then_on_it_is_what_it_is_without_waiting():
+    waiting = loop("fgm(epsilon=0.5, below=0.5)")
+    begun = next(step for step, (named, _) in enumerate(waiting) if "adversarial_task" in named)
+    scheduled = loop(f"fgm(epsilon=0.5, begin={begun})")
+    runs.assert_same_weights(waiting[-1][1], scheduled[-1][1])
+
+
+def test_a_loop_that_does_not_say_how_long_it_is_or_where_a_step_ends_is_told():
+    with pytest.raises(ValueError, match=r"below= of fgm\(.* nobody said how many optimizer steps it has"):
+        Regularization("fgm(below=0.5)", tiny.tiny_model())
+    regularization = Regularization("fgm(below=0.5)", tiny.tiny_model(), total_steps=10)
+    batch = runs.collate(runs.easy_examples(4))
+    regularization.backward(batch, step=0)
+    with pytest.raises(ValueError, match=r"after_step\(\) was not called after step 0: fgm\(.* waits until") as error:
+        regularization.backward(batch, step=1)
+    assert "\n" not in str(error.value)
+
+
+def test_the_price_is_that_of_all_of_it():
+    regularization = Regularization("fgm(below=0.5)", tiny.tiny_model(), total_steps=10)
+    assert regularization.cost().forwards == Regularization("fgm", tiny.tiny_model()).cost().forwards == 2
