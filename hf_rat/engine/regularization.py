@@ -83,7 +83,7 @@ class Regularization:
     ) -> None:
         self.regularizer = regularizer = as_term(regularizer)
         self.schedule, self.accelerator = Schedule(regularizer, total_steps), accelerator
-        self.engine, self.is_plain = Engine(model, accelerator), is_plain(regularizer)  # at every step
+        self.engine, self.is_plain = Engine(model, accelerator), is_plain(regularizer)  # plain at every step
         self.unwrapped, self.single_backward = self.engine.unwrapped, self.engine.has_single_backward(single_backward)
         self._running, self._gains = RunningBuffers(self.unwrapped), ZeroGains(regularizer, self.unwrapped)
         self.run, self.nonfinite = run or partial(call, regularizer), NonfiniteGuard(self.engine.everywhere)
@@ -186,9 +186,9 @@ class Regularization:
         accumulation: int = 1,
         num_labels: Tensor | int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Back-propagate all groups but the last.
+        """Back-propagate every group but the last, whose loss (plus the others, detached) is returned undivided.
 
-        Returns: its loss (plus the others', detached), which the caller back-propagates; detached named losses of all.
+        Returns: the scalar whose backward completes the micro-batch, and the detached named losses that sum to it.
         """
         named: dict[str, Tensor] = {}
         done = pending = None
@@ -232,7 +232,7 @@ class Regularization:
         return rehearse(term, FULL_STRENGTH if step is None else step, self._stream, getattr(self._cut, "share", None))
 
     def after_step(self, changed: bool = True) -> None:
-        """Call after each optimizer step: moves the average of `smart`, and epsilon, unless it was skipped (fp16)."""
+        """Call after each optimizer step: moves averages in terms and epsilon, if it `changed` the weights (fp16)."""
         self.adaptive.update(finite=self.nonfinite.end_step() and changed)
         self.weights.after_step(changed)
         self.schedule.end_step(self.engine)

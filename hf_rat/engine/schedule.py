@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_rat.engine.engine import Engine
 from hf_rat.engine.loss_fall import LossFall
-from hf_rat.regularizers.schedules import has_shares, phases, schedules, settled, timed, waits
+from hf_rat.regularizers.schedules import has_shares, phases, schedules, settled, thresholds, timed
 from hf_rat.regularizers.terms import Term
 
 
@@ -35,14 +35,16 @@ class Schedule:
         self._regularizer, self.total = regularizer, total
         self.term = timed(regularizer, total)
         self.fall: LossFall | None = None
-        if waits(regularizer):
-            self.watch_loss(repr(regularizer))
+        self._settled: tuple[float, Term] | None = None
+        if found := thresholds(regularizer):
+            self.watch_loss(min(found), repr(regularizer))
 
-    def watch_loss(self, because: str) -> None:
-        """Follow the task loss from now on.
+    def watch_loss(self, below: float, because: str) -> None:
+        """Follow the task loss from now on, until it is below this share of what it was at first.
 
         Args:
-            because: who waits for it to fall.
+            below: the share.
+            because: who waits for it.
 
         Raises:
             ValueError: nobody knows the length of the run.
@@ -52,12 +54,18 @@ class Schedule:
                 f"below= of {because} compares tenths of the run, and nobody said how many optimizer steps it has: "
                 "give Regularization(..., total_steps=), or a Trainer max_steps (until it trains)"
             )
-        self.fall = self.fall or LossFall(self.total, because)
+        self.fall = self.fall or LossFall(self.total, below, because)
+        self.fall.until = min(self.fall.until, below)
 
     @property
     def now(self) -> Term:
         """What is run now: a part that waits is plain training until the task loss has fallen."""
-        return self.term if self.fall is None else settled(self.term, self.fall.fallen)
+        if self.fall is None:
+            return self.term
+        # It changes once in a tenth of the run, and each micro-batch reads it several times.
+        if self._settled is None or self._settled[0] != self.fall.fallen:
+            self._settled = self.fall.fallen, settled(self.term, self.fall.fallen)
+        return self._settled[1]
 
     def see(self, losses: Mapping[str, Tensor], step: int) -> None:
         """Take the named losses of a micro-batch."""

@@ -81,6 +81,7 @@ def recipe(build: Callable[P, Term]) -> Callable[P, Recipe]:
         body = body if top is None else Top(body, top)
         if any(arguments[name] != PART[name] for name in PART if name in arguments):
             body = _over_part(build.__name__, body, arguments)
+        # The below of swa, which has no schedule, is its average's.
         schedule = {name: arguments[name] for name in ALWAYS if name in arguments and "every" in arguments}
         if any(value != ALWAYS[name] for name, value in schedule.items()):
             _require_order(build.__name__, **schedule)

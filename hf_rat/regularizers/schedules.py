@@ -106,9 +106,9 @@ def settled(term: Term, fallen: float) -> Term:
     return replace(term, **inner) if inner else term  # type: ignore[type-var]
 
 
-def waits(term: Term) -> bool:
-    """Whether a part of a term waits for the task loss to fall."""
-    return any(schedule.below is not None for schedule in schedules(term))
+def thresholds(term: Term) -> list[float]:
+    """`below` of each part of a term that waits for the task loss to fall."""
+    return [schedule.below for schedule in schedules(term) if schedule.below is not None]
 
 
 def has_shares(term: Term) -> bool:

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hf_rat.engine.cost import Cost
 from hf_rat.engine.regularization import Regularization
-from hf_rat.regularizers.schedules import schedules
+from hf_rat.regularizers.schedules import thresholds
 from hf_rat.trainer.average import Average
 
 logger = logging.getLogger(__name__)
@@ -106,9 +106,9 @@ def announcement(
         # Some heads write the kind into their configuration in their first pass: that is how it is found from then on.
         said[taken.problem] = f"kind of task: {taken.problem} ({taken.because})"
     said["device"] = f"on {args.device.type} x {args.world_size}"
-    waiting = [schedule.below for schedule in schedules(regularization.regularizer) if schedule.below is not None]
-    if waiting:
-        said["waits"] = f"waits until the task loss is below {max(waiting):g} of what it was at first"
+    if waiting := sorted(set(thresholds(regularization.regularizer))):
+        shares = ", ".join(f"{below:g}" for below in waiting)
+        said["waits"] = f"waits until the task loss is below {shares} of what it was at first"
     if average is not None:
         said["average"] = f"evaluated and saved: {average!r} of the weights"
     if (decay := getattr(args, "layer_decay", None)) is not None:

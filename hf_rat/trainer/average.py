@@ -148,7 +148,7 @@ class Averaging(_Base):
         if rule is None:
             return
         if rule.below is not None:
-            self.regularization.schedule.watch_loss(f"average={str(rule)!r}")
+            self.regularization.schedule.watch_loss(rule.below, f"average={str(rule)!r}")
         require_whole_weights(f"average={str(rule)!r}", self.model_wrapped)
         if rule.kind == "nt_asgd" and self.args.eval_strategy == IntervalStrategy.NO:
             raise ValueError(f"average={str(rule)!r} begins when an evaluation says so; set eval_strategy, to 'epoch'")

@@ -1,4 +1,4 @@
-"""An average that waits until the task loss has fallen, against falls and means by hand."""
+"""Averages and terms that wait until the task loss has fallen, against falls, means and schedules by hand."""
 
 import math
 
@@ -21,7 +21,7 @@ STEPS = 20
 
 def fall_of(losses, name="task"):
     """What it says after each step; `losses` has those of the micro-batches of each step."""
-    fall, engine, found = LossFall(len(losses), "swa"), Engine(tiny.tiny_model(), None), []
+    fall, engine, found = LossFall(len(losses), 0.0, "swa"), Engine(tiny.tiny_model(), None), []
     for step, micro_batches in enumerate(losses):
         for loss in micro_batches:
             fall.add({"consistency": torch.tensor(99.0), name: torch.tensor(loss)}, step)
@@ -35,10 +35,7 @@ def by_hand(losses):
     ends = sorted({math.ceil(tenth * len(losses) / 10) for tenth in range(1, 11)})
     means = [sum(losses[low:high]) / (high - low) for low, high in zip([0, *ends], ends, strict=False)]
     ended = [sum(end <= step for end in ends) for step in range(1, len(losses) + 1)]
-    return [
-        min([1.0, *means[1:count]]) if count < 2 else min(1.0, *(mean / means[0] for mean in means[:count]))
-        for count in ended
-    ]
+    return [min([1.0, *(mean / means[0] for mean in means[:count])]) for count in ended]
 
 
 @pytest.mark.parametrize("steps", [3, 10, 13, 20, 47])
@@ -52,6 +49,14 @@ def test_micro_batches_count_alike_and_what_is_not_finite_does_not():
     found = fall_of([[4.0, 2.0], [math.nan, 3.0], [1.0, math.inf], [1.0, 2.0], *[[2.0]] * 16])
     assert found[:5] == [1.0, 1.0, 1.0, pytest.approx(4 / 9), pytest.approx(4 / 9)]
     assert found[-1] == pytest.approx(4 / 9)
+
+
+def test_once_it_has_fallen_far_enough_no_loss_is_read_any_more():
+    fall, engine = LossFall(10, 0.5, "swa"), Engine(tiny.tiny_model(), None)
+    for step, loss in enumerate([4.0, 3.0, 1.0, 0.1]):
+        fall.add({"task": torch.tensor(loss)}, step)
+        fall.end_step(engine)
+    assert fall.fallen == 0.25
 
 
 @pytest.mark.parametrize("first", [-1.0, 0.0])
@@ -206,11 +211,11 @@ def test_it_is_written_as_it_is_read():
 # -- a regularizer that waits, in a loop of one's own --------------------------------------------------------------
 
 
-def loop(reg, steps=STEPS, **given):
+def loop(reg, steps=STEPS):
     """(its names of losses, the weights after it) of each step of a bare loop."""
     torch.manual_seed(0)
     model = tiny.tiny_model(dropout=0.0).train()
-    regularization = Regularization(reg, model, total_steps=steps, **given)
+    regularization = Regularization(reg, model, total_steps=steps)
     optimizer, found = torch.optim.AdamW(model.parameters(), lr=2e-2), []
     batch = runs.collate(runs.easy_examples(8))
     for step in range(steps):
