@@ -34,9 +34,13 @@ class Sums(TrainerCallback):
         self.at: dict[int, tuple[int, dict[str, Tensor]]] = {}
         self.steps = 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if (tenth := 10 * state.global_step // state.max_steps) >= TENTHS[0]:
-            weights = {name: value.double() for name, value in model.state_dict().items() if value.is_floating_point()}
+            weights = {
+                name: value.double()
+                for name, value in kwargs["model"].state_dict().items()
+                if value.is_floating_point()
+            }
             self.at.setdefault(tenth, (self.steps, dict(self.total)))
             self.total = {name: value + self.total.get(name, 0) for name, value in weights.items()}
             self.steps += 1
@@ -60,21 +64,22 @@ def run(argv: list[str], output: Path) -> None:
         sums = Sums()
         self.add_callback(sums)
         trained = train(self, *args, **kwargs)
-        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        model: Any = self.model
+        own = {name: value.clone() for name, value in model.state_dict().items()}
         scores = {"own": self.evaluate()}
         for tenth in TENTHS:
             steps, before = sums.at[tenth]
             average = {name: (sums.total[name] - before.get(name, 0)) / (sums.steps - steps) for name in sums.total}
-            self.model.load_state_dict(own | average)
+            model.load_state_dict(own | average)
             scores[f"{tenth / 10}"] = self.evaluate()
-        self.model.load_state_dict(own)
+        model.load_state_dict(own)
         kept = {of: {name: row[f"eval_{name}"] for name in ("accuracy", "loss")} for of, row in scores.items()}
         found = {"tenths": tenths(self.state.log_history), "scores": kept}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return trained
 
-    Trainer.train = train_and_score
+    Trainer.train = train_and_score  # type: ignore[method-assign]
     if status := importlib.import_module(f"hf_rat.cli.{argv[0]}").main(argv[1:]):
         raise SystemExit(status)
 
