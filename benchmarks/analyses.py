@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,48 +18,59 @@ from typing import Any
 from hf_rat.analysis.landscape import area_below
 from hf_rat.experiments.paired import paired_difference
 
-STUDIES = ("calibration", "gap", "sharpness", "landscape", "robustness")
 LEVELS = (0.01, 0.02, 0.05, 0.1)  # of the loss, the same for all seeds, unlike those of the contours
+Numbers = dict[str, float]  # name of a number -> its value, of one model
 Found = dict[str, dict[str, list[float]]]  # name of a number -> model -> its value with each seed
 
 
-def numbers(what: str, told: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """The name of a number, the model, and the number, of one JSON file."""
-    if what == "robustness":
-        for curve, found in told["curves"].items():
-            for model, points in found["models"].items():
-                for size, point in zip(found["sizes"], points, strict=True):
-                    yield f"accuracy, {curve} {size:g}", model, point["accuracy"]
-                    yield f"loss, {curve} {size:g}", model, point["loss"]
-        return
-    for model, found in told["models"].items():
-        flat: dict[str, float] = {}
-        if what == "calibration":
-            flat = {"temperature": found["temperature"], "ECE": found["before"]["ece"], "NLL": found["before"]["nll"]}
-            flat |= {"Brier": found["before"]["brier"], "ECE with T": found["after"]["ece"]}
-            flat |= {"NLL with T": found["after"]["nll"]}
-        elif what == "gap":
-            flat = {name: found[name] for name in ("variance", "agreement", "input_gradient_norm")}
-            flat |= {"fd": found["terms"]["fd"], "el": found["terms"]["el"]}
-            for of in ("whole", "one_pass", "averaged"):
-                flat |= {f"{of} {score}": value for score, value in found[of].items()}
-            if "remark" in found:
-                flat |= {f"{name} of the last layer": found["remark"][name] for name in ("fd", "el", "add")}
-        elif what == "sharpness":
-            flat = {name: found[name] for name in ("loss", "worst_loss", "rise", "trace")}
-            flat["largest eigenvalue"] = found["eigenvalues"][0]
-        elif what == "landscape":
-            axes = told["xs"], told["ys"], found["losses"]
-            flat = {f"area below {level:g}": area_below(*axes, level) for level in LEVELS}
-        yield from ((name, model, value) for name, value in flat.items())
+def calibration(record: dict[str, Any], model: str) -> Numbers:
+    found = record["models"][model]
+    before, after = found["before"], found["after"]
+    flat = {"temperature": found["temperature"], "ECE": before["ece"], "NLL": before["nll"], "Brier": before["brier"]}
+    return flat | {"ECE with T": after["ece"], "NLL with T": after["nll"]}
+
+
+def gap(record: dict[str, Any], model: str) -> Numbers:
+    found = record["models"][model]
+    flat = {name: found[name] for name in ("variance", "agreement", "input_gradient_norm")}
+    flat |= {name: found["terms"][name] for name in ("fd", "el")}
+    for of in ("whole", "one_pass", "averaged"):
+        flat |= {f"{of} {score}": value for score, value in found[of].items()}
+    remark = found.get("remark", {})
+    return flat | {f"{name} of the last layer": remark[name] for name in ("fd", "el", "add") if remark}
+
+
+def sharpness(record: dict[str, Any], model: str) -> Numbers:
+    found = record["models"][model]
+    flat = {name: found[name] for name in ("loss", "worst_loss", "rise", "trace")}
+    return flat | {"largest eigenvalue": found["eigenvalues"][0]}
+
+
+def landscape(record: dict[str, Any], model: str) -> Numbers:
+    axes = record["xs"], record["ys"], record["models"][model]["losses"]
+    return {f"area below {level:g}": area_below(*axes, level) for level in LEVELS}
+
+
+def robustness(record: dict[str, Any], model: str) -> Numbers:
+    return {
+        f"{score}, {name} {size:g}": point[score]
+        for name, curve in record["curves"].items()
+        for size, point in zip(curve["sizes"], curve["models"][model], strict=True)
+        for score in ("accuracy", "loss")
+    }
+
+
+STUDIES = {of.__name__: of for of in (calibration, gap, sharpness, landscape, robustness)}
 
 
 def gather(folder: Path, what: str) -> Found:
     """Every number of a study, seed by seed in the order of the folders' names."""
     found: Found = {}
     for path in sorted(folder.glob(f"{what}/*/{what}.json")):
-        for name, model, value in numbers(what, json.loads(path.read_text(encoding="utf-8"))):
-            found.setdefault(name, {}).setdefault(model.partition("/")[0], []).append(value)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for model in record["runs"]:
+            for name, value in STUDIES[what](record, model).items():
+                found.setdefault(name, {}).setdefault(model.partition("/")[0], []).append(value)
     return found
 
 
