@@ -1,7 +1,9 @@
-"""A divergence over a large vocabulary: a chunk of positions at a time, and once more in the backward.
+"""A divergence over a large vocabulary: a chunk of positions at a time.
 
 So no more than a chunk is alive beyond the logits and their gradients. What is most used there has its slopes written
-out, in fewer passes over the memory than autograd makes, for logits of which none rules a class out.
+out, in fewer passes over the memory than autograd makes, for logits of which none rules a class out. In fp32 on a CPU,
+where exponentials are dear, slopes are found together with the values, and the backward scales them; else the backward
+visits the chunks once more, and no gradient is alive before it is needed.
 """
 
 from __future__ import annotations
@@ -15,61 +17,57 @@ from torch import Tensor
 CACHED = 2**16
 """What is written out looks at chunks of so many entries on a CPU: they stay in a core's cache."""
 
-Slopes = tuple[Tensor | None, Tensor | None]
+Slope = Tensor | float
+Needs = Sequence[bool]
+Found = tuple[Tensor, tuple[Tensor | None, Tensor | None]]
 
 
-def _logit_mse(p: Tensor, q: Tensor, slope: Tensor | None, needs: Sequence[bool]) -> Tensor | Slopes:
+def _logit_mse(p: Tensor, q: Tensor, slope: Slope, needs: Needs) -> Found:
     apart = p - q
-    if slope is None:
-        return apart.square_().mean(-1)
+    if not any(needs):
+        return apart.square_().mean(-1, keepdim=True), (None, None)
+    value = _dot(apart, apart) / p.size(-1)
     apart *= slope * (2 / p.size(-1))
-    return apart if needs[0] else None, apart.neg() if needs[1] else None
+    return value, (apart if needs[0] else None, apart.neg() if needs[1] else None)
 
 
-def _kl(p: Tensor, q: Tensor, slope: Tensor | None, needs: Sequence[bool]) -> Tensor | Slopes:
+def _kl(p: Tensor, q: Tensor, slope: Slope, needs: Needs) -> Found:
     ratio, weight = p - q, p.exp()
     value = _dot(weight, ratio)
-    if slope is None:
-        return value.squeeze(-1)
     to_q = q.exp().sub_(weight).mul_(slope) if needs[1] else None
-    return ratio.sub_(value).mul_(weight).mul_(slope) if needs[0] else None, to_q
+    return value, (ratio.sub_(value).mul_(weight).mul_(slope) if needs[0] else None, to_q)
 
 
-def _js(p: Tensor, q: Tensor, slope: Tensor | None, needs: Sequence[bool]) -> Tensor | Slopes:
+def _js(p: Tensor, q: Tensor, slope: Slope, needs: Needs) -> Found:
     # With m the middle, log p/m = -log(1 + (q/p - 1) / 2), and log q/m is log q/p more: both are 0 where p is q. Where
     # p is e^-80 of q, it no longer counts.
     ratio = (p - q).clamp_(min=-80.0)
     over_p = ratio.neg().expm1_().mul_(0.5).log1p_().neg_()
-    sides = [(p, over_p), (q, over_p - ratio)]
-    weights = [side.exp() for side, _ in sides]
-    values = [_dot(weight, over) for weight, (_, over) in zip(weights, sides, strict=True)]
-    if slope is None:
-        return (values[0] + values[1]).squeeze(-1) / 2
-    each = zip(weights, sides, values, needs, strict=True)
-    first, second = (over.sub_(v).mul_(w).mul_(slope / 2) if need else None for w, (_, over), v, need in each)
-    return first, second
+    sides = [(p.exp(), over_p), (q.exp(), over_p - ratio)]
+    values = [_dot(weight, over) for weight, over in sides]
+    each = zip(sides, values, needs, strict=True)
+    first, second = (over.sub_(v).mul_(weight).mul_(slope / 2) if need else None for (weight, over), v, need in each)
+    return (values[0] + values[1]) / 2, (first, second)
 
 
-def _bi_kl(p: Tensor, q: Tensor, slope: Tensor | None, needs: Sequence[bool]) -> Tensor | Slopes:
+def _bi_kl(p: Tensor, q: Tensor, slope: Slope, needs: Needs) -> Found:
     ratio, weights = p - q, (p.exp(), q.exp())
     apart = weights[0] - weights[1]
-    if slope is None:
-        return _dot(apart, ratio).squeeze(-1) / 2
-    found = [
+    first, second = (
         (ratio - _dot(weight, ratio)).mul_(weight).add_(apart).mul_(half) if need else None
         for weight, half, need in zip(weights, (slope / 2, -slope / 2), needs, strict=True)
-    ]
-    return found[0], found[1]
+    )
+    return _dot(apart, ratio) / 2, (first, second)
 
 
-WRITTEN_OUT: dict[str, Callable[[Tensor, Tensor, Tensor | None, Sequence[bool]], Any]] = {
+WRITTEN_OUT: dict[str, Callable[[Tensor, Tensor, Slope, Needs], Found]] = {
     "logit_mse": _logit_mse,
     "kl": _kl,
     "js": _js,
     "bi_kl": _bi_kl,
 }
-"""name -> (logits, or log-probabilities, of both, (rows, 1) slopes of the values or None, which slopes are needed) ->
-the values, or the slopes at both logits."""
+"""name -> (logits, or log-probabilities, of both, (rows, 1) slopes of the values, which slopes are needed) ->
+(rows, 1) values, and the slopes at both logits."""
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -94,22 +92,25 @@ class Chunked(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(p, q, *where)
         ctx.compare, ctx.name, ctx.size = compare, name, max(size, p.numel() // 32)
+        needs = (False, False)
         if name not in WRITTEN_OUT or not all(bool(z.amin() > torch.finfo(z.dtype).min) for z in (p, q)):
             ctx.name = None
-        else:
-            ctx.size = min(size, CACHED) if p.device.type == "cpu" else max(size, p.numel() // 32)
+        elif p.device.type == "cpu":
+            ctx.size = min(size, CACHED)
+            # Slopes of fewer bits would be rounded before they are scaled; logit_mse's cost less than keeping them.
+            if p.dtype == q.dtype == torch.float32 and name != "logit_mse":
+                needs = ctx.needs_input_grad[:2]
+        ctx.gradients = _gradients((p, q), needs, where)
+        towards = [gradient if gradient is None else _rows(gradient, where) for gradient in ctx.gradients]
         p, q = _rows(p, where), _rows(q, where)
-        values, norms = [p.new_empty(0, dtype=torch.float32)], []
+        values = [p.new_empty(0, dtype=torch.float32)]
         for _, rows in _chunks(p, ctx.size, where):
             if ctx.name is None:
                 values.append(compare(p[rows], q[rows]))
                 continue
-            pair = p[rows].float(), q[rows].float()
-            if ctx.name != "logit_mse":
-                norms.append([z.logsumexp(-1, keepdim=True) for z in pair])
-                pair = _normalize(pair, norms[-1])
-            values.append(WRITTEN_OUT[ctx.name](*pair, None, (True, True)))
-        ctx.norms = norms
+            value, found = _compare(ctx.name, p[rows], q[rows], 1.0, needs)
+            values.append(value.squeeze(-1))
+            _put(found, towards, rows)
         return torch.cat(values)
 
     @staticmethod
@@ -117,15 +118,16 @@ class Chunked(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True; autograd would take the second derivative for zero
             raise RuntimeError("a divergence over a large vocabulary has no second derivative: leave out create_graph")
         p, q, *where = ctx.saved_tensors
+        nothing = [None] * (3 + len(where))
+        gradients, ctx.gradients = ctx.gradients, (None, None)
+        if any(gradient is not None for gradient in gradients):  # else a retained graph is swept again
+            at = slopes.new_zeros(p.shape[:-1]).index_put(where, slopes) if where else slopes.view(p.shape[:-1])
+            return *[g if g is None else g.mul_(at.unsqueeze(-1)) for g in gradients], *nothing
         needs = ctx.needs_input_grad[:2]
-        begin = torch.zeros_like if where else torch.empty_like
-        gradients = [
-            begin(z, memory_format=torch.contiguous_format) if needed else None
-            for z, needed in zip((p, q), needs, strict=True)
-        ]
-        towards = [None if gradient is None else _rows(gradient, where) for gradient in gradients]
+        gradients = _gradients((p, q), needs, where)
+        towards = [gradient if gradient is None else _rows(gradient, where) for gradient in gradients]
         p, q = _rows(p, where), _rows(q, where)
-        for number, (chunk, rows) in enumerate(_chunks(p, ctx.size, where)):
+        for chunk, rows in _chunks(p, ctx.size, where):
             if ctx.name is None:
                 pair = [z[rows].requires_grad_(g is not None) for z, g in zip((p, q), gradients, strict=True)]
                 with torch.enable_grad():
@@ -133,24 +135,36 @@ class Chunked(torch.autograd.Function):
                 asked = iter(torch.autograd.grad(values, [z for z in pair if z.requires_grad], slopes[chunk]))
                 found = tuple(next(asked) if g is not None else None for g in gradients)
             else:
-                both = p[rows].float(), q[rows].float()
-                if ctx.norms:
-                    both = _normalize(both, ctx.norms[number])
-                found = WRITTEN_OUT[ctx.name](*both, slopes[chunk].unsqueeze(-1), needs)
-            for gradient, slope in zip(towards, found, strict=True):
-                if gradient is not None and slope is not None:
-                    gradient[rows] = slope.to(gradient.dtype)
-        return *gradients, None, None, None, *[None] * len(where)
+                _, found = _compare(ctx.name, p[rows], q[rows], slopes[chunk].unsqueeze(-1), needs)
+            _put(found, towards, rows)
+        return *gradients, *nothing
+
+
+def _compare(name: str, p: Tensor, q: Tensor, slope: Slope, needs: Needs) -> Found:
+    if name == "logit_mse":
+        p, q = p.float(), q.float()
+    else:
+        p, q = p.log_softmax(-1, dtype=torch.float32), q.log_softmax(-1, dtype=torch.float32)
+    return WRITTEN_OUT[name](p, q, slope, needs)
+
+
+def _gradients(pair: tuple[Tensor, Tensor], needs: Needs, where: Sequence[Tensor]) -> list[Tensor | None]:
+    """To be filled: of all rows where every row counts, else of those that count, among zeros."""
+    begin = torch.zeros_like if where else torch.empty_like
+    return [
+        begin(z, memory_format=torch.contiguous_format) if need else None for z, need in zip(pair, needs, strict=True)
+    ]
+
+
+def _put(slopes: Sequence[Tensor | None], gradients: Sequence[Tensor | None], rows: Any) -> None:
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        if gradient is not None and slope is not None:
+            gradient[rows] = slope.to(gradient.dtype)
 
 
 def _rows(logits: Tensor, where: Sequence[Tensor]) -> Tensor:
     """What chunks are taken of. Autograd adds to a gradient in place, unless it is such a view."""
     return logits if where else logits.flatten(0, -2)
-
-
-def _normalize(pair: tuple[Tensor, Tensor], norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-probabilities."""
-    return pair[0] - norms[0], pair[1] - norms[1]
 
 
 def _chunks(logits: Tensor, size: int, where: Sequence[Tensor]) -> Iterator[tuple[slice, Any]]:

@@ -184,6 +184,24 @@ def test_a_position_that_is_not_kept_is_zero_whatever_its_logits(name, chunk, mo
 
 
 @pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("kept", ["all", "some"])
+@pytest.mark.parametrize("name", ["logit_mse", "bi_kl", "kl", "js", "reverse_kl"])
+def test_a_graph_that_is_kept_gives_each_backward_its_own_slopes(name, kept):
+    z, w = logits(2, 4, 9, seed=1).requires_grad_(), logits(2, 4, 9, seed=2).requires_grad_()
+    keep = torch.tensor([[True, False, True, True], [False, True, True, False]]) if kept == "some" else None
+    counts = 1.0 if keep is None else keep
+    values = diverge(name, z, w, SINGLE, keep)
+    exact = [x.detach().double().requires_grad_() for x in (z, w)]
+    dense = NAMES[name](*exact if name == "logit_mse" else (x.log_softmax(-1) for x in exact))
+    for seed in (3, 4, 5):
+        weights = logits(2, 4, seed=seed)
+        ours = torch.autograd.grad(values, (z, w), weights, retain_graph=True)
+        expected = torch.autograd.grad(dense, exact, (weights * counts).double(), retain_graph=True)
+        for one, other in zip(ours, expected, strict=True):
+            torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("needs", [(True, False), (False, True)])
 @pytest.mark.parametrize("name", ["bi_kl", "kl", "js"])
 def test_one_gradient_where_only_one_is_asked_for(name, needs):
