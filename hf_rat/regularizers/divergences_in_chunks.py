@@ -66,8 +66,8 @@ WRITTEN_OUT: dict[str, Callable[[Tensor, Tensor, Slope, Needs], Found]] = {
     "js": _js,
     "bi_kl": _bi_kl,
 }
-"""name -> (logits, or log-probabilities, of both, (rows, 1) slopes of the values, which slopes are needed) ->
-(rows, 1) values, and the slopes at both logits."""
+"""name -> (logits, or log-probabilities, of both, slopes of the values, (rows, 1) or a number, which slopes at the two
+are needed) -> (rows, 1) values, and the slopes at both."""
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
