@@ -101,7 +101,6 @@ class Chunked(torch.autograd.Function):
             if p.dtype == q.dtype == torch.float32 and name != "logit_mse":
                 needs = ctx.needs_input_grad[:2]
         ctx.gradients = _gradients((p, q), needs, where)
-        towards = [gradient if gradient is None else _rows(gradient, where) for gradient in ctx.gradients]
         p, q = _rows(p, where), _rows(q, where)
         values = [p.new_empty(0, dtype=torch.float32)]
         for _, rows in _chunks(p, ctx.size, where):
@@ -110,7 +109,7 @@ class Chunked(torch.autograd.Function):
                 continue
             value, found = _compare(ctx.name, p[rows], q[rows], 1.0, needs)
             values.append(value.squeeze(-1))
-            _put(found, towards, rows)
+            _put(found, ctx.gradients, rows, where)
         return torch.cat(values)
 
     @staticmethod
@@ -125,7 +124,6 @@ class Chunked(torch.autograd.Function):
             return *[g if g is None else g.mul_(at.unsqueeze(-1)) for g in gradients], *nothing
         needs = ctx.needs_input_grad[:2]
         gradients = _gradients((p, q), needs, where)
-        towards = [gradient if gradient is None else _rows(gradient, where) for gradient in gradients]
         p, q = _rows(p, where), _rows(q, where)
         for chunk, rows in _chunks(p, ctx.size, where):
             if ctx.name is None:
@@ -136,7 +134,7 @@ class Chunked(torch.autograd.Function):
                 found = tuple(next(asked) if g is not None else None for g in gradients)
             else:
                 _, found = _compare(ctx.name, p[rows], q[rows], slopes[chunk].unsqueeze(-1), needs)
-            _put(found, towards, rows)
+            _put(found, gradients, rows, where)
         return *gradients, *nothing
 
 
@@ -156,10 +154,12 @@ def _gradients(pair: tuple[Tensor, Tensor], needs: Needs, where: Sequence[Tensor
     ]
 
 
-def _put(slopes: Sequence[Tensor | None], gradients: Sequence[Tensor | None], rows: Any) -> None:
+def _put(
+    slopes: Sequence[Tensor | None], gradients: Sequence[Tensor | None], rows: Any, where: Sequence[Tensor]
+) -> None:
     for gradient, slope in zip(gradients, slopes, strict=True):
         if gradient is not None and slope is not None:
-            gradient[rows] = slope.to(gradient.dtype)
+            _rows(gradient, where)[rows] = slope.to(gradient.dtype)
 
 
 def _rows(logits: Tensor, where: Sequence[Tensor]) -> Tensor:
