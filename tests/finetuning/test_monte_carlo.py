@@ -1,5 +1,6 @@
 """`--mc_samples`: predictions averaged over passes with dropout, compared with passes made by hand."""
 
+import launches
 import numpy as np
 import pytest
 import torch
@@ -59,20 +60,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def predicted(folder, out, task, *more, model=None):
-    words = ["--task_name", task, "--model_name_or_path", str(folder / (model or task)), "--data_dir", str(folder)]
+def words_of(folder, out, task, *more):
+    words = ["--task_name", task, "--model_name_or_path", str(folder / task), "--data_dir", str(folder)]
     words += ["--do_predict", "--output_dir", str(out), "--seed", "3", "--report_to", "none", *more]
-    glue.run([*words, "--disable_tqdm", "true", "--per_device_eval_batch_size", "5"])
+    return [*words, "--disable_tqdm", "true", "--per_device_eval_batch_size", "5"]
+
+
+def predicted(folder, out, task, *more):
+    glue.run(words_of(folder, out, task, *more))
     return (out / f"predict_results_{task}.txt").read_text(encoding="utf-8")
 
 
-def passes_by_hand(folder, task):
+def passes_by_hand(folder, task, numbers=range(ROWS), seed=3):
     """(passes, rows, outputs): the saved model in training mode, batch after batch, from the run's seed."""
     model = AutoModelForSequenceClassification.from_pretrained(folder / task).train()
     tokenizer = AutoTokenizer.from_pretrained(folder / task)
-    rows = Dataset.from_parquet(str(folder / find(task).folder / "test.parquet"))
+    rows = Dataset.from_parquet(str(folder / find(task).folder / "test.parquet")).select(numbers)
     pairs = list(zip(*(rows[name][:] for name in find(task).text_columns), strict=True))
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     found = []
     with torch.no_grad():
         for batch in DataLoader(pairs, batch_size=5, collate_fn=list):
@@ -95,6 +100,20 @@ def test_predictions_of_classes(folder, tmp_path):
     assert read_predictions(tmp_path / "out" / "predict_results_rte.txt", find("rte")) == best.tolist()
     submitted = (tmp_path / "RTE.tsv").read_text(encoding="utf-8").splitlines()
     assert submitted == ["index\tprediction", *("\t".join(line[:2]) for line in lines[1:])]
+
+
+def test_two_processes_share_the_rows_and_draw_masks_of_their_own(folder, tmp_path):
+    words = words_of(folder, tmp_path, "rte", "--mc_samples", str(PASSES), "--use_cpu")
+    launches.fork(launches.ROOT / "run_glue.py", *words, processes=2)
+    lines = [line.split("\t") for line in (tmp_path / "predict_results_rte.txt").read_text().splitlines()]
+    # Rows 0 to 4 and 10 and 11 are the first process's, filled up from the start; 5 to 9 the other's, then fillings.
+    first = passes_by_hand(folder, "rte", [0, 1, 2, 3, 4, 10, 11, 0, 1, 2])
+    second = passes_by_hand(folder, "rte", [5, 6, 7, 8, 9], seed=4)
+    probabilities = softmax(np.concatenate([first[:, :5], second, first[:, 5:7]], axis=1), axis=-1)
+    best = probabilities.mean(0).argmax(-1)
+    assert [line[1] for line in lines[1:]] == [find("rte").labels[number] for number in best]
+    by_hand = probabilities[:, range(ROWS), best].std(0, ddof=1)
+    np.testing.assert_allclose([float(line[2]) for line in lines[1:]], by_hand, rtol=1e-4)
 
 
 def test_predictions_of_numbers(folder, tmp_path):
