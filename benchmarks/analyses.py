@@ -4,7 +4,8 @@
 
 The folder holds WHAT/SEED/WHAT.json, as `hf-rat analyze WHAT MODEL/seed-SEED ... --output_dir WHAT/SEED` writes them.
 A line is one number of each model, averaged over the seeds; below the first model's, the difference to it and its 95 %
-interval over the seeds (Student's t), which says nothing where there is one seed.
+interval over the seeds (Student's t), which says nothing where there is one seed. A line that begins with "rise" is a
+difference within a model, and its intervals are its own, also the first model's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 from hf_rat.analysis.landscape import area_below
 from hf_rat.experiments.paired import paired_difference
 
-LEVELS = (0.01, 0.02, 0.05, 0.1)  # of the loss, the same for all seeds, unlike those of the contours
+LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the loss, the same for all seeds, unlike those of the contours
+RISES = (0.05, 0.1, 0.2)  # above the loss in the middle
 Numbers = dict[str, float]  # name of a number -> its value, of one model
 Found = dict[str, dict[str, list[float]]]  # name of a number -> model -> its value with each seed
 
@@ -36,6 +38,9 @@ def gap(record: dict[str, Any], model: str) -> Numbers:
     flat |= {name: found["terms"][name] for name in ("fd", "el")}
     for of in ("whole", "one_pass", "averaged"):
         flat |= {f"{of} {score}": value for score, value in found[of].items()}
+    flat |= {
+        f"rise of {score} by one pass": found["one_pass"][score] - value for score, value in found["whole"].items()
+    }
     remark = found.get("remark", {})
     return flat | {f"{name} of the last layer": remark[name] for name in ("fd", "el", "add") if remark}
 
@@ -48,16 +53,20 @@ def sharpness(record: dict[str, Any], model: str) -> Numbers:
 
 def landscape(record: dict[str, Any], model: str) -> Numbers:
     axes = record["xs"], record["ys"], record["models"][model]["losses"]
-    return {f"area below {level:g}": area_below(*axes, level) for level in LEVELS}
+    middle = axes[2][len(axes[1]) // 2][len(axes[0]) // 2]
+    flat = {"loss in the middle": middle}
+    flat |= {f"area below {level:g}": area_below(*axes, level) for level in LEVELS}
+    return flat | {f"area below the middle + {rise:g}": area_below(*axes, middle + rise) for rise in RISES}
 
 
 def robustness(record: dict[str, Any], model: str) -> Numbers:
-    return {
-        f"{score}, {name} {size:g}": point[score]
-        for name, curve in record["curves"].items()
-        for size, point in zip(curve["sizes"], curve["models"][model], strict=True)
-        for score in ("accuracy", "loss")
-    }
+    flat = {}
+    for name, curve in record["curves"].items():
+        points = curve["models"][model]
+        for size, point in zip(curve["sizes"], points, strict=True):
+            flat |= {f"{score}, {name} {size:g}": point[score] for score in ("accuracy", "loss")}
+        flat[f"rise of loss, {name} {curve['sizes'][-1]:g}"] = points[-1]["loss"] - points[0]["loss"]
+    return flat
 
 
 STUDIES = {of.__name__: of for of in (calibration, gap, sharpness, landscape, robustness)}
@@ -75,7 +84,7 @@ def gather(folder: Path, what: str) -> Found:
 
 
 def told(own: list[float], baseline: list[float] | None) -> str:
-    """The mean, and below the first model the difference to that with its interval."""
+    """The mean, and the difference to the baseline with its interval."""
     line = f"{mean(own):.4g}"
     if baseline is None:
         return line
@@ -99,8 +108,10 @@ def main() -> None:
         print("| |", " | ".join(models), "|")
         print("|" + "---|" * (len(models) + 1))
         for name, values in found.items():
-            base = values[models[0]]
-            cells = [told(values[model], base if number else None) for number, model in enumerate(models)]
+            first = values[models[0]]
+            nothing = [0.0] * len(first) if name.startswith("rise of") else None
+            bases = [nothing, *[nothing or first] * (len(models) - 1)]
+            cells = [told(values[model], base) for model, base in zip(models, bases, strict=True)]
             print(f"| {name} |", " | ".join(cells), "|")
 
 
