@@ -60,7 +60,7 @@ def landscape(record: dict[str, Any], model: str) -> Numbers:
 
 
 def robustness(record: dict[str, Any], model: str) -> Numbers:
-    flat = {}
+    flat: Numbers = {}
     for name, curve in record["curves"].items():
         points = curve["models"][model]
         for size, point in zip(curve["sizes"], points, strict=True):
