@@ -4,8 +4,8 @@
 
 The folder holds WHAT/SEED/WHAT.json, as `hf-rat analyze WHAT MODEL/seed-SEED ... --output_dir WHAT/SEED` writes them.
 A line is one number of each model, averaged over the seeds; below the first model's, the difference to it and its 95 %
-interval over the seeds (Student's t), which says nothing where there is one seed. A line that begins with "rise" is a
-difference within a model, and its intervals are its own, also the first model's.
+interval over the seeds (Student's t), which says nothing where there is one seed. A line that begins with
+"rise of" is a difference within a model, and all its intervals are of itself.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def main() -> None:
         print("|" + "---|" * (len(models) + 1))
         for name, values in found.items():
             first = values[models[0]]
-            nothing = [0.0] * len(first) if name.startswith("rise of") else None
-            bases = [nothing, *[nothing or first] * (len(models) - 1)]
-            cells = [told(values[model], base) for model, base in zip(models, bases, strict=True)]
+            if name.startswith("rise of"):
+                cells = [told(values[model], [0.0] * len(first)) for model in models]
+            else:
+                cells = [told(first, None), *(told(values[model], first) for model in models[1:])]
             print(f"| {name} |", " | ".join(cells), "|")
 
 
