@@ -96,8 +96,8 @@ def _run(flags: Flags, own: TemporalOrderArguments) -> dict[str, float]:
     )
     say(f"{len(train)} sequences of {own.length} symbols to train on, {len(test)} to score")
     set_seed(training.seed)
-    job = sequence_job(_TASK, len(SYMBOLS), own, forget_bias=None, length=own.length)
-    begin_uniformly(job.model, _BOUND)
+    job = sequence_job(_TASK, len(SYMBOLS), own, forget_bias=own.forget_bias, length=own.length)
+    begin_uniformly(job.model, _BOUND, own.forget_bias)
     job.card = {"tasks": "other", "dataset": f"temporal order, length {own.length}"}
     job.train, job.evaluation = train, {"": test}
     job.callbacks = [StopWhenRight(train, own.stop_at, training.per_device_eval_batch_size)]

@@ -1,5 +1,6 @@
 """The flags of the commands whose sequences are numbers from the start: pixels, and the temporal order problem."""
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -82,11 +83,20 @@ class TemporalOrderArguments(SequenceArguments):
     stop_at: float = field(
         default=1.0, metadata={"help": "Stop when so much, 0 to 1, of the training and of the test rows is right."}
     )
+    forget_bias: float | None = field(
+        default=None,
+        metadata={
+            "help": "Add this to the biases that forget gates begin with, so that they forget less: with 1 long "
+            "sequences are learned in tens of epochs. Without it: nothing, as the paper has it."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.stop_at <= 1:
             raise ValueError(f"--stop_at {self.stop_at}: above 0 and at most 1 is needed")
+        if self.forget_bias is not None and not math.isfinite(self.forget_bias):
+            raise ValueError(f"--forget_bias {self.forget_bias}: a finite number is needed")
         for name, least in (("length", 3), ("train_batches", 1), ("test_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least {least} is needed")

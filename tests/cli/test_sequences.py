@@ -16,6 +16,7 @@ from hf_rat.cli import compare, masks, mnist, temporal_order
 from hf_rat.cli.main import main
 from hf_rat.data.generated_digits import generated_digits
 from hf_rat.experiments.records import read
+from hf_rat.finetuning.sequence_model import begin_uniformly
 from hf_rat.models import RNNForSequenceClassification
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,6 +185,38 @@ def test_temporal_order_that_is_not_right_goes_on_to_its_last_epoch(small, tmp_p
     model = RNNForSequenceClassification.from_pretrained(tmp_path / "out")
     assert max(float(p.detach().abs().max()) for p in model.parameters() if p.requires_grad) < 0.06  # began below 0.05
     assert temporal_order.main([*small, "--do_predict"]) == 2
+
+
+def test_forget_gates_begin_as_open_as_is_asked(small, tmp_path):
+    """Seen in the trained model, since a rate of 1e-9 moves nothing; all else begins as without the flag."""
+    words = [*small, "--num_train_epochs", "1", "--learning_rate", "1e-9"]
+    models = []
+    for name, flags in (("closed", []), ("open", ["--forget_bias", "1.5"])):
+        assert temporal_order.main([*words, *flags, "--output_dir", str(tmp_path / name)]) == 0
+        models.append(RNNForSequenceClassification.from_pretrained(tmp_path / name))
+    moved = {
+        name: (there - here).detach()
+        for (name, here), there in zip(models[0].named_parameters(), models[1].parameters(), strict=True)
+    }
+    (bias,) = [name for name in moved if "bias_ih" in name]
+    expected = torch.zeros(32)
+    expected[8:16] = 1.5  # of input, forget, cell and output, 8 units each
+    torch.testing.assert_close(moved.pop(bias), expected)
+    assert not any(move.abs().max() > 1e-6 for move in moved.values())
+
+
+def test_every_forget_gate_of_a_model_begins_open():
+    """Of both directions and layers of a user's LSTM; a GRU has none."""
+    model = nn.ModuleList([nn.LSTM(3, 4, num_layers=2, bidirectional=True), nn.LSTM(3, 4, bias=False), nn.GRU(3, 4)])
+    begin_uniformly(model, 0.1, forget_bias=2.0)
+    biases = [bias for name, bias in model.named_parameters() if "bias_ih" in name]
+    assert [int((bias > 1.8).sum()) for bias in biases] == [4, 4, 4, 4, 0]
+    assert all((bias[4:8] > 1.8).all() for bias in biases[:4])
+
+
+def test_a_forget_bias_that_is_no_number_is_refused(small, capsys):
+    assert temporal_order.main([*small, "--forget_bias", "nan"]) == 2
+    assert "--forget_bias nan: a finite number is needed" in capsys.readouterr().err
 
 
 def test_temporal_order_is_learned(tmp_path):
