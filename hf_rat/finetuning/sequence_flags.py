@@ -83,11 +83,11 @@ class TemporalOrderArguments(SequenceArguments):
     stop_at: float = field(
         default=1.0, metadata={"help": "Stop when so much, 0 to 1, of the training and of the test rows is right."}
     )
-    forget_bias: float | None = field(
-        default=None,
+    forget_bias: float = field(
+        default=0.0,
         metadata={
             "help": "Add this to the biases that forget gates begin with, so that they forget less: with 1 long "
-            "sequences are learned in tens of epochs. Without it: nothing, as the paper has it."
+            "sequences are learned in a few epochs. The paper adds nothing."
         },
     )
 
@@ -95,7 +95,7 @@ class TemporalOrderArguments(SequenceArguments):
         super().__post_init__()
         if not 0 < self.stop_at <= 1:
             raise ValueError(f"--stop_at {self.stop_at}: above 0 and at most 1 is needed")
-        if self.forget_bias is not None and not math.isfinite(self.forget_bias):
+        if not math.isfinite(self.forget_bias):
             raise ValueError(f"--forget_bias {self.forget_bias}: a finite number is needed")
         for name, least in (("length", 3), ("train_batches", 1), ("test_size", 1)):
             if getattr(self, name) < least:

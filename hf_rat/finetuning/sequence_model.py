@@ -99,19 +99,19 @@ def begin_orthogonally(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def begin_uniformly(model: nn.Module, bound: float, forget_bias: float | None = None) -> None:
+def begin_uniformly(model: nn.Module, bound: float, forget_bias: float = 0.0) -> None:
     """Draw every weight and bias from U(-bound, bound).
 
     Args:
         model: what of it is frozen stays as it is.
         bound: of the draws.
-        forget_bias: what is added to the biases of an LSTM's forget gates. Default: nothing.
+        forget_bias: what is added to the biases of an LSTM's forget gates.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.uniform_(-bound, bound)
     for layer in model.modules():
-        if forget_bias is not None and isinstance(layer, nn.LSTM):
+        if isinstance(layer, nn.LSTM):
             for name, bias in layer.named_parameters(recurse=False):
                 if name.startswith("bias_ih"):
                     bias[layer.hidden_size : 2 * layer.hidden_size] += forget_bias
