@@ -1,11 +1,11 @@
-"""What `--fast` changes on a CPU beside the precision: how dropout masks are drawn, and how attention drops out."""
+"""What `--fast` changes on a CPU beside the precision: how masks are drawn, attention drops out, memory is freed."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_rat.trainer.kept_memory import keep_freed_memory
 
 _LEVELS = 1 << 16
 
@@ -36,7 +38,8 @@ def faster(args: TrainingArguments) -> Iterator[None]:
             draw_masks_fast()
             if args.bf16:
                 attend_in_half_precision()
-        yield
+        with nullcontext() if on_gpu else keep_freed_memory():
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
         undo()

@@ -13,6 +13,7 @@ from hf_rat.passes.problems import PROBLEMS, require_problem
 from hf_rat.regularizers.expressions import parse
 from hf_rat.regularizers.terms import Term
 from hf_rat.trainer.average import read_average
+from hf_rat.trainer.kept_memory import can_keep_memory
 
 _IN_EXPRESSION = "Overrides this argument of every recipe in --reg that has it; not set: the recipe's own value."
 
@@ -144,7 +145,8 @@ class RegularizedTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Faster arithmetic where the hardware has it, which rounds differently: bf16, TF32 or oneDNN for "
-            "what stays in fp32, and on a CPU dropout masks of 16 random bits. The log says what was chosen."
+            "what stays in fp32, and on a CPU dropout masks of 16 random bits and freed memory that is kept for the "
+            "next step. The log says what was chosen."
         },
     )
 
@@ -225,6 +227,7 @@ class RegularizedTrainingArguments(TrainingArguments):
         else:
             choices += ["products in fp32 by oneDNN (in bf16 on AMX)", "dropout masks of 16 random bits"]
             choices += ["attention with dropout in bf16"] if self.bf16 else []
+            choices += ["freed memory kept for the next step"] if can_keep_memory() else []
         return tuple(choices)
 
     def regularizer(self) -> Term:

@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_rat import Regularization, RegularizedTrainingArguments, parse
-from hf_rat.trainer import speed
+from hf_rat.trainer import speed, training_args
 from hf_rat.trainer.announcement import announcement
 
 
@@ -109,13 +109,14 @@ def test_an_engine_that_would_take_a_step_is_refused():
 # -- --fast ----------------------------------------------------------------------------------------------------------
 
 
-def test_fast_takes_bf16_and_the_faster_products_and_says_so(arguments):
+def test_fast_takes_bf16_and_the_faster_products_and_says_so(arguments, monkeypatch):
+    monkeypatch.setattr(training_args, "can_keep_memory", lambda: True)
     chosen = arguments(fast=True)
     assert chosen.bf16
     line = told(Regularization(parse("rat"), tiny.tiny_model(dropout=0.1)), chosen)
     assert line.endswith(
         "; fast: bf16, products in fp32 by oneDNN (in bf16 on AMX), dropout masks of 16 random bits, "
-        "attention with dropout in bf16"
+        "attention with dropout in bf16, freed memory kept for the next step"
     )
 
 
