@@ -29,6 +29,7 @@ from hf_rat.finetuning.blame import reported
 from hf_rat.finetuning.checkpoints import checkpoint_problem, checkpoints
 from hf_rat.finetuning.flags import DATA_DIR_VARIABLE
 from hf_rat.finetuning.processes import say
+from hf_rat.finetuning.progress_bars import progress_bars
 from hf_rat.finetuning.summary import table
 from hf_rat.models import RNNForSequenceClassification
 
@@ -68,11 +69,11 @@ def run(argv: Sequence[str]) -> None:
     count = min(asked.images, len(images.labels))
     if asked.masks > count:
         raise ValueError(f"--masks {asked.masks}: each is the worst for another image, and there are {count}")
-    networks = {folder: _load(folder) for folder in asked.runs}  # a wrong folder is told before anything is studied
-    for folder, model in networks.items():
-        name = "-".join(folder.parts[-2:]) if len(networks) > 1 else ""
-        settings = Settings(str(folder), count, asked.masks, asked.draws, asked.rate, asked.steps, asked.seed)
-        with without_denormals():
+    with progress_bars(shown=False), without_denormals():  # each checkpoint would draw one
+        networks = {folder: _load(folder) for folder in asked.runs}  # a wrong folder is told before any is studied
+        for folder, model in networks.items():
+            name = "-".join(folder.parts[-2:]) if len(networks) > 1 else ""
+            settings = Settings(str(folder), count, asked.masks, asked.draws, asked.rate, asked.steps, asked.seed)
             _study(settings, folder, model, images.part(0, count), asked.output_dir / name)
 
 

@@ -21,6 +21,7 @@ from hf_rat.finetuning.checkpoints import (
 )
 from hf_rat.finetuning.flags import Flags
 from hf_rat.finetuning.processes import on_main
+from hf_rat.finetuning.progress_bars import progress_bars
 from hf_rat.finetuning.settings import require_settings
 
 
@@ -54,6 +55,8 @@ def prepare_folder(flags: Flags, stem: str) -> Path | None:
 def in_its_folder(flags: Flags) -> Iterator[None]:
     """A run: failed, it leaves no empty folder; interrupted, it says how to go on; at its end the processes part.
 
+    --disable_tqdm holds for every bar in it.
+
     Args:
         flags: `training.output_dir` is the folder, which `prepare_folder` may still have to settle.
 
@@ -63,7 +66,8 @@ def in_its_folder(flags: Flags) -> Iterator[None]:
     before = Path(str(flags.training.output_dir))
     existed = before.exists()
     try:
-        yield
+        with progress_bars(shown=not flags.training.disable_tqdm):
+            yield
     except (Exception, KeyboardInterrupt) as error:
         if PartialState().is_main_process:
             folder = Path(str(flags.training.output_dir))
