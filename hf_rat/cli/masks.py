@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from hf_rat.cli._commands import Parser
 from hf_rat.data.generated_digits import generated_digits
@@ -87,7 +88,7 @@ def _study(settings: Settings, folder: Path, model: Any, images: Images, output:
     def network_of(path: Path) -> SubNetworks:
         return SubNetworks(_load(path), batches)
 
-    for path in reversed(checkpoints(folder)):
+    for path in tqdm(checkpoints(folder)[::-1], desc="checkpoints", leave=False):
         study.add_mean_mask(path.name, partial(network_of, path))
     study.add_mean_mask("at the end", lambda: SubNetworks(model, batches))
     network = SubNetworks(model, batches)

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from hf_rat.data.whole_files import write_json
 from hf_rat.engine.mask_terms import three_terms
@@ -109,7 +110,7 @@ class Study:
 
     def _random(self, network: SubNetworks) -> Iterator[Tensor]:
         """The logits of random sub-networks, (examples, classes) each."""
-        for index in range(self.settings.masks):
+        for index in _shown(range(self.settings.masks), "random sub-networks"):
             with self._random_numbers(index):
                 move = network.random_move(self.settings.rate)
             yield network.logits(move)
@@ -125,8 +126,8 @@ class Study:
     def _extend(self, name: str, count: int, make: Callable[[int], float]) -> None:
         """Make what is missing of a list of numbers."""
         made: list[float] = self.found.setdefault(name, [])
-        while len(made) < count:
-            made.append(make(len(made)))
+        for index in _shown(range(len(made), count), f"{name} sub-networks"):
+            made.append(make(index))
             if len(made) % _AT_ONCE == 0 or len(made) == count:
                 self._write()
 
@@ -139,6 +140,11 @@ class Study:
 
     def _write(self) -> None:
         write_json(self.path, self.found)
+
+
+def _shown(indices: range, what: str) -> Iterable[int]:
+    """Each of them, and a bar that says how far they have come."""
+    return tqdm(indices, desc=what, initial=indices.start, total=indices.stop, leave=False)
 
 
 def spread(study: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
