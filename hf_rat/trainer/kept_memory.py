@@ -1,7 +1,7 @@
 """Memory that a step has freed, kept for the next one.
 
 glibc gives what was freed at the top of its heap, and every block of more than 32 MB, back to the system, which must
-then find and clear pages anew for the next tensor of that size: up to a third of a step on a CPU.
+then find and clear pages anew for the next tensor of that size: a quarter of some steps (benchmarks/kept_memory.py).
 """
 
 from __future__ import annotations
