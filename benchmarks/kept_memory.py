@@ -28,7 +28,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
-from step_cost import processor
+from hand_written import Batch
+from step_cost import draw_batch, processor
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
@@ -42,7 +43,7 @@ from hf_rat.models import (
 )
 from hf_rat.trainer.kept_memory import keep_freed_memory
 
-Step = tuple[nn.Module, Callable[[], dict[str, Any]]]
+Step = tuple[nn.Module, Callable[[], Batch]]
 WORDS = 10_000
 
 
@@ -50,7 +51,7 @@ def language_model(layers: int, width: int) -> Step:
     config = RNNConfig(vocab_size=WORDS, embedding_size=width, hidden_size=width, num_hidden_layers=layers)
     model = RNNForCausalLM(config)
 
-    def window() -> dict[str, Any]:
+    def window() -> Batch:
         text = torch.randint(1, WORDS, (32, 36))
         return {"input_ids": text[:, :-1], "shift_labels": text[:, 1:].contiguous()}
 
@@ -61,7 +62,7 @@ def pixels() -> Step:
     config = RNNConfig(vocab_size=1, embedding_size=1, hidden_size=100, bidirectional=False)
     config.num_labels = 10
 
-    def batch() -> dict[str, Any]:
+    def batch() -> Batch:
         return {"inputs_embeds": torch.rand(100, 196, 1), "labels": torch.randint(0, 10, (100,))}
 
     return RNNForSequenceClassification(config), batch
@@ -69,12 +70,7 @@ def pixels() -> Step:
 
 def texts(model: nn.Module, size: int, least: int, most: int, vocabulary: int) -> Step:
     """Texts of one length in each batch, drawn anew for every batch."""
-
-    def batch() -> dict[str, Any]:
-        ids = torch.randint(1, vocabulary, (size, random.randint(least, most)))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 2, (size,))}
-
-    return model, batch
+    return model, lambda: draw_batch(size, random.randint(least, most), vocabulary)
 
 
 def transformer(least: int, most: int) -> Step:
